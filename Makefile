@@ -1,0 +1,65 @@
+# make demo: install and run the whole pipeline on the built-in sample. make test: install and run all tests. `make help` lists all.
+PYTHON ?= python3.11
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+# The virtual environment's commands first, as an activated shell has them.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export TF_CPP_MIN_LOG_LEVEL := 3
+
+.PHONY: help install demo test test-hosts bench lint horovod spark lock clean
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+.venv/uv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	touch $@
+
+.venv/runtime: .venv/uv pyproject.toml requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --constraint requirements.lock -r pyproject.toml
+	touch $@
+
+.venv/dev: .venv/runtime
+	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra dev
+	touch $@
+
+# Horovod is source only: it compiles against the TensorFlow that is installed, hence without build isolation.
+# HOROVOD_GPU_OPERATIONS=NCCL make horovod: on a machine with NVIDIA GPUs.
+.venv/horovod: .venv/runtime
+	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock cmake wheel packaging setuptools
+	HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 \
+	  MAKEFLAGS=-j$$(nproc) $(BIN)/uv pip install --python $(BIN)/python --no-build-isolation --constraint requirements.lock horovod
+	touch $@
+
+.venv/spark: .venv/runtime
+	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra spark
+	touch $@
+
+install: .venv/runtime  ## virtual environment with the locked dependencies
+
+demo: .venv/runtime  ## run the whole pipeline on the built-in synthetic sample
+	mlflow run . --env-manager local
+
+test: .venv/dev .venv/horovod .venv/spark  ## install everything and run all tests
+	python -m pytest
+
+test-hosts: .venv/dev .venv/horovod  ## training by ssh on two loopback addresses; needs an sshd: apt-get install openssh-server
+	python -m pytest -m hosts
+
+lint: .venv/dev  ## ruff, formatting, types
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench: .venv/runtime .venv/horovod  ## measure training on two ranks (wants an idle machine)
+	python -m benchmarks.bench_horovod
+
+horovod: .venv/horovod  ## build Horovod against the installed TensorFlow
+
+spark: .venv/spark  ## install PySpark, for training on a Spark cluster
+
+lock: .venv/uv  ## resolve requirements.lock again from pyproject.toml
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --all-extras --no-annotate --no-header pyproject.toml -o requirements.lock
+
+clean:  ## remove the environment (runs and models stay)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,175 @@
+"""Ranks against threads, the cost of the all-reduce, and a model of many GPUs: ``python -m benchmarks.bench_horovod``.
+
+All numbers of a table come from one run of this program: the ways of training take turns, several times, on the same
+made-up batches of the same global size. Needs Horovod (``make horovod``) and two idle cores.
+"""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from carmodel.training.launch import Host, run
+
+WARM_UP = 2  # steps that trace, compile and fill caches
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train on the same global batch."""
+
+    name: str
+    ranks: int
+    compression: str = "none"
+    fused: bool = True
+
+
+WAYS = (
+    Way("1 process, all threads", 1),
+    Way("ranks, float32", 2),
+    Way("ranks, float32, one tensor at a time", 2, fused=False),
+    Way("ranks, float16", 2, "float16"),
+    Way("ranks, bfloat16", 2, "bfloat16"),
+)
+
+# Horovod's benchmark (https://github.com/horovod/horovod/blob/master/docs/benchmarks.rst): ResNet-101 at batch 64 a GPU,
+# 1656.82 images/s on 16 Pascal GPUs, four a server on a 25 Gbit/s network; 90% efficiency on 512 GPUs.
+PUBLISHED_RATE = 1656.82 / 16
+PUBLISHED_BATCH = 64
+PUBLISHED_DEPTH = 101
+LATENCY = 10e-6  # seconds for a message to pass from one server to the next: an assumption
+
+
+def measure(folder: str, way: str, sizes: str) -> None:
+    """On a rank: train on made-up photos; rank 0 leaves seconds a step, seconds of it in all-reduce, and bytes."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from carmodel.model.resnet import resnet
+    from carmodel.training.distributed import Together, distribute, join
+
+    rank, ranks = join()
+    depth, side, batch, steps = json.loads(sizes)
+    share = batch // ranks
+    network = resnet(depth, 196, side)
+    network.compile(keras.optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy", jit_compile=False)
+    clock = Clock()
+    callbacks: list[keras.callbacks.Callback] = [keras.callbacks.LambdaCallback(on_train_batch_end=clock.tick)]
+    if ranks > 1:
+        clock.average = distribute(network.optimizer, json.loads(way)["compression"])
+        callbacks.append(Together(clock.average, share))
+    numbers = np.random.default_rng(rank)
+    images = numbers.integers(0, 256, (share, side, side, 3), np.uint8)
+    data = tf.data.Dataset.from_tensors((images, numbers.integers(0, 196, share))).repeat(WARM_UP + steps)
+    network.fit(data, epochs=1, verbose=0, callbacks=callbacks)
+    if rank == 0:
+        (Path(folder) / "measured.json").write_text(json.dumps(clock.read()))
+
+
+class Clock:
+    """Note the time, and the seconds spent in all-reduce, at the end of every step."""
+
+    def __init__(self) -> None:
+        self.average = None
+        self.times: list[tuple[float, float]] = []
+
+    def tick(self, step: int, logs: dict[str, float]) -> None:
+        """A step has ended: its loss is known."""
+        float(logs["loss"])
+        self.times.append((time.perf_counter(), float(self.average.seconds) if self.average else 0.0))
+
+    def read(self) -> dict[str, float]:
+        """Medians over the steps after the first two."""
+        pairs = list(zip(self.times[WARM_UP - 1 :], self.times[WARM_UP:], strict=False))
+        return {
+            "step": median(after[0] - before[0] for before, after in pairs),
+            "all_reduce": median(after[1] - before[1] for before, after in pairs),
+            "bytes": self.average.bytes if self.average else 0,
+        }
+
+
+def one_run(way: Way, arguments: argparse.Namespace) -> dict[str, float]:
+    """Train in the given way, in processes of its own."""
+    plain = {} if way.fused else {"HOROVOD_FUSION_THRESHOLD": "0", "HOROVOD_DISABLE_GROUP_FUSION": "1"}
+    sizes = (arguments.depth, arguments.image_size, arguments.batch, arguments.steps)
+    with TemporaryDirectory() as folder:
+        task = [folder, json.dumps(asdict(way)), json.dumps(sizes)]
+        run("benchmarks.bench_horovod:measure", task, [Host("localhost", way.ranks)], Path(folder) / "logs", plain)
+        return json.loads((Path(folder) / "measured.json").read_text())
+
+
+def parameters(depth: int) -> int:
+    """Trainable numbers of our residual network for 196 classes."""
+    import numpy as np
+
+    from carmodel.model.resnet import resnet
+
+    return sum(int(np.prod(variable.shape)) for variable in resnet(depth, 196, 224).trainable_variables)
+
+
+def efficiency(gpus: int, size: float, step: float, gigabits: float, gpus_a_server: int = 4) -> float:
+    """Model of a ring all-reduce that starts when the gradients are ready, as ours does.
+
+    Each server sends and receives ``2 (n - 1) / n`` times the bytes over its link, in ``2 (servers - 1)`` messages.
+    """
+    servers = max(1, gpus // gpus_a_server)
+    exchange = 2 * (gpus - 1) / gpus * size * 8 / (gigabits * 1e9) + 2 * (servers - 1) * LATENCY
+    return step / (step + exchange)
+
+
+def main() -> None:
+    """Measure and print the tables, in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--depth", type=int, default=50)
+    parser.add_argument("--image_size", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=16, help="of all ranks together")
+    parser.add_argument("--steps", type=int, default=8, help="measured, in each turn")
+    parser.add_argument("--turns", type=int, default=3)
+    arguments = parser.parse_args()
+    turns = [{way: one_run(way, arguments) for way in WAYS} for _ in range(arguments.turns)]
+
+    cores = len(os.sched_getaffinity(0))
+    print(
+        f"\nResNet-{arguments.depth}, {arguments.image_size} px, global batch {arguments.batch}, {cores} cores, "
+        f"medians of {arguments.turns} turns of {arguments.steps} steps:\n"
+    )
+    print("| way | images/s | of 1 process | all-reduce, ms a step | share of the step | MB a step |")
+    print("|---|---|---|---|---|---|")
+    for way in WAYS:
+        seen = [turn[way] for turn in turns]
+        rate = median(arguments.batch / one["step"] for one in seen)
+        # Neighbours in time are compared, so that a machine that slows down is no result.
+        ratio = median(turn[WAYS[0]]["step"] / turn[way]["step"] for turn in turns)
+        wait = median(one["all_reduce"] for one in seen)
+        share = median(one["all_reduce"] / one["step"] for one in seen)
+        print(
+            f"| {way.name} | {rate:.2f} | {ratio:.3f} | {1e3 * wait:.0f} | {share:.1%} | {seen[0]['bytes'] / 1e6:.1f} |"
+        )
+
+    measured = turns[0][WAYS[1]]["bytes"] / parameters(arguments.depth)
+    size = measured * parameters(PUBLISHED_DEPTH)
+    print(
+        f"\nPredicted by a model, not measured: efficiency of ResNet-{PUBLISHED_DEPTH} at batch {PUBLISHED_BATCH} a GPU, "
+        f"four GPUs a server. Bytes a step: {measured:.0f} a parameter as measured above, {size / 1e6:.0f} MB. Nothing of the "
+        f"exchange is hidden behind the computation; {LATENCY * 1e6:.0f} µs a message.\n"
+    )
+    counts = (8, 64, 512)
+    print("| GPU | link of a server | numbers sent | " + " | ".join(f"{count} GPUs" for count in counts) + " |")
+    print("|---|---|---|" + "---|" * len(counts))
+    for times in (1, 10):
+        step = PUBLISHED_BATCH / (PUBLISHED_RATE * times)
+        gpu = f"{PUBLISHED_RATE * times:.0f} images/s" + (" (Pascal, published)" if times == 1 else "")
+        for gigabits in (25, 100, 400):
+            for kind, part in (("float32", 1.0), ("16 bits", 0.5)):
+                row = " | ".join(f"{efficiency(count, size * part, step, gigabits):.0%}" for count in counts)
+                print(f"| {gpu} | {gigabits} Gbit/s | {kind} | {row} |")
+    print("| Pascal, published by Horovod, measured | 25 Gbit/s | float32 | – | – | 90% |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Augmented copies of training rows: crop, pad, horizontal flip.
+
+A copy depends on (seed, source row, number of the copy) alone: any order and any number of workers give the same bytes.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from carmodel.data.engines import map_batches, rows_a_batch
+from carmodel.data.store import Store, Writer, open_store
+from carmodel.errors import InputError
+
+CREATED_BY = "carmodel augment"
+
+
+def rng_for(seed: int, source_row: int, copy: int) -> np.random.Generator:
+    """The random numbers of one copy: Philox, keyed by seed, row and copy (Salmon et al., SC11, 2011)."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, source_row, copy])))
+
+
+def cut_sides(image: np.ndarray, left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    """Cut parts of the width and height away: (H, W, 3) to a view (h, w, 3) of at least one pixel."""
+    height, width = image.shape[:2]
+    x1, y1 = min(round(left * width), width - 1), min(round(top * height), height - 1)
+    x2, y2 = max(round((1 - right) * width), x1 + 1), max(round((1 - bottom) * height), y1 + 1)
+    return image[y1:y2, x1:x2]
+
+
+def pad_sides(image: np.ndarray, left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    """Add parts of the width and height as a border: (H, W, 3) to (h, w, 3).
+
+    The border has the image's mean colour: zeros would add a black frame that no photo has.
+    """
+    height, width = image.shape[:2]
+    across, down = (round(left * width), round(right * width)), (round(top * height), round(bottom * height))
+    return cv2.copyMakeBorder(image, *down, *across, cv2.BORDER_CONSTANT, value=cv2.mean(image))
+
+
+def mirror(image: np.ndarray) -> np.ndarray:
+    """Mirror left and right: (H, W, 3) to the same shape."""
+    return cv2.flip(image, 1)
+
+
+def augment(image: np.ndarray, rng: np.random.Generator, crop: float, pad: float, flip: float) -> np.ndarray:
+    """Crop, pad and flip at random; the size stays.
+
+    Args:
+        image: uint8 (H, W, 3).
+        rng: of this copy; the same number of draws is made whatever the strengths, so switching one part off leaves the
+            others as they were.
+        crop: largest part of a side that is cut away, shared at random between its two ends (0: off).
+        pad: largest part of a side that is added, shared likewise (0: off).
+        flip: of a horizontal flip (0: off).
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    cut, cut_share, added, added_share = rng.random((4, 2))
+    height, width = image.shape[:2]
+    changed = cut_sides(image, *(crop * cut * cut_share), *(crop * cut * (1 - cut_share)))
+    changed = pad_sides(changed, *(pad * added * added_share), *(pad * added * (1 - added_share)))
+    if rng.random() < flip:
+        changed = mirror(changed)
+    if changed.shape == image.shape:
+        return np.ascontiguousarray(changed)
+    smaller = changed.shape[0] > height or changed.shape[1] > width
+    return cv2.resize(changed, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+
+
+def augment_store(
+    train_h5: Path, out_h5: Path, *, copies: int, crop: float, pad: float, flip: float, seed: int
+) -> None:
+    """Write augmented copies of a store's training rows; validation rows are left alone.
+
+    The rows of the new store are (row, copy) in order, with the row in `train_h5` as source_index, the row's label and
+    source, and validation false.
+
+    Args:
+        train_h5: the training store.
+        out_h5: the store to write.
+        copies: of each training row.
+        crop: see `augment`.
+        pad: see `augment`.
+        flip: see `augment`.
+        seed: of all copies.
+    """
+    train = open_store(train_h5)
+    rows = np.flatnonzero(~train.validation)
+    table = pd.DataFrame({"row": np.repeat(rows, copies), "copy": np.tile(np.arange(copies), len(rows))})
+    change = partial(augment, crop=crop, pad=pad, flip=flip)
+    batches = map_batches(
+        partial(_augment_batch, train, seed, change), table, f"writing {out_h5.name}", rows_a_batch(train.image_size)
+    )
+    inherited = {name: train.attrs[name] for name in ("split", "crop", "margin", "note")}
+    with Writer(
+        out_h5, len(table), train.image_size, train.class_names, seed=seed, created_by=CREATED_BY, **inherited
+    ) as writer:
+        for origin, images in batches:
+            validation = np.zeros(len(origin), np.bool_)
+            writer.append(images, train.labels[origin], train.source[origin].tolist(), origin, validation)
+
+
+def check_augmented(train: Store, augmented: Store) -> None:
+    """Check that augmented copies are copies of this store's training rows.
+
+    Raises:
+        InputError: names the first copy of a validation row, which would make validation look better than it is, or of
+            a row that this store does not have with that source and label.
+    """
+    origin = augmented.source_index
+    inside = (origin >= 0) & (origin < len(train))
+    there = np.where(inside, origin, 0)
+    other = ~inside | (train.labels[there] != augmented.labels) | (train.source[there] != augmented.source)
+    for wrong, what in ((other, "is no copy of row"), (train.validation[there], "is a copy of the validation row")):
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise InputError(
+                f"{augmented.paths[0]}: row {row} ({augmented.source[row]}) {what} {origin[row]} of {train.paths[0]}; "
+                "make the augmented copies from this store"
+            )
+
+
+def _augment_batch(
+    train: Store, seed: int, change: Callable[[np.ndarray, np.random.Generator], np.ndarray], batch: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray]:
+    origin = batch["row"].to_numpy()
+    images = train.take(origin)
+    for i, (row, copy) in enumerate(zip(origin.tolist(), batch["copy"].tolist(), strict=True)):
+        images[i] = change(images[i], rng_for(seed, row, copy))
+    return origin, images

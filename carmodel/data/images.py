@@ -1,0 +1,167 @@
+"""Bytes of a photo to RGB pixels: the one path that preprocess and the served classifier share.
+
+The header is read before any pixel is decoded, so a hostile size or format costs nothing. OpenCV decodes plain JPEG
+(one and a half times as fast as Pillow, same bytes); Pillow decodes everything else.
+"""
+
+import io
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 50_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_NAMES = {"MPO": "JPEG", "WEBP": "WebP"}
+_END_OF_JPEG = b"\xff\xd9"
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap width and height
+
+Box = tuple[int, int, int, int]
+
+
+class ImageError(ValueError):
+    """A photo that cannot be used; the text says why in few words and never repeats the photo's bytes."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a photo says of itself: format, and width and height in pixels as displayed (EXIF orientation applied)."""
+
+    format: str
+    width: int
+    height: int
+
+
+def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
+    """Read format and size without decoding a pixel.
+
+    Args:
+        data: a whole image file.
+        max_pixels: largest width x height that is accepted.
+
+    Raises:
+        ImageError: not a JPEG, PNG, WebP or BMP file, an animation, or too many pixels.
+    """
+    image = _open(data, max_pixels)
+    width, height = image.size
+    if _orientation(image) >= 5:
+        width, height = height, width
+    return Header(_format(image), width, height)
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode to uint8 (H, W, 3) RGB as displayed.
+
+    EXIF orientation is applied, transparency is laid over white, grey, palette and CMYK become RGB, and of 16 bits the
+    upper 8 are kept. Of a JPEG that holds several pictures (MPO, written by some phones) the first is taken, as every
+    viewer does.
+
+    Raises:
+        ImageError: as `read_header`, and for a damaged or cut-off file.
+    """
+    image = _open(data, max_pixels)
+    plain = _format(image) == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
+    # OpenCV may fill the rest of a cut-off JPEG with grey: without the end marker, Pillow decides.
+    if plain and data.endswith(_END_OF_JPEG):
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if pixels is not None:
+            return pixels
+    return _decode_with_pillow(image)
+
+
+def crop_to_box(image: np.ndarray, box: Box | None, margin: float) -> np.ndarray:
+    """Cut out a box with some context around it.
+
+    Args:
+        image: (H, W, 3).
+        box: (x1, y1, x2, y2) in pixels, 0-based, x2 and y2 exclusive; None keeps the whole image.
+        margin: context on each side as a fraction of the box's width or height; what lies outside the frame is left
+            out.
+
+    Returns:
+        A view of `image`, (h, w, 3).
+
+    Raises:
+        ImageError: the box has no area or does not lie inside the frame.
+    """
+    if box is None:
+        return image
+    height, width = image.shape[:2]
+    if fault := box_fault(box, width, height):
+        raise ImageError(fault[1])
+    x1, y1, x2, y2 = box
+    across, down = round(margin * (x2 - x1)), round(margin * (y2 - y1))
+    return image[max(0, y1 - down) : y2 + down, max(0, x1 - across) : x2 + across]
+
+
+def box_fault(box: Box, width: int, height: int) -> tuple[str, str] | None:
+    """What is wrong with a box in a frame of that size: ("zero_area" | "out_of_frame", text), or None."""
+    x1, y1, x2, y2 = box
+    if x2 <= x1 or y2 <= y1:
+        return "zero_area", f"box ({x1}, {y1}, {x2}, {y2}) has no area"
+    if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+        return "out_of_frame", f"box ({x1}, {y1}, {x2}, {y2}) leaves the {width} x {height} frame"
+    return None
+
+
+def prepare(
+    data: bytes, size: int, box: Box | None = None, margin: float = 0.0, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Turn a photo's bytes into a network's input: decode, crop, squash to a square by area averaging.
+
+    Squashing beat cropping to a square and padding on Stanford Cars: nothing of the car is lost.
+
+    Returns:
+        uint8 (size, size, 3) RGB.
+
+    Raises:
+        ImageError: see `decode` and `crop_to_box`.
+    """
+    region = crop_to_box(decode(data, max_pixels), box, margin)
+    return cv2.resize(region, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    except UnidentifiedImageError:
+        raise ImageError("not a JPEG, PNG, WebP or BMP image") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"more than {max_pixels:,} pixels") from None
+    except Exception as error:  # Pillow's parsers raise whatever a damaged header leads to
+        raise ImageError(f"damaged header ({type(error).__name__})") from None
+    if frames > 1:
+        raise ImageError(f"an animation of {frames} frames, not a photo")
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(f"{width} x {height} is more than {max_pixels:,} pixels")
+    return image
+
+
+def _format(image: Image.Image) -> str:
+    return _NAMES.get(str(image.format), str(image.format))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing; the pixels may still be whole
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _decode_with_pillow(image: Image.Image) -> np.ndarray:
+    try:
+        image.load()
+        if _orientation(image) > 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.array(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise whatever damaged data leads to
+        raise ImageError(f"damaged image data ({type(error).__name__})") from None

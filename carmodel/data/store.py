@@ -1,0 +1,275 @@
+"""The store: one HDF5 file of prepared images with their labels, read through a memory map.
+
+Reading h5py from many threads is serial and its fancy indexing slow, so `images` is contiguous and uncompressed and
+`Store` maps it at its offset in the file; h5py reads the small data sets once. A store made of parts (an HDF5 virtual
+data set over part files) is mapped part by part. The file's contents, schema version 1:
+
+    images        uint8  (N, H, W, 3)  RGB
+    labels        int64  (N,)          0-based class
+    crc32         uint32 (N,)          of each image's bytes
+    source        str    (N,)          file name in the data set
+    source_index  int64  (N,)          the row an augmented copy came from, its own row otherwise
+    validation    bool   (N,)          training row kept for validation
+    class_names   str    (C,)
+
+and the attributes schema_version, split, image_size, crop, margin, seed, created_by, and a note where there is one.
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import h5py
+import numpy as np
+
+from carmodel.data.memory_map import StoreError, map_images
+
+SCHEMA_VERSION = 1
+ROW_DATA = {"labels": np.int64, "crc32": np.uint32, "source_index": np.int64, "validation": np.bool_}
+ATTRIBUTES = ("schema_version", "split", "image_size", "crop", "margin", "seed", "created_by")
+
+Attribute = str | int | float
+
+
+class Store:
+    """Rows of one or more store files, as one.
+
+    Attributes:
+        labels: int64 (N,), 0-based.
+        crc32: uint32 (N,), of each image's bytes.
+        source: str (N,), file name in the data set.
+        source_index: int64 (N,), row in the first file that an augmented copy came from, its own row otherwise.
+        validation: bool (N,).
+        class_names: C names; label i is class_names[i].
+        image_shape: (H, W, 3).
+        image_size: side of the square images, in pixels.
+        attrs: the attributes of the first file; "note" is "" where there is none.
+        paths: the files, in the order of their rows.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        files = [_read(path) for path in paths]
+        first = files[0]
+        for other in files[1:]:
+            if other.class_names != first.class_names:
+                raise StoreError(f"{other.path} and {first.path} have different class names")
+            if other.image_shape != first.image_shape:
+                raise StoreError(f"{other.path} and {first.path} have images of different size")
+        self.paths = tuple(file.path for file in files)
+        self.class_names = first.class_names
+        self.image_shape = first.image_shape
+        self.image_size = first.image_shape[0]
+        self.attrs = first.attrs
+        self.labels = np.concatenate([file.rows["labels"] for file in files])
+        self.crc32 = np.concatenate([file.rows["crc32"] for file in files])
+        self.source_index = np.concatenate([file.rows["source_index"] for file in files])
+        self.validation = np.concatenate([file.rows["validation"] for file in files])
+        self.source = np.concatenate([file.source for file in files])
+        self._segments = [segment for file in files for segment in file.segments]
+        self._starts = np.cumsum([0] + [len(segment) for segment in self._segments])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Copy rows, in the given order; safe to call from many threads.
+
+        Args:
+            rows: int (n,), in any order, repeats allowed.
+            out: uint8 (n, H, W, 3) to fill, or None for a new array.
+
+        Returns:
+            uint8 (n, H, W, 3): `out` where given.
+
+        Raises:
+            IndexError: a row below 0 or not below len(self).
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows must lie in 0 … {len(self) - 1}, got {rows.min()} … {rows.max()}")
+        if out is None:
+            out = np.empty((len(rows), *self.image_shape), np.uint8)
+        if len(self._segments) == 1:
+            # mode="clip" spares the buffer that "raise" copies through; the bounds are checked above
+            return np.take(self._segments[0], rows, axis=0, out=out, mode="clip")
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        for i in np.unique(owner):
+            here = owner == i
+            out[here] = self._segments[i][rows[here] - self._starts[i]]
+        return out
+
+    def verify(self) -> None:
+        """Recompute the crc32 of every image.
+
+        Raises:
+            StoreError: names the first row whose image does not have the checksum that was stored.
+        """
+        row = 0
+        for segment in self._segments:
+            for image in segment:
+                if zlib.crc32(image) != self.crc32[row]:
+                    files = ", ".join(str(path) for path in self.paths)
+                    raise StoreError(f"{files}: row {row} ({self.source[row]}) is damaged: its checksum differs")
+                row += 1
+
+
+def open_store(*paths: Path | str) -> Store:
+    """Open stores as one, rows after one another: ``open_store("train.h5", "augmented.h5")``.
+
+    Raises:
+        StoreError: a file is missing, damaged or not a store, or the files differ in classes or image size.
+    """
+    if not paths:
+        raise StoreError("no store was named")
+    return Store([Path(path) for path in paths])
+
+
+def content_digest(store: Store) -> str:
+    """Which labelled photos a store holds, in order: BLAKE2b (16 bytes, hex) of sources, labels and class names.
+
+    Image size, crop and seed do not count: a test set keeps its digest however it was prepared.
+    """
+    content = json.dumps([store.source.tolist(), store.labels.tolist(), store.class_names])
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+class Writer:
+    """Write a store row by row, within a ``with`` block.
+
+    The rows go to a file beside the target, which gets the final name when the block ends well and is removed when it
+    does not. Fewer rows than announced are fine: the file is cut to those that came.
+
+    Args:
+        path: final name of the file.
+        rows: most rows that will be appended.
+        image_size: side of the square images, in pixels.
+        class_names: label i is class_names[i].
+        attrs: the schema's other attributes: split, crop, margin, seed, created_by, and note where there is one.
+    """
+
+    def __init__(self, path: Path, rows: int, image_size: int, class_names: Sequence[str], **attrs: Attribute) -> None:
+        attrs = {"schema_version": SCHEMA_VERSION, "image_size": image_size} | attrs
+        if odd := (set(ATTRIBUTES) ^ set(attrs)) - {"note"}:
+            raise StoreError(f"{path}: a store has the attributes {', '.join(ATTRIBUTES)}; check {sorted(odd)}")
+        self.path = path
+        self.written = 0
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._shorter = self._partial.with_suffix(".shorter")
+        self._class_names = list(class_names)
+        self._attrs = attrs
+        self._rows: dict[str, list[np.ndarray]] = {name: [] for name in ROW_DATA}
+        self._source: list[str] = []
+        self._file = h5py.File(self._partial, "w")
+        self._images = _create_images(self._file, rows, image_size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def append(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        source: Sequence[str],
+        source_index: np.ndarray,
+        validation: np.ndarray,
+    ) -> None:
+        """Append n rows: uint8 (n, H, W, 3) images and n of everything else."""
+        end = self.written + len(images)
+        self._images[self.written : end] = images
+        self.written = end
+        self._rows["labels"].append(np.asarray(labels, np.int64))
+        self._rows["crc32"].append(np.array([zlib.crc32(image) for image in images], np.uint32))
+        self._rows["source_index"].append(np.asarray(source_index, np.int64))
+        self._rows["validation"].append(np.asarray(validation, np.bool_))
+        self._source.extend(source)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
+            self._shorter.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        if self.written < len(self._images):
+            self._trim()
+        for name, dtype in ROW_DATA.items():
+            self._file[name] = np.concatenate([np.empty(0, dtype), *self._rows[name]])
+        text = h5py.string_dtype()
+        self._file.create_dataset("source", data=np.array(self._source, object), dtype=text)
+        self._file.create_dataset("class_names", data=np.array(self._class_names, object), dtype=text)
+        self._file.attrs.update(self._attrs)
+        self._file.close()
+        self._partial.replace(self.path)
+
+    def _trim(self) -> None:
+        # A contiguous data set cannot shrink: the rows that came are copied once, slice by slice, to a file of their
+        # size.
+        with h5py.File(self._shorter, "w") as file:
+            images = _create_images(file, self.written, int(self._attrs["image_size"]))
+            for start in range(0, self.written, 256):
+                end = min(start + 256, self.written)
+                images[start:end] = self._images[start:end]
+        self._file.close()
+        self._shorter.replace(self._partial)
+        self._file = h5py.File(self._partial, "r+")
+
+
+class _File:
+    """One store file, read and checked: memory-mapped segments of images and the small data sets in memory."""
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path = path
+        if missing := [name for name in ("images", *ROW_DATA, "source", "class_names") if name not in file]:
+            raise StoreError(f"{path} is not a store: it has no {', '.join(missing)}")
+        self.attrs: dict[str, Attribute] = {"note": "", **{name: _plain(value) for name, value in file.attrs.items()}}
+        if (version := self.attrs.get("schema_version")) != SCHEMA_VERSION:
+            raise StoreError(f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}; preprocess again")
+        images = file["images"]
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+            raise StoreError(f"{path}: images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
+        self.image_shape: tuple[int, ...] = images.shape[1:]
+        self.class_names = [str(name) for name in file["class_names"].asstr()[:]]
+        self.source = np.asarray(file["source"].asstr()[:], dtype=str)
+        self.rows = {name: file[name][:].astype(dtype) for name, dtype in ROW_DATA.items()}
+        if odd := [name for name in (*ROW_DATA, "source") if file[name].shape != (len(images),)]:
+            raise StoreError(f"{path}: {', '.join(odd)} must have one entry for each of {len(images)} images")
+        labels = self.rows["labels"]
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+            raise StoreError(f"{path}: labels must lie in 0 … {len(self.class_names) - 1}")
+        self.segments = map_images(path, images)
+
+
+def _read(path: Path) -> _File:
+    try:
+        with h5py.File(path, "r") as file:
+            return _File(path, file)
+    except FileNotFoundError:
+        raise StoreError(f"{path} does not exist") from None
+    except OSError as error:
+        raise StoreError(f"{path} is not a whole HDF5 file: {error}") from None
+
+
+def _create_images(file: h5py.File, rows: int, size: int) -> h5py.Dataset:
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_layout(h5py.h5d.CONTIGUOUS)
+    # Space at once and without fill values: the rows are written anyway.
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    # The same rows make the same file, byte for byte, whenever it is written: the cache compares files.
+    plan.set_obj_track_times(False)
+    space = h5py.h5s.create_simple((rows, size, size, 3))
+    return h5py.Dataset(h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, plan))
+
+
+def _plain(value: np.generic | Attribute) -> Attribute:
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,63 @@
+"""Numbers that say how good a classifier is, from true labels and predicted probabilities.
+
+Throughout, `labels` is int (N,), 0-based, and `probabilities` is float (N, C), rows summing to 1. Every function keeps
+all C classes, also those that the labels lack. Equal probabilities rank by class number, as in `numpy.argmax`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
+from sklearn.metrics import log_loss
+
+
+def top_k_accuracy(labels: np.ndarray, probabilities: np.ndarray, k: int) -> float:
+    """Part of the rows whose true class is among the `k` most probable ones (all C classes where k > C)."""
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return float((best == labels[:, None]).any(axis=1).mean())
+
+
+def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Return top1, top5, mean_class_accuracy (over the classes that have rows), log_loss (nats) and rows.
+
+    Raises:
+        ValueError: there are no rows, so that nothing can be measured.
+    """
+    if len(labels) == 0:
+        raise ValueError("the test store has no rows, so there is nothing to measure")
+    hits = probabilities.argmax(axis=1) == labels
+    present = np.unique(labels)
+    # Sums in float64, so that float32's rounding is not taken for probabilities that do not add up.
+    exact = probabilities.astype(np.float64)
+    exact /= exact.sum(axis=1, keepdims=True)
+    return {
+        "top1": float(hits.mean()),
+        "top5": top_k_accuracy(labels, probabilities, 5),
+        "mean_class_accuracy": float(np.mean([hits[labels == label].mean() for label in present])),
+        "log_loss": float(log_loss(labels, exact, labels=np.arange(probabilities.shape[1]))),
+        "rows": float(len(labels)),
+    }
+
+
+def per_class(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
+    """Return a table in class order: class, rows, correct, accuracy (NaN for a class without rows)."""
+    hits = probabilities.argmax(axis=1) == labels
+    rows = np.bincount(labels, minlength=len(class_names))
+    correct = np.bincount(labels[hits], minlength=len(class_names))
+    table = pd.DataFrame({"class": list(class_names), "rows": rows, "correct": correct})
+    table["accuracy"] = table["correct"] / table["rows"].replace(0, np.nan)
+    return table
+
+
+def confusion_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return int (C, C): row = true class, column = predicted class, value = how many."""
+    classes = np.arange(probabilities.shape[1])
+    return sklearn_confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes)
+
+
+def worst_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
+    """Return the row numbers, int (at most `count`,), of the wrong answers given with most confidence, worst first."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    confidence = probabilities[wrong].max(axis=1)
+    return wrong[np.argsort(-confidence, kind="stable")][:count]

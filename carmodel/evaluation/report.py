@@ -1,0 +1,118 @@
+"""Run a model over a test store and write down how it did."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from carmodel.data.store import Store
+from carmodel.errors import InputError
+from carmodel.evaluation import figures, metrics
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's answers on a store.
+
+    Attributes:
+        labels: int64 (N,), the true classes.
+        probabilities: float32 (N, C).
+        class_names: C names.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    class_names: list[str]
+
+
+def evaluate(model: keras.Model, store: Store, batch_size: int, class_names: Sequence[str] | None = None) -> Evaluation:
+    """Predict every row of a store, batch by batch, so that memory does not grow with the images.
+
+    Args:
+        model: uint8 (B, H, W, 3) in, probabilities (B, C) out.
+        store: the test store.
+        batch_size: rows a forward pass.
+        class_names: the classes that the model was trained on, from its MLflow metadata; None where it has none, and
+            then only their number is compared with the store's.
+
+    Raises:
+        InputError: the model was made for other classes or another image size, the store has no rows, or the outputs
+            are no probabilities.
+    """
+    _check_fit(model, store, class_names)
+    probabilities = np.empty((len(store), len(store.class_names)), np.float32)
+    with tqdm(total=len(store), desc="evaluate", unit="photo", disable=None) as progress:
+        for start in range(0, len(store), batch_size):
+            rows = np.arange(start, min(start + batch_size, len(store)))
+            probabilities[rows] = model.predict_on_batch(store.take(rows))
+            progress.update(len(rows))
+    if not np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-2) or probabilities.min() < 0.0:
+        raise InputError("the model's outputs are no probabilities (rows that sum to 1); it should end in a softmax")
+    return Evaluation(store.labels, probabilities, list(store.class_names))
+
+
+def write_report(
+    folder: Path, evaluation: Evaluation, store: Store, mistakes: int = 16, subtitle: str = ""
+) -> dict[str, float]:
+    """Write the report's files into a folder and return the numbers of metrics.json.
+
+    metrics.json, per_class.csv, confusion_matrix.csv (rows true, columns predicted), predictions.csv (source, label,
+    predicted, probability), and the pictures confusion_matrix.png, per_class.png and mistakes.png.
+
+    Args:
+        folder: made where it is missing.
+        evaluation: of `store`.
+        store: where the pictured photos come from.
+        mistakes: most photos in mistakes.png.
+        subtitle: stands in every picture, such as "synthetic sample".
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    labels, probabilities, names = evaluation.labels, evaluation.probabilities, np.array(evaluation.class_names)
+    numbers = metrics.summary(labels, probabilities)
+    (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
+
+    table = metrics.per_class(labels, probabilities, evaluation.class_names)
+    table.to_csv(folder / "per_class.csv", index=False)
+    figures.per_class_accuracy(table, subtitle).savefig(folder / "per_class.png")
+
+    matrix = metrics.confusion_matrix(labels, probabilities)
+    pd.DataFrame(matrix, index=names, columns=names).to_csv(folder / "confusion_matrix.csv", index_label="true")
+    figures.confusion_matrix(matrix, evaluation.class_names, subtitle).savefig(folder / "confusion_matrix.png")
+
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    pd.DataFrame(
+        {"source": store.source, "label": names[labels], "predicted": names[predicted], "probability": confidence}
+    ).to_csv(folder / "predictions.csv", index=False)
+
+    worst = metrics.worst_mistakes(labels, probabilities, mistakes)
+    picture = figures.mistakes(
+        store.take(worst), names[labels[worst]], names[predicted[worst]], confidence[worst], subtitle
+    )
+    picture.savefig(folder / "mistakes.png")
+    return numbers
+
+
+def _check_fit(model: keras.Model, store: Store, class_names: Sequence[str] | None) -> None:
+    if len(store) == 0:
+        raise InputError("the test store has no rows, so there is nothing to measure")
+    if class_names is not None and list(class_names) != store.class_names:
+        raise InputError(f"the model's classes are not the store's: {_difference(class_names, store.class_names)}")
+    if (classes := model.output_shape[-1]) != len(store.class_names):
+        raise InputError(f"the model answers with {classes} classes and the store has {len(store.class_names)}")
+    if any(size not in (None, own) for size, own in zip(model.input_shape[1:], store.image_shape, strict=True)):
+        raise InputError(
+            f"the model takes images of shape {model.input_shape[1:]} and the store holds {store.image_shape}; "
+            "preprocess with the image_size that the model was trained on"
+        )
+
+
+def _difference(model: Sequence[str], store: Sequence[str]) -> str:
+    if len(model) != len(store):
+        return f"{len(model)} against {len(store)}"
+    first = next(i for i, (a, b) in enumerate(zip(model, store, strict=True)) if a != b)
+    return f"class {first} is {model[first]!r} for the model and {store[first]!r} in the store"

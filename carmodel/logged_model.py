@@ -1,0 +1,87 @@
+"""The Keras model as an MLflow model: logged with its custom objects and source, loaded with its class names."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import MLMODEL_FILE_NAME, ModelInfo
+from mlflow.types.schema import Schema, TensorSpec
+
+from carmodel.errors import InputError
+from carmodel.model.scale import Scale
+from carmodel.tracking import ROOT, fetch
+
+# What a process needs to load the network and run it; everything else of the project stays at home.
+REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pydantic")
+
+
+class TensorflowAndKeras:
+    """MLflow flavor of a model that `mlflow.tensorflow`, `mlflow.pyfunc` and `mlflow.keras` can all load.
+
+    `mlflow.tensorflow` pickles custom objects and puts ``code_paths`` on the path; `mlflow.keras` does neither, but reads the
+    same ``.keras`` file once it is named in the MLmodel file (README, "Loading the model").
+    """
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, **kwargs: Any) -> None:
+        """Save as `mlflow.tensorflow` does, then name the file for `mlflow.keras` too."""
+        mlflow.tensorflow.save_model(path=path, mlflow_model=mlflow_model, **kwargs)
+        # `mlflow.tensorflow` reads a keras flavor, where there is one, instead of its own: this one is both.
+        mlflow_model.add_flavor(
+            "keras",
+            **mlflow_model.flavors["tensorflow"],
+            keras_backend=keras.backend.backend(),
+            save_exported_model=False,
+        )
+        mlflow_model.save(str(Path(path, MLMODEL_FILE_NAME)))
+
+
+def pinned(*packages: str) -> list[str]:
+    """Requirements of these packages at the versions installed here."""
+    return [f"{package}=={version(package)}" for package in packages]
+
+
+def log_network(
+    network: keras.Model, example: np.ndarray, metadata: dict[str, Any], params: dict[str, Any]
+) -> ModelInfo:
+    """Log the network to the active run as "model".
+
+    Args:
+        network: uint8 (B, H, W, 3) in, probabilities (B, classes) out.
+        example: uint8 (B, H, W, 3), the input example.
+        metadata: class_names, image_size, crop and margin: what serving must know.
+        params: parameters shown beside the logged model.
+    """
+    image = TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]))
+    probabilities = TensorSpec(np.dtype("float32"), (-1, network.output_shape[-1]))
+    return Model.log(
+        artifact_path=None,
+        name="model",
+        flavor=TensorflowAndKeras,
+        model=network,
+        custom_objects={"Scale": Scale},
+        code_paths=[str(ROOT / "carmodel")],
+        signature=ModelSignature(Schema([image]), Schema([probabilities])),
+        input_example=example,
+        pip_requirements=pinned(*REQUIREMENTS),
+        metadata=metadata,
+        params=params,
+    )
+
+
+def load_network(uri: str) -> tuple[keras.Model, dict[str, Any]]:
+    """Load a logged Keras model and its metadata (class_names, image_size …; empty for models of other projects).
+
+    Raises:
+        InputError: no such model, or not a Keras model.
+    """
+    folder = fetch(uri)
+    try:
+        return mlflow.tensorflow.load_model(str(folder)), Model.load(str(folder)).metadata or {}
+    except (OSError, KeyError, MlflowException) as error:
+        raise InputError(f"model_uri={uri!r} is not a logged Keras model: {error}") from None

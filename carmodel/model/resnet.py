@@ -1,0 +1,128 @@
+"""The residual network of He et al. (2015), with a Scale layer after every batch normalisation."""
+
+import keras
+from keras import KerasTensor, layers
+
+from carmodel.model.head import head
+from carmodel.model.scale import Scale
+
+BLOCKS = {
+    14: (1, 1, 1, 1),
+    26: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+"""Bottleneck blocks of the four stages, by depth: three convolutions a block, the stem's and the head's layer."""
+
+EXPANSION = 4
+"""Output channels of a bottleneck block, in multiples of its inner channels."""
+
+MEAN = (123.68, 116.779, 103.939)
+"""ImageNet's mean pixel, RGB, as in `keras.applications`' caffe mode."""
+
+STD = 57.6
+"""One deviation for all channels, about ImageNet's; one number so that weights trained without it convert exactly."""
+
+# That of keras.applications.resnet, so that its weights give the same outputs here.
+EPSILON = 1.001e-5
+
+# Short trainings do not reach the slow averages of Keras's default, 0.99.
+MOMENTUM = 0.9
+
+
+def resnet(depth: int, classes: int, image_size: int, width: int = 64) -> keras.Model:
+    """Build the residual network, version 1 (https://arxiv.org/abs/1512.03385), all of bottleneck blocks.
+
+    Input: "image", uint8 (B, image_size, image_size, 3), RGB. Output: "predictions", float32 (B, classes), softmax.
+    The stem divides the image's sides by 4 and each stage after the first by 2, so the features are pooled at an output
+    stride of 32: 7 x 7 positions at 224 px, 3 x 3 at 96 px (odd sizes round up). They have ``32 * width`` channels.
+
+    Strides sit in the first 1x1 convolution of a stage, as in `keras.applications.resnet`, whose weights fit (see
+    `carmodel.model.pretrained`). The last gamma of each residual branch starts at 0, so that every block starts as its
+    shortcut (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 5.1).
+
+    Args:
+        depth: layers with weights, one of `BLOCKS`.
+        classes: number of classes.
+        image_size: side of the square images in pixels.
+        width: inner channels of the first stage; each later stage doubles them.
+
+    Raises:
+        ValueError: a depth that does not exist.
+    """
+    if depth not in BLOCKS:
+        raise ValueError(f"no residual network of depth {depth}; there are {', '.join(map(str, BLOCKS))}")
+    image = keras.Input((image_size, image_size, 3), dtype="uint8", name="image")
+    # In float32 under any policy: 16 bits would round the mean, and three channels cost nothing.
+    x = layers.Normalization(mean=MEAN, variance=(STD**2,) * 3, dtype="float32", name="normalization")(image)
+    x = stem(x, width)
+    for stage, blocks in enumerate(BLOCKS[depth], start=2):
+        filters = width * 2 ** (stage - 2)
+        x = conv_block(x, filters, strides=1 if stage == 2 else 2, name=f"stage{stage}_block1")
+        for block in range(2, blocks + 1):
+            x = identity_block(x, filters, name=f"stage{stage}_block{block}")
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(image, head(x, classes), name=f"resnet{depth}")
+
+
+def stem(x: KerasTensor, width: int) -> KerasTensor:
+    """Turn (B, H, W, 3) into (B, H/4, W/4, width): a 7x7 convolution and a 3x3 max-pooling, each with stride 2."""
+    x = layers.ZeroPadding2D(3, name="stem_pad")(x)
+    x = _conv_norm(x, width, 7, strides=2, padding="valid", name="stem", suffix="1")
+    x = layers.ReLU(name="stem_relu")(x)
+    # Zero is the least value after ReLU, so this pads as minus infinity would.
+    x = layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
+    return layers.MaxPooling2D(3, strides=2, name="stem_pool")(x)
+
+
+def conv_block(x: KerasTensor, filters: int, strides: int, name: str) -> KerasTensor:
+    """Bottleneck block whose shortcut is a 1x1 convolution: (B, H, W, C) to (B, H/strides, W/strides, 4 * filters)."""
+    shortcut = _conv_norm(x, EXPANSION * filters, 1, strides=strides, name=name, suffix="0")
+    return _merge(shortcut, _branch(x, filters, strides, name), name)
+
+
+def identity_block(x: KerasTensor, filters: int, name: str) -> KerasTensor:
+    """Bottleneck block whose shortcut is its input: (B, H, W, 4 * filters) to the same shape."""
+    return _merge(x, _branch(x, filters, 1, name), name)
+
+
+def _branch(x: KerasTensor, filters: int, strides: int, name: str) -> KerasTensor:
+    """The residual branch: 1x1 to `filters` channels, 3x3, 1x1 to four times as many, its last gamma starting at 0."""
+    x = _conv_norm(x, filters, 1, strides=strides, name=name, suffix="1")
+    x = layers.ReLU(name=f"{name}_relu1")(x)
+    x = _conv_norm(x, filters, 3, name=name, suffix="2")
+    x = layers.ReLU(name=f"{name}_relu2")(x)
+    return _conv_norm(x, EXPANSION * filters, 1, gamma="zeros", name=name, suffix="3")
+
+
+def _merge(shortcut: KerasTensor, branch: KerasTensor, name: str) -> KerasTensor:
+    """Add the two and rectify."""
+    return layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([shortcut, branch]))
+
+
+def _conv_norm(
+    x: KerasTensor,
+    filters: int,
+    kernel_size: int,
+    *,
+    name: str,
+    suffix: str,
+    strides: int = 1,
+    padding: str = "same",
+    gamma: str = "ones",
+) -> KerasTensor:
+    """Convolution without bias, normalisation without affine part, Scale; named NAME_conv1, NAME_bn1, NAME_scale1."""
+    x = layers.Conv2D(
+        filters,
+        kernel_size,
+        strides=strides,
+        padding=padding,
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=f"{name}_conv{suffix}",
+    )(x)
+    x = layers.BatchNormalization(
+        momentum=MOMENTUM, epsilon=EPSILON, center=False, scale=False, name=f"{name}_bn{suffix}"
+    )(x)
+    return Scale(gamma_initializer=gamma, name=f"{name}_scale{suffix}")(x)

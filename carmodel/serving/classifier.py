@@ -1,0 +1,145 @@
+"""The classifier as an MLflow model: photos in, class names and probabilities out, a row for a row."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+# Registers the layer, so that a saved model with it loads.
+import carmodel.model.scale  # noqa: F401
+from carmodel.data.images import ImageError, prepare
+from carmodel.serving.rows import BOX_COLUMNS, box_of, image_bytes
+
+TOP_K = 5
+MICRO_BATCH = 32
+"""Most rows a forward pass: bounds the network's memory, whatever the request's size."""
+
+logger = logging.getLogger(__name__)
+
+
+class CarClassifier(PythonModel):
+    """Name the car in each photo of a request.
+
+    Needs of its MLflow context the artifacts ``model``, a ``.keras`` file (uint8 (B, H, W, 3) in, probabilities (B, C)
+    out), and ``settings``, a JSON file with class_names, image_size, crop, margin, max_pixels and max_rows.
+    `carmodel.serving.packaging` provides both.
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the network and run it once, so that the first request does not wait for that.
+
+        Raises:
+            ValueError: the network has not as many outputs as there are class names.
+        """
+        settings = json.loads(Path(context.artifacts["settings"]).read_text())
+        self.class_names: list[str] = settings["class_names"]
+        self.image_size: int = settings["image_size"]
+        self.crops: bool = settings["crop"] == "box"
+        self.margin: float = settings["margin"]
+        self.max_pixels: int = settings["max_pixels"]
+        self.max_rows: int = settings["max_rows"]
+        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._network = keras.saving.load_model(context.artifacts["model"], compile=False)
+        # XLA was slower than oneDNN on CPUs, and compiles anew for every batch size.
+        self._network.jit_compile = False
+        if self._network.output_shape[-1] != len(self.class_names):
+            raise ValueError(f"the network has {self._network.output_shape[-1]} outputs, not {len(self.class_names)}")
+        # Keras's traced function takes any batch size from its second size on.
+        for rows in (1, 2):
+            self._forward(np.zeros((rows, self.image_size, self.image_size, 3), np.uint8))
+
+    def predict(
+        self,
+        context: PythonModelContext | None,
+        model_input: pd.DataFrame,
+        params: dict[str, object] | None = None,
+    ) -> pd.DataFrame:
+        """Answer every row; a row that can't be answered gets its error, and the others are answered.
+
+        Args:
+            context: not used; MLflow passes it.
+            model_input: `image` (Base64 text with or without a ``data:`` prefix, or bytes) and optionally `x1`, `y1`,
+                `x2`, `y2`: all four whole numbers (0-based pixels of the photo as displayed, x2 and y2 exclusive) or
+                all null. A network that was trained without cropping checks that they are numbers and does not use
+                them. A frame of nothing but one list of photos counts as a row for each.
+            params: `top_k`, how many classes to list, 5 unless given; less than 1 counts as 1, more than C as C.
+
+        Returns:
+            A row for a row, same index and order: `label` str, `class_id` int, `probability` float, `top_k` list of
+            ``{"label", "class_id", "probability"}``, most probable first, `error` null. Where `error` is a text, the
+            others are null and `top_k` is empty. The columns are of dtype object, so that JSON has null and not NaN.
+
+        Raises:
+            MlflowException: `model_input` has no `image` column, or `top_k` is not a whole number.
+        """
+        top_k = self._top_k(params or {})
+        if not isinstance(model_input, pd.DataFrame) or "image" not in model_input.columns:
+            raise MlflowException.invalid_parameter_value("the request needs a column 'image' with Base64 photos")
+        if self._is_column(model_input):
+            model_input = model_input.explode("image", ignore_index=True)
+        rows = self._rows(model_input)
+        # Only prepared rows are kept: a decoded photo lives no longer than its thread needs it.
+        prepared = list(self._pool.map(self._prepare, rows[: self.max_rows]))
+        answers: list[dict[str, object]] = [
+            {"error": outcome} if isinstance(outcome, str) else {} for outcome in prepared
+        ]
+        good = [i for i, outcome in enumerate(prepared) if isinstance(outcome, np.ndarray)]
+        for start in range(0, len(good), MICRO_BATCH):
+            part = good[start : start + MICRO_BATCH]
+            probabilities = self._forward(np.stack([prepared[i] for i in part]))
+            for i, row in zip(part, probabilities, strict=True):
+                answers[i] = self._answer(row, top_k)
+        refused = f"more than {self.max_rows} rows in a request; send the others in another one"
+        answers += [{"error": refused}] * (len(rows) - len(answers))
+        empty: dict[str, object] = {"label": None, "class_id": None, "probability": None, "top_k": [], "error": None}
+        complete = [empty | answer for answer in answers]
+        return pd.DataFrame(
+            {name: pd.Series([row[name] for row in complete], model_input.index, object) for name in empty}
+        )
+
+    def _top_k(self, params: dict[str, object]) -> int:
+        top_k = params.get("top_k")
+        if top_k is None:
+            top_k = TOP_K
+        if not isinstance(top_k, int | np.integer) or isinstance(top_k, bool):
+            raise MlflowException.invalid_parameter_value(f"top_k must be a whole number, not a {type(top_k).__name__}")
+        return int(min(max(top_k, 1), len(self.class_names)))
+
+    @staticmethod
+    def _is_column(frame: pd.DataFrame) -> bool:
+        """Whether MLflow made a single row of ``{"inputs": {"image": [photo, photo]}}``."""
+        return frame.columns.tolist() == ["image"] and len(frame) == 1 and isinstance(frame["image"].iloc[0], list)
+
+    @staticmethod
+    def _rows(frame: pd.DataFrame) -> list[tuple[object, ...]]:
+        missing = [None] * len(frame)
+        columns = [frame[name] if name in frame.columns else missing for name in ("image", *BOX_COLUMNS)]
+        return list(zip(*columns, strict=True))
+
+    def _prepare(self, row: Sequence[object]) -> np.ndarray | str:
+        """Turn a row into uint8 (H, W, 3), exactly as preprocess does, or into the text of its error."""
+        try:
+            data, box = image_bytes(row[0]), box_of(row[1:])
+            return prepare(data, self.image_size, box if self.crops else None, self.margin, self.max_pixels)
+        except ImageError as error:
+            return str(error)
+        except Exception as error:
+            # One hostile file must not take the other rows down; its type is for us, its text may hold the payload.
+            logger.error("a row failed with %s", type(error).__name__)
+            return f"the photo could not be read ({type(error).__name__})"
+
+    def _forward(self, images: np.ndarray) -> np.ndarray:
+        return self._network.predict_on_batch(images)
+
+    def _answer(self, probabilities: np.ndarray, top_k: int) -> dict[str, object]:
+        best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
+        ranked = [{"label": self.class_names[i], "class_id": i, "probability": float(probabilities[i])} for i in best]
+        return ranked[0] | {"top_k": ranked}

@@ -1,0 +1,87 @@
+"""One row of a request to pixels: Base64 text or bytes, and an optional box, to a network's input.
+
+Every fault is an `ImageError` whose short text names the column and what to do, and never repeats what was sent.
+"""
+
+import base64
+import binascii
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from carmodel.data.images import Box, ImageError
+
+BOX_COLUMNS = ("x1", "y1", "x2", "y2")
+
+# No photo is that wide; a longer number would make the error text as long as the client likes.
+_FARTHEST = 10**6
+
+
+def image_bytes(value: object) -> bytes:
+    """Return the bytes of an image file sent as bytes or as Base64 text, with or without a ``data:…;base64,`` prefix.
+
+    Raises:
+        ImageError: null, empty, another type, or text that is not Base64. A URL is refused, never fetched.
+    """
+    if isinstance(value, bytes | bytearray | memoryview):
+        data = bytes(value)
+    elif isinstance(value, str):
+        data = _from_base64(value)
+    elif _is_null(value):
+        raise ImageError("image is null; send the photo as Base64 text")
+    else:
+        raise ImageError(f"image is of type {type(value).__name__}; send the photo as Base64 text")
+    if not data:
+        raise ImageError("image is empty; send the photo as Base64 text")
+    return data
+
+
+def box_of(values: Sequence[object]) -> Box | None:
+    """Return the box of a row from its x1, y1, x2, y2; None when all four are null.
+
+    Whether the box lies in the photo's frame is checked when the photo is cropped.
+
+    Args:
+        values: four values: whole numbers (0-based pixels, x2 and y2 exclusive) or nulls.
+
+    Raises:
+        ImageError: some are null and others not, or one is not a whole number.
+    """
+    if all(_is_null(value) for value in values):
+        return None
+    x1, y1, x2, y2 = (_whole(name, value) for name, value in zip(BOX_COLUMNS, values, strict=True))
+    return x1, y1, x2, y2
+
+
+def _from_base64(text: str) -> bytes:
+    text = text.strip()
+    if text[:8].lower().startswith(("http://", "https://", "ftp://", "file://", "s3://")):
+        raise ImageError("image is a URL, which is never fetched; send the photo itself as Base64 text")
+    if text[:5].lower() == "data:":
+        header, _, text = text.partition(",")
+        if not header.lower().endswith(";base64"):
+            raise ImageError("image has a data: prefix without ';base64,'; send the photo as Base64 text")
+    try:
+        # `base64` and MIME encoders break lines; anything else that is no Base64 is an error.
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ImageError("image is not valid Base64 text") from None
+
+
+def _whole(name: str, value: object) -> int:
+    if _is_null(value):
+        raise ImageError(f"{name} is missing: a box needs all of {', '.join(BOX_COLUMNS)}, or none of them")
+    # JSON and pandas turn a column of ints with gaps into floats.
+    if isinstance(value, float | np.floating) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise ImageError(f"{name} is not a whole number; boxes are in pixels")
+    if abs(int(value)) > _FARTHEST:
+        raise ImageError(f"{name} is out of range; boxes are in pixels")
+    return int(value)
+
+
+def _is_null(value: object) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))

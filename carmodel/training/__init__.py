@@ -1,0 +1,1 @@
+"""Fitting a network on the stores: batches, on-device augmentation, schedule, checkpoints."""

@@ -1,0 +1,71 @@
+"""The command line of a step: its settings as ``--name value``, a run around its work, errors in words."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+from carmodel.errors import InputError
+from carmodel.settings import STEPS, Settings, SettingsError, resolve
+from carmodel.tracking import step_run
+
+
+def run_step(name: str, work: Callable[..., None]) -> None:
+    """Parse the arguments of step `name`, open its run and do `work(settings, step)` in it.
+
+    Bad input ends the process with code 2 and one clear message; the run, once open, is then FAILED.
+    """
+    try:
+        settings, recipe = parse_step(name, sys.argv[1:])
+        with step_run(name, settings, recipe) as step:
+            work(settings, step)
+    except InputError as error:
+        fail(name, error)
+
+
+def parse_step(name: str, arguments: list[str]) -> tuple[Settings, str]:
+    """Settings of a step from its command line, and the -P words that chose its recipe."""
+    names = list(STEPS[name].model_fields)
+    given = parse(make_parser(name, STEPS[name].__doc__, {name: names}), arguments, names)
+    own = {parameter: given[parameter] for parameter in names}
+    recipe = " ".join(f"-P {key}={shlex.quote(given[key])}" for key in ("config", "set") if given[key])
+    return resolve(given["config"], given["set"], {name: own}, only=name)[name], recipe
+
+
+def make_parser(entry: str, description: str | None, names: Mapping[str, list[str]]) -> argparse.ArgumentParser:
+    """Parser with the named parameters of each step; a name that several steps share sets it in all of them."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m steps.{entry}",
+        description=description,
+        epilog=f"the same through MLflow: mlflow run . -e {entry} --env-manager local -P NAME=VALUE",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", default="", metavar="FILE", help="recipe: configs/NAME.yaml")
+    parser.add_argument(
+        "--set", default="", metavar="STEP.NAME=VALUE,…", help="generic override of any step's parameter"
+    )
+    owners: dict[str, list[str]] = {}
+    for step, of in names.items():
+        for name in of:
+            owners.setdefault(name, []).append(step)
+    for name, steps in owners.items():
+        field = STEPS[steps[0]].model_fields[name]
+        where = "" if len(names) == 1 else f"[{', '.join(steps)}] "
+        text = f"{where}{field.description} (default: {field.default!r})"
+        parser.add_argument(f"--{name}", default="", metavar="VALUE", help=text.replace("%", "%%"))
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str], known: list[str]) -> dict[str, str]:
+    """Parse, refusing unknown names with the list of those that exist."""
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        raise SettingsError(f"no parameter {unknown[0].lstrip('-')!r}; there are config, set, {', '.join(known)}")
+    return vars(given)
+
+
+def fail(entry: str, error: Exception) -> NoReturn:
+    """Say what is wrong and which command explains the parameters, then exit with code 2."""
+    print(f"\n{entry}: error: {error}\n  the parameters: python -m steps.{entry} --help", file=sys.stderr)
+    raise SystemExit(2)

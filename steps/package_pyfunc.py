@@ -1,0 +1,56 @@
+"""Package the model as a classifier of Base64 photos: log, register, check, call it `candidate` and perhaps `champion`."""
+
+import base64
+import json
+
+import cv2
+import mlflow
+import numpy as np
+import pandas as pd
+
+from carmodel.data.store import Store, content_digest, open_store
+from carmodel.errors import InputError
+from carmodel.serving.packaging import log_classifier
+from carmodel.serving.registry import promote, register
+from carmodel.settings import PackagePyfunc, require
+from carmodel.tracking import StepRun, fetch
+from steps.command import run_step
+
+
+def work(settings: PackagePyfunc, step: StepRun) -> None:
+    """Leave a new version of the registered model that has answered a real request."""
+    model_uri = require("package_pyfunc", "model_uri", settings.model_uri, "train")
+    store_uri = require("package_pyfunc", "store_uri", settings.store_uri, "preprocess")
+    report = require("package_pyfunc", "evaluation_uri", settings.evaluation_uri, "evaluate")
+    top1 = json.loads((fetch(report) / "metrics.json").read_text())["top1"]
+    store = open_store(fetch(store_uri) / "test.h5")
+
+    info = log_classifier(model_uri, settings.max_pixels, settings.max_rows)
+    name = settings.registered_model_name
+    version = register(info.model_uri, name, top1, content_digest(store))
+    answer = check(f"models:/{name}/{version}", store)
+    print(f"package_pyfunc: {name} version {version} answered {answer['label']!r} ({answer['probability']:.3f})")
+    promotion = promote(mlflow.MlflowClient(), name, version, settings.min_accuracy)
+
+    step.add_output("classifier", f"models:/{name}/{version}")
+    step.summarise(
+        f"{name} version {version}: candidate{' and champion' if promotion.champion else ''}; {promotion.reason}"
+    )
+
+
+def check(uri: str, store: Store) -> dict[str, object]:
+    """Load the registered version and have it answer for the first test photo, sent as clients send it.
+
+    Raises:
+        InputError: it answers with an error or not at all.
+    """
+    png = cv2.imencode(".png", cv2.cvtColor(store.take(np.array([0]))[0], cv2.COLOR_RGB2BGR))[1].tobytes()
+    request = pd.DataFrame({"image": [base64.b64encode(png).decode()]})
+    (answer,) = mlflow.pyfunc.load_model(uri).predict(request).to_dict("records")
+    if answer["error"] is not None or answer["label"] not in store.class_names:
+        raise InputError(f"{uri} was registered, but does not answer a photo of test.h5: {answer['error']}")
+    return answer
+
+
+if __name__ == "__main__":
+    run_step("package_pyfunc", work)

@@ -1,0 +1,64 @@
+"""Turn photos and annotations into train.h5 and test.h5, or check stores that are there already."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+
+from carmodel.data import sample
+from carmodel.data.memory_map import copy_store
+from carmodel.data.pictures import contact_sheet
+from carmodel.data.preprocessing import check_stores, write_stores
+from carmodel.data.sources import ReadyStores, open_folder
+from carmodel.data.store import open_store
+from carmodel.settings import Preprocess
+from carmodel.tracking import StepRun, digest_of_sources, fetch
+from steps.command import run_step
+
+SYNTHETIC = "built-in synthetic sample: drawn cars, no photos"
+
+
+def work(settings: Preprocess, step: StepRun) -> None:
+    """Leave the output `data` (train.h5, test.h5), the data report and a contact sheet."""
+    folder = fetch(settings.data_uri) if settings.data_uri else draw_sample(settings)
+    source = open_folder(folder, step.folder, settings.seed)
+    data = step.folder / "data"
+    data.mkdir()
+    note = "" if settings.data_uri else SYNTHETIC
+    if isinstance(source, ReadyStores):
+        report = check_stores(source.folder)
+        for name in ("train.h5", "test.h5"):
+            copy_store(source.folder / name, data)
+    else:
+        report = write_stores(source, data, settings, note)
+    for said in report["notes"]:
+        print(f"preprocess: {said}")
+
+    (step.folder / "data_report.json").write_text(json.dumps(report, indent=2) + "\n")
+    title = str(open_store(data / "train.h5").attrs["note"]) or settings.data_uri
+    contact_sheet(data / "train.h5", step.folder / "contact_sheet.png", title)
+    for name in ("data_report.json", "contact_sheet.png"):
+        mlflow.log_artifact(str(step.folder / name))
+    step.log_output(data, "data")
+    train, test = report["splits"]["train"], report["splits"]["test"]
+    step.summarise(
+        f"{train['training']} training, {train['validation']} validation, {test['rows']} test rows; "
+        f"{len(report['listed'])} photos left out"
+    )
+
+
+def draw_sample(settings: Preprocess) -> Path:
+    """The built-in sample, in ``sample/`` of the working directory; drawn unless this very code has drawn it already."""
+    folder = Path("sample", f"{settings.sample_classes}x{settings.sample_photos}-seed{settings.seed}")
+    drawn_by, code = folder / "drawn_by.txt", digest_of_sources(Path(sample.__file__))
+    if not drawn_by.is_file() or drawn_by.read_text() != code:
+        print(f"preprocess: no data_uri: drawing the synthetic sample into {folder}/")
+        shutil.rmtree(folder, ignore_errors=True)
+        sample.draw(folder, settings.sample_classes, settings.sample_photos, settings.seed)
+        drawn_by.write_text(code)
+    return folder
+
+
+if __name__ == "__main__":
+    run_step("preprocess", work)

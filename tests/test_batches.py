@@ -1,0 +1,161 @@
+"""One rank's epoch: who sees which row when, whatever the ranks and threads."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from carmodel.data.store import Store, Writer, open_store
+from carmodel.errors import InputError
+from carmodel.training.batches import Batches, deal, permutation
+from carmodel.training.views import NO_VIEW, draw
+
+ROWS, CLASSES = 43, 3
+VIEWS = partial(draw, random_crop=0.5, random_flip=True, mixup=0.4)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """43 rows of 16 px, every fifth for validation; all pixels of a row hold its number."""
+    path = tmp_path_factory.mktemp("store") / "train.h5"
+    rows = np.arange(ROWS)
+    attributes: dict[str, str | int | float] = {"crop": "none", "margin": 0.0, "seed": 0, "created_by": "a test"}
+    with Writer(path, ROWS, 16, ["a", "b", "c"], split="train", **attributes) as writer:
+        images = np.broadcast_to(rows[:, None, None, None], (ROWS, 16, 16, 3)).astype(np.uint8)
+        writer.append(images, rows % CLASSES, [f"{row}.jpg" for row in rows], rows, rows % 5 == 0)
+    return open_store(path)
+
+
+@pytest.fixture
+def training(store: Store) -> np.ndarray:
+    return np.flatnonzero(~store.validation)
+
+
+def rows_of(batches: Batches) -> list[int]:
+    """The rows that an epoch shows, read off the pixels."""
+    return [int(image[0, 0, 0]) for step in range(len(batches)) for image in batches[step][0]]
+
+
+@given(st.integers(1, 200), st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(0, 1000))
+def test_ranks_share_an_epoch_without_overlap_in_equal_steps(
+    rows: int, ranks: int, batch_size: int, seed: int, epoch: int
+) -> None:
+    order = permutation(np.arange(rows), seed, epoch)
+    assert sorted(order) == list(range(rows))
+    shares = [deal(order, rank, ranks) for rank in range(ranks)]
+    assert {len(share) for share in shares} == {rows // ranks}
+    seen = np.concatenate(shares)
+    assert len(set(seen.tolist())) == len(seen) > rows - ranks
+
+
+def test_every_batch_of_an_epoch_is_about_as_large(store: Store, training: np.ndarray) -> None:
+    for ranks in (1, 2, 3):
+        for batch_size in (1, 7, 8, 33, 34, 100):
+            epochs = [Batches(store, training, batch_size, seed=1, rank=rank, ranks=ranks) for rank in range(ranks)]
+            sizes = [[len(batches[step][1]) for step in range(len(batches))] for batches in epochs]
+            assert all(other == sizes[0] for other in sizes)
+            assert sum(sizes[0]) == len(training) // ranks
+            assert max(sizes[0]) <= batch_size and max(sizes[0]) - min(sizes[0]) <= 1
+
+
+def test_two_ranks_of_half_the_batch_see_together_what_one_process_sees(store: Store) -> None:
+    rows = np.arange(32)
+    one = Batches(store, rows, 8, seed=5)
+    two = [Batches(store, rows, 4, seed=5, rank=rank, ranks=2) for rank in range(2)]
+    for step in range(len(one)):
+        together = np.concatenate([batches[step][0] for batches in two])
+        assert sorted(together[:, 0, 0, 0]) == sorted(one[step][0][:, 0, 0, 0])
+
+
+def test_the_order_is_new_in_every_epoch_and_a_function_of_seed_and_epoch(store: Store, training: np.ndarray) -> None:
+    batches, other = (Batches(store, training, 8, seed=seed) for seed in (3, 4))
+    epochs = []
+    for epoch in (0, 1, 2, 1):
+        batches.begin(epoch)
+        epochs.append(rows_of(batches))
+        assert epochs[-1] == permutation(training, 3, epoch).tolist()
+    assert epochs[1] == epochs[3] and epochs[0] != epochs[1] != epochs[2]
+    assert rows_of(other) != epochs[0]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_keras_shows_the_model_in_epoch_e_the_permutation_of_e(
+    workers: int, store: Store, training: np.ndarray
+) -> None:
+    seen: dict[int, list[int]] = {}
+
+    class Recorder(keras.Model):
+        def train_step(self, data: tuple) -> dict[str, float]:
+            seen[batches.epoch] += np.asarray(data[0])[:, 0, 0, 0].tolist()
+            return {"loss": 0.0}
+
+    def begin(epoch: int, logs: object) -> None:
+        seen[epoch] = []
+        batches.begin(epoch)
+
+    batches = Batches(store, training, 8, seed=11, workers=workers, max_queue_size=3)
+    model = Recorder()
+    model.compile("sgd", "mse", run_eagerly=True)
+    begin_epochs = keras.callbacks.LambdaCallback(on_epoch_begin=begin)
+    model.fit(batches, epochs=5, initial_epoch=2, shuffle=False, verbose=0, callbacks=[begin_epochs])
+    assert seen == {epoch: permutation(training, 11, epoch).tolist() for epoch in (2, 3, 4)}
+
+
+def test_a_batch_is_the_same_whatever_thread_fetches_it(store: Store, training: np.ndarray) -> None:
+    batches = Batches(store, training, 4, seed=2, views=VIEWS)
+    batches.begin(6)
+    alone = [batches[step] for step in range(len(batches))]
+    with ThreadPoolExecutor(4) as pool:
+        for (inputs, labels), (same, same_labels) in zip(alone, pool.map(batches.__getitem__, range(9)), strict=True):
+            assert isinstance(inputs, dict) and isinstance(same, dict)
+            assert np.array_equal(inputs["image"], same["image"]) and np.array_equal(inputs["view"], same["view"])
+            assert np.array_equal(labels, same_labels)
+
+
+def test_a_rows_view_is_the_same_on_every_number_of_ranks(store: Store, training: np.ndarray) -> None:
+    def views(batches: Batches) -> dict[int, list[float]]:
+        inputs = [batches[step][0] for step in range(len(batches))]
+        return {int(i[0, 0, 0]): v.tolist() for x in inputs for i, v in zip(x["image"], x["view"], strict=True)}
+
+    one = views(Batches(store, training, 8, seed=2, views=VIEWS))
+    for rank in range(3):
+        shared = views(Batches(store, training, 5, seed=2, views=VIEWS, rank=rank, ranks=3))
+        assert shared == {row: one[row] for row in shared}
+
+
+def test_images_stay_uint8_and_labels_are_one_hot(store: Store, training: np.ndarray) -> None:
+    images, labels = Batches(store, training, 8, seed=0)[0]
+    assert isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape == (6, 16, 16, 3)
+    assert labels.dtype == np.float32
+    assert np.array_equal(labels.argmax(axis=1), images[:, 0, 0, 0] % CLASSES) and np.all(labels.sum(axis=1) == 1)
+
+
+def test_labels_are_mixed_as_the_views_say(store: Store, training: np.ndarray) -> None:
+    inputs, labels = Batches(store, training, 8, seed=0, views=VIEWS)[0]
+    assert isinstance(inputs, dict)
+    share, rows = inputs["view"][:, 4], inputs["image"][:, 0, 0, 0].astype(int)
+    for i, row in enumerate(rows):
+        expected = np.zeros(CLASSES)
+        expected[row % CLASSES] += share[i]
+        expected[rows[(i + 1) % len(rows)] % CLASSES] += 1 - share[i]
+        np.testing.assert_allclose(labels[i], expected, atol=1e-6)
+
+
+def test_without_a_seed_rows_come_in_order_and_are_not_augmented(store: Store) -> None:
+    rows = np.flatnonzero(store.validation)
+    plain, viewed = Batches(store, rows, 4), Batches(store, rows, 4, views=VIEWS)
+    for batches in (plain, viewed):
+        batches.begin(3)
+    assert rows_of(plain) == rows.tolist()
+    inputs, labels = viewed[0]
+    assert isinstance(inputs, dict)
+    assert np.array_equal(inputs["view"], np.tile(NO_VIEW, (3, 1))) and set(labels.ravel()) == {0, 1}
+
+
+def test_fewer_rows_than_processes_is_an_error(store: Store) -> None:
+    with pytest.raises(InputError, match="2 rows cannot be dealt to 3 processes"):
+        Batches(store, np.arange(2), 8, seed=0, ranks=3)

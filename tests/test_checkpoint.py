@@ -1,0 +1,166 @@
+"""Checkpoints: whole or not there, for the network that made them, and no more of them than needed."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from carmodel.model.network import build
+from carmodel.settings import Train
+from carmodel.training.checkpoint import (
+    CheckpointError,
+    EarlyStopping,
+    SaveEveryEpoch,
+    best_epoch,
+    latest,
+    path_of,
+    restore,
+    save,
+)
+
+HISTORY = {"loss": [0.1, 1 / 3], "val_loss": [2.0, float("nan")]}
+
+
+def network(width: int = 4, classes: int = 3) -> keras.Model:
+    return build(Train(depth=14, width=width), classes, 32)
+
+
+def optimizer(model: keras.Model, made: type = keras.optimizers.AdamW) -> keras.optimizers.Optimizer:
+    result = made(0.01)
+    result.build(model.trainable_variables)
+    return result
+
+
+def values(*owners: keras.Model | keras.optimizers.Optimizer) -> list[np.ndarray]:
+    return [np.array(variable) for owner in owners for variable in owner.variables]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let the system refuse to write any file beyond `size` bytes, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_network_optimizer_and_history_come_back_bit_for_bit(tmp_path: Path) -> None:
+    model = network()
+    adam = optimizer(model)
+    adam.apply([keras.random.normal(v.shape) for v in model.trainable_variables], model.trainable_variables)
+    save(path_of(tmp_path, 2), model, adam, HISTORY)
+
+    other = network()
+    fresh = optimizer(other)
+    history = restore(path_of(tmp_path, 2), other, fresh)
+    assert all(np.array_equal(a, b) for a, b in zip(values(model, adam), values(other, fresh), strict=True))
+    assert history["loss"] == HISTORY["loss"] and np.isnan(history["val_loss"][1])
+
+
+def test_the_weights_alone_can_be_restored(tmp_path: Path) -> None:
+    model, other = network(), network()
+    save(tmp_path / "epoch-0001.npz", model, optimizer(model), HISTORY)
+    restore(tmp_path / "epoch-0001.npz", other)
+    assert all(np.array_equal(a, b) for a, b in zip(values(model), values(other), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("other", "made", "complaint"),
+    [
+        ({"width": 6}, keras.optimizers.AdamW, r"kernel \(7, 7, 3, 4\).*kernel \(7, 7, 3, 6\)"),
+        ({"classes": 5}, keras.optimizers.AdamW, r"predictions/kernel \(128, 3\).*predictions/kernel \(128, 5\)"),
+        ({}, keras.optimizers.SGD, r"holds \S+momentum .* where this training has nothing"),
+    ],
+    ids=["wider", "more classes", "another optimizer"],
+)
+def test_a_checkpoint_of_another_training_is_refused_by_the_parameters_name(
+    other: dict[str, int], made: type, complaint: str, tmp_path: Path
+) -> None:
+    model = network()
+    save(tmp_path / "epoch-0001.npz", model, optimizer(model), HISTORY)
+    here = network(**other)
+    fresh = optimizer(here, made)
+    before = values(here, fresh)
+    with pytest.raises(CheckpointError, match=complaint) as error:
+        restore(tmp_path / "epoch-0001.npz", here, fresh)
+    assert "epoch-0001.npz" in str(error.value)
+    assert all(np.array_equal(a, b) for a, b in zip(before, values(here, fresh), strict=True))
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    model = network()
+    save(tmp_path / "epoch-0001.npz", model, optimizer(model), HISTORY)
+    whole = (tmp_path / "epoch-0001.npz").read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"no checkpoint", whole[:3000] + b"?" * 3000 + whole[6000:]):
+        (tmp_path / "epoch-0002.npz").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"epoch-0002\.npz is not a readable checkpoint"):
+            restore(tmp_path / "epoch-0002.npz", network())
+
+
+# The standard library's zipfile tries once more to finish the file when it is collected.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <function ZipFile.__del__")
+def test_a_full_disk_loses_no_earlier_checkpoint_and_leaves_no_part_of_the_new_one(tmp_path: Path) -> None:
+    model = network()
+    saving = SaveEveryEpoch(tmp_path, model, {})
+    model.compile(optimizer(model))
+    saving.set_model(model)
+    for epoch in range(2):
+        saving.on_epoch_end(epoch, {"loss": 1.0})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with largest_file(10_000), pytest.raises(OSError, match=r"File too large.*epoch-0003\.npz"):
+        saving.on_epoch_end(2, {"loss": 0.5})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert latest(tmp_path) == path_of(tmp_path, 2)
+
+
+def test_the_last_two_and_the_best_are_kept_and_each_new_one_is_announced(tmp_path: Path) -> None:
+    model = network()
+    announced: list[str] = []
+    saving = SaveEveryEpoch(tmp_path, model, {}, on_saved=lambda path: announced.append(path.name))
+    model.compile(optimizer(model))
+    saving.set_model(model)
+    for epoch, loss in enumerate([3.0, 1.0, 2.0, 2.5, 1.5]):
+        saving.on_epoch_end(epoch, {"loss": 9.0, "val_loss": loss})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"epoch-000{epoch}.npz" for epoch in (2, 4, 5)]
+    assert announced == [f"epoch-000{epoch}.npz" for epoch in range(1, 6)]
+
+
+def test_the_best_epoch_is_the_first_of_least_validation_loss_and_of_least_loss_without_validation() -> None:
+    assert best_epoch({"loss": [3.0, 2.0, 1.0], "val_loss": [float("nan"), 0.5, 0.5]}) == 2
+    assert best_epoch({"loss": [3.0, 1.0, 2.0]}) == 2
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+    model = network()
+    for epoch in (1, 2):
+        save(path_of(tmp_path, epoch), model, optimizer(model), {"loss": [1.0] * epoch})
+    newest = path_of(tmp_path, 2)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert latest(tmp_path) == path_of(tmp_path, 1)
+
+
+def test_an_empty_folder_has_no_latest_checkpoint(tmp_path: Path) -> None:
+    assert latest(tmp_path) is None and latest(tmp_path / "missing") is None
+
+
+def test_early_stopping_waits_on_where_the_history_ends() -> None:
+    losses = [3.0, 1.0, 2.0, 1.5, 1.2, 1.1]
+
+    def stopped_at(past: int) -> int | None:
+        stopping = EarlyStopping(3, {"val_loss": losses[:past]})
+        stopping.set_model(network())
+        stopping.on_train_begin()
+        for epoch in range(past, len(losses)):
+            stopping.on_epoch_end(epoch, {"val_loss": losses[epoch]})
+            if stopping.stopped_epoch:
+                return epoch
+        return None
+
+    assert [stopped_at(past) for past in range(5)] == [4] * 5
+    assert [EarlyStopping(3, {"val_loss": losses[:past]}).over for past in range(6)] == [False] * 5 + [True]

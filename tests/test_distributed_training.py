@@ -1,0 +1,170 @@
+"""Whole trainings on real ranks: equal steps for any number of rows, death and resume, one MLflow run a step."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+from carmodel.settings import STEPS, Train
+from carmodel.training.launch import Host, RankError, run
+from carmodel.training.optimizer import make_optimizer
+
+ROOT = Path(__file__).resolve().parents[1]
+# There may be fewer GPUs than ranks here.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+DETERMINISTIC = NO_GPU | {"TF_DETERMINISTIC_OPS": "1"}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("horovod") is None, reason="Horovod is not installed: make horovod"),
+]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `training_ranks.several` left, on three ranks."""
+    folder = tmp_path_factory.mktemp("three")
+    run("tests.training_ranks:several", [str(folder)], [Host("localhost", 3)], folder / "logs", NO_GPU)
+    return folder
+
+
+def seen(folder: Path, ranks: int) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"seen-{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def weights(folder: Path, ranks: int) -> list[np.ndarray]:
+    return [np.load(folder / f"weights-{rank}.npy") for rank in range(ranks)]
+
+
+def test_40_rows_are_dealt_to_3_ranks_in_equal_steps_without_overlap(three: Path) -> None:
+    """13 rows a rank, in 4 steps; the 7 validation rows are 3, 2 and 2."""
+    ranks = seen(three / "plain", 3)
+    assert [rank["steps"] for rank in ranks] == [4, 4, 4]
+    assert [len([row for row in rank["taken"] if row < 40]) for rank in ranks] == [13, 13, 13]
+    assert [len([row for row in rank["taken"] if row >= 40]) for rank in ranks] == [3, 2, 2]
+    assert len({row for rank in ranks for row in rank["taken"]}) == 46
+
+
+@pytest.mark.parametrize("training", ["plain", "frozen"])
+def test_all_ranks_see_the_same_metrics_and_end_with_the_same_weights(training: str, three: Path) -> None:
+    first, *others = seen(three / training, 3)
+    assert all(len(other["history"]["val_loss"]) == len(first["history"]["val_loss"]) for other in others)
+    assert all(other["history"] == first["history"] for other in others)
+    for other in weights(three / training, 3)[1:]:
+        np.testing.assert_array_equal(other, weights(three / training, 3)[0])
+
+
+def test_a_frozen_networks_features_are_computed_once_shared_and_stopped_early_by_all(three: Path) -> None:
+    ranks = seen(three / "frozen", 3)
+    assert [row for rank in ranks for row in rank["taken"]] == list(range(47))
+    losses = ranks[0]["history"]["val_loss"]
+    assert len(losses) < 6 and np.argmin(losses) == len(losses) - 2
+
+
+@pytest.fixture(scope="module")
+def died(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float]:
+    """Folder of a training whose rank 1 was killed, the error, and the seconds from the last epoch to the error.
+
+    Beside it, in "uninterrupted", is one that ended well.
+    """
+    folder = tmp_path_factory.mktemp("died")
+    (folder / "uninterrupted").mkdir()
+    with pytest.raises(RankError) as error:
+        run("tests.training_ranks:killed", [str(folder)], [Host("localhost", 2)], folder / "logs", DETERMINISTIC)
+    saved = (folder / "checkpoints" / "epoch-0002.npz").stat().st_mtime
+    return folder, str(error.value), time.time() - saved
+
+
+def test_a_rank_killed_while_the_others_wait_for_its_gradients_ends_the_job(died: tuple[Path, str, float]) -> None:
+    folder, error, seconds = died
+    assert seconds < 60
+    assert error.startswith("rank 1 of 2, on localhost, ended by SIGKILL; its last lines:\n")
+    assert "Epoch 3/4" in (folder / "logs" / "rank-0.log").read_text()
+    assert not (folder / "weights-0.npy").exists()
+
+
+def test_resumed_after_a_death_the_training_ends_with_the_weights_of_an_uninterrupted_one(
+    died: tuple[Path, str, float],
+) -> None:
+    """Bit for bit, although of the new job's machines only the first has the checkpoint."""
+    folder, *_ = died
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["epoch-0001.npz", "epoch-0002.npz"]
+    run("tests.training_ranks:resumed", [str(folder)], [Host("localhost", 2)], folder / "again", DETERMINISTIC)
+    for resumed, uninterrupted in zip(weights(folder, 2), weights(folder / "uninterrupted", 2), strict=True):
+        np.testing.assert_array_equal(resumed, uninterrupted)
+    resumed, uninterrupted = (seen(where, 2)[0]["history"] for where in (folder, folder / "uninterrupted"))
+    assert resumed.keys() == uninterrupted.keys()
+    for name in ("loss", "accuracy", "top5", "val_loss", "val_accuracy", "val_top5"):
+        assert len(resumed[name]) == 4 and resumed[name] == uninterrupted[name], name
+
+
+def test_the_learning_rate_grows_with_the_ranks_unless_told_otherwise() -> None:
+    def peak(params: Train, ranks: int) -> float:
+        return float(make_optimizer(params, 10, ranks).learning_rate)
+
+    constant = {"warmup_epochs": 0.0, "learning_rate": 0.1}
+    assert peak(Train(**constant), 4) == pytest.approx(0.4)
+    assert peak(Train(**constant, scale_learning_rate=False), 4) == pytest.approx(0.1)
+    assert peak(Train(**constant), 1) == pytest.approx(0.1)
+
+
+def test_one_process_imports_nothing_of_horovod() -> None:
+    program = "import sys, steps.train; assert not [name for name in sys.modules if name.startswith('horovod')]"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=ROOT)
+
+
+def test_main_on_two_processes_makes_one_run_a_step(tmp_path: Path) -> None:
+    for name in ("carmodel", "steps", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("MLproject", "conda.yaml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    tiny = (
+        "preprocess.sample_classes=3,preprocess.sample_photos=10,preprocess.image_size=32,augment.copies=0,"
+        "train.width=4,train.epochs=1,train.batch_size=4"
+    )
+    folder = Path(sys.executable).parent
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [
+            folder / "mlflow",
+            "run",
+            ".",
+            "-e",
+            "main",
+            "--env-manager",
+            "local",
+            "-P",
+            "processes=2",
+            "-P",
+            f"set={tiny}",
+        ],
+        cwd=tmp_path,
+        env=kept | NO_GPU | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs(["0"])
+    assert sorted(run.info.run_name for run in runs) == sorted(["main", *STEPS.keys() - {"augment"}])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    train = next(run for run in runs if run.info.run_name == "train")
+    metrics = train.data.metrics
+    assert {f"{name}_rank_{rank}" for name in ("images_per_second", "all_reduce_seconds") for rank in (0, 1)} <= set(
+        metrics
+    )
+    assert metrics["val_loss"] == pytest.approx(metrics["validation_loss"])
+    logs = {file.path for file in client.list_artifacts(train.info.run_id, "ranks")}
+    assert logs == {"ranks/rank-0.log", "ranks/rank-1.log"}
+    assert "[0] train: " in done.stdout

@@ -1,0 +1,141 @@
+"""Pictures and the report: every case draws, nothing global is left, and the files say what the numbers say."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from carmodel.data.store import Store, Writer, open_store
+from carmodel.errors import InputError
+from carmodel.evaluation import figures, metrics
+
+SIZE = 8
+NAMES = ["red", "green", "blue"]
+
+
+def drawn(figure: Figure) -> str:
+    """Render the figure and return all its text."""
+    figure.canvas.draw()
+    return "\n".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Six photos of one colour each; the last one's label is wrong."""
+    path = tmp_path_factory.mktemp("store") / "test.h5"
+    colours = np.array([0, 1, 2, 0, 1, 2])
+    images = np.zeros((6, SIZE, SIZE, 3), np.uint8)
+    images[np.arange(6), :, :, colours] = 255
+    attrs = {"split": "test", "crop": "box", "margin": 0.0, "seed": 0, "created_by": "test"}
+    with Writer(path, rows=6, image_size=SIZE, class_names=NAMES, **attrs) as writer:
+        labels = np.array([0, 1, 2, 0, 1, 0])
+        writer.append(images, labels, [f"{i}.jpg" for i in range(6)], np.arange(6), np.zeros(6, bool))
+    return open_store(path)
+
+
+@pytest.fixture(scope="module")
+def colour_model() -> Callable:
+    """Makes a network that names the brightest channel."""
+    import keras
+
+    def make(classes: int = 3, size: int = SIZE, activation: str = "softmax") -> keras.Model:
+        image = keras.Input((size, size, 3), dtype="uint8")
+        mean = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 64)(image))
+        dense = keras.layers.Dense(classes, activation=activation, kernel_initializer="identity")
+        return keras.Model(image, dense(mean))
+
+    return make
+
+
+def test_training_curves_show_loss_accuracy_and_learning_rate() -> None:
+    history = {"loss": [2.0, 1.0], "val_loss": [2.1, 1.5], "accuracy": [0.1, 0.6], "learning_rate": [0.1, 0.05]}
+    text = drawn(figures.training_curves(history, "synthetic sample"))
+    for words in ("Training", "synthetic sample", "loss", "accuracy", "learning rate", "validation"):
+        assert words in text
+    assert "learning rate" not in drawn(figures.training_curves({"loss": [1.0], "accuracy": [0.5]}))
+
+
+@pytest.mark.parametrize(("classes", "named"), [(2, True), (8, True), (196, False)])
+def test_a_confusion_matrix_names_its_classes_only_when_they_are_few(classes: int, named: bool) -> None:
+    names = [f"Maker Model {i} Sedan 2012" for i in range(classes)]
+    matrix = np.eye(classes, dtype=int) * 40
+    matrix[0, 1] = 17
+    figure = figures.confusion_matrix(matrix, names, "synthetic sample")
+    text = drawn(figure)
+    assert ("Maker Model 1 Sedan 2012" in text) == named == ("17" in text.split("\n"))
+    assert "synthetic sample" in text
+    assert max(figure.get_size_inches()) < 16
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 16])
+def test_mistakes_show_each_photo_with_truth_answer_and_probability(count: int) -> None:
+    images = np.zeros((count, SIZE, SIZE, 3), np.uint8)
+    text = drawn(figures.mistakes(images, ["Fiat"] * count, ["Audi"] * count, [0.914] * count, "synthetic sample"))
+    assert text.count("true: Fiat\npredicted: Audi (91%)") == count
+    assert ("no mistakes" in text) == (count == 0)
+
+
+@pytest.mark.parametrize("classes", [3, 196])
+def test_per_class_bars_show_the_worst_and_the_best(classes: int) -> None:
+    rows = np.full(classes, 200)
+    table = pd.DataFrame({"class": [f"class {i}" for i in range(classes)], "rows": rows, "correct": range(classes)})
+    table["accuracy"] = table["correct"] / table["rows"]
+    table.loc[1, "accuracy"] = np.nan
+    text = drawn(figures.per_class_accuracy(table))
+    assert "class 0 (200)" in text
+    assert f"class {classes - 1} (200)" in text
+    assert "class 1 (200)" not in text
+    assert "class 100 (200)" not in text, "of many classes the middle is left out"
+
+
+def test_figures_leave_no_pyplot_state() -> None:
+    figures.confusion_matrix(np.eye(2, dtype=int), ["a", "b"])
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        assert pyplot.get_fignums() == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_evaluation_is_the_same_for_any_batch_size(store: Store, colour_model: Callable, batch_size: int) -> None:
+    from carmodel.evaluation.report import evaluate
+
+    evaluation = evaluate(colour_model(), store, batch_size, NAMES)
+    assert evaluation.probabilities.dtype == np.float32
+    assert evaluation.probabilities.argmax(axis=1).tolist() == [0, 1, 2, 0, 1, 2]
+    assert metrics.summary(evaluation.labels, evaluation.probabilities)["top1"] == pytest.approx(5 / 6)
+
+
+def test_the_report_holds_numbers_tables_and_pictures(store: Store, colour_model: Callable, tmp_path: Path) -> None:
+    from carmodel.evaluation.report import evaluate, write_report
+
+    numbers = write_report(tmp_path / "report", evaluate(colour_model(), store, 4, NAMES), store, subtitle="synthetic")
+    files = {path.name: path for path in (tmp_path / "report").iterdir()}
+    tables = {"metrics.json", "per_class.csv", "confusion_matrix.csv", "predictions.csv"}
+    assert set(files) == tables | {"confusion_matrix.png", "mistakes.png", "per_class.png"}
+    assert json.loads(files["metrics.json"].read_text()) == numbers
+    predictions = pd.read_csv(files["predictions.csv"])
+    assert predictions.columns.tolist() == ["source", "label", "predicted", "probability"]
+    assert predictions["source"].tolist() == [f"{i}.jpg" for i in range(6)]
+    assert predictions.iloc[5][["label", "predicted"]].tolist() == ["red", "blue"]
+    matrix = pd.read_csv(files["confusion_matrix.csv"], index_col="true")
+    assert matrix.columns.tolist() == matrix.index.tolist() == NAMES
+    assert matrix.loc["red", "blue"] == 1
+
+
+def test_a_model_that_does_not_fit_the_store_is_an_error_in_words(store: Store, colour_model: Callable) -> None:
+    from carmodel.evaluation.report import evaluate
+
+    with pytest.raises(InputError, match="class 1 is 'grey' for the model and 'green' in the store"):
+        evaluate(colour_model(), store, 4, ["red", "grey", "blue"])
+    with pytest.raises(InputError, match="2 against 3"):
+        evaluate(colour_model(classes=2), store, 4, NAMES[:2])
+    with pytest.raises(InputError, match="answers with 2 classes and the store has 3"):
+        evaluate(colour_model(classes=2), store, 4)
+    with pytest.raises(InputError, match="image_size"):
+        evaluate(colour_model(size=16), store, 4, NAMES)
+    with pytest.raises(InputError, match="no probabilities"):
+        evaluate(colour_model(activation="linear"), store, 4, NAMES)

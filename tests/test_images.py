@@ -1,0 +1,200 @@
+"""Bytes to pixels: formats, orientation, transparency, boxes, and what is refused."""
+
+import io
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from carmodel.data.images import Header, ImageError, crop_to_box, decode, prepare, read_header
+
+RED, BLUE = (200, 30, 40), (20, 60, 210)
+
+
+def two_halves(width: int = 40, height: int = 24) -> Image.Image:
+    """Red left half, blue right half."""
+    image = Image.new("RGB", (width, height), RED)
+    image.paste(BLUE, (width // 2, 0, width, height))
+    return image
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def close(pixel: np.ndarray, colour: tuple[int, int, int], tolerance: int = 12) -> bool:
+    return bool(np.all(np.abs(pixel.astype(int) - colour) <= tolerance))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WebP", "BMP"])
+def test_each_allowed_format_is_read_as_rgb(format: str) -> None:
+    data = encoded(two_halves(), format)
+    assert read_header(data) == Header(format, 40, 24)
+    pixels = decode(data)
+    assert (pixels.shape, pixels.dtype) == ((24, 40, 3), np.uint8)
+    assert close(pixels[12, 4], RED)
+    assert close(pixels[12, 36], BLUE)
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "PPM", "ICO"])
+def test_other_formats_are_refused(format: str) -> None:
+    with pytest.raises(ImageError, match="not a JPEG, PNG, WebP or BMP"):
+        read_header(encoded(two_halves(32, 32), format))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GIF89a", b"<html>hello</html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", bytes(300)]
+)
+def test_what_is_no_image_is_refused_without_repeating_it(data: bytes) -> None:
+    for function in (read_header, decode):
+        with pytest.raises(ImageError) as error:
+            function(data)
+        assert "html" not in str(error.value)
+        assert len(str(error.value)) < 100
+
+
+@pytest.mark.parametrize("format", ["PNG", "WebP"])
+def test_an_animation_is_refused(format: str) -> None:
+    frames = [two_halves(), Image.new("RGB", (40, 24), BLUE)]
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
+    with pytest.raises(ImageError, match="animation of 2 frames"):
+        read_header(data)
+
+
+def test_a_jpeg_with_a_second_picture_is_read_as_its_first() -> None:
+    data = encoded(two_halves(), "MPO", save_all=True, append_images=[Image.new("RGB", (40, 24), BLUE)])
+    assert read_header(data) == Header("JPEG", 40, 24)
+    assert close(decode(data)[12, 4], RED)
+
+
+def test_pixels_beyond_the_cap_are_refused_from_the_header_alone() -> None:
+    data = encoded(two_halves(), "PNG")
+    header = b"IHDR" + (9_000).to_bytes(4, "big") * 2 + data[24:29]
+    claimed = data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]
+    for function in (read_header, decode):
+        with pytest.raises(ImageError, match="9000 x 9000 is more than 50,000,000 pixels"):
+            function(claimed)
+        with pytest.raises(ImageError, match="40 x 24 is more than 959 pixels"):
+            function(data, max_pixels=959)
+    assert read_header(data, max_pixels=960).width == 40
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(two_halves(), "JPEG", exif=exif, quality=95)
+    turned = orientation >= 5
+    assert read_header(data) == Header("JPEG", *((24, 40) if turned else (40, 24)))
+    pixels = decode(data)
+    assert pixels.shape == ((40, 24, 3) if turned else (24, 40, 3))
+    red_comes_first = orientation in (1, 4, 5, 6)
+    assert close(pixels[2, 2] if turned else pixels[12, 2], RED if red_comes_first else BLUE, 25)
+
+
+def test_transparency_is_laid_over_white() -> None:
+    image = two_halves().convert("RGBA")
+    image.putalpha(0)
+    assert decode(encoded(image, "PNG")).min() == 255
+    palette = two_halves().quantize(4)
+    data = encoded(palette, "PNG", transparency=palette.getpixel((0, 0)))
+    pixels = decode(data)
+    assert close(pixels[12, 4], (255, 255, 255))
+    assert close(pixels[12, 36], BLUE)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    pixels = decode(encoded(two_halves().convert(mode), "PNG"))
+    assert (pixels.shape, pixels.dtype) == ((24, 40, 3), np.uint8)
+
+
+def test_cmyk_and_grey_jpeg_become_rgb() -> None:
+    assert close(decode(encoded(two_halves().convert("CMYK"), "JPEG", quality=95))[12, 4], RED, 25)
+    grey = decode(encoded(two_halves().convert("L"), "JPEG"))
+    assert np.array_equal(grey[..., 0], grey[..., 2])
+
+
+def test_sixteen_bits_are_scaled_to_eight() -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    pixels = decode(encoded(Image.fromarray(ramp), "PNG"))
+    assert np.array_equal(pixels[..., 0], ramp >> 8)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WebP", "BMP"])
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.97])
+def test_a_cut_off_file_is_an_error_and_not_half_a_picture(format: str, kept: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), format)
+    with pytest.raises(ImageError):
+        decode(data[: int(len(data) * kept)])
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_damaged_bytes_end_in_pixels_or_in_an_image_error(data: st.DataObject) -> None:
+    format = data.draw(st.sampled_from(["JPEG", "PNG", "WebP", "BMP"]))
+    damaged = bytearray(encoded(two_halves(), format))
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        pixels = decode(bytes(damaged), max_pixels=100_000)
+    except ImageError as error:
+        assert len(str(error)) < 100
+    else:
+        assert pixels.dtype == np.uint8
+        assert pixels.shape[2] == 3
+
+
+def test_opencv_and_pillow_decode_a_jpeg_to_the_same_bytes(sample: Path) -> None:
+    data = next((sample / "cars_train").iterdir()).read_bytes()
+    # Bytes after the end marker send the same photo down Pillow's path.
+    assert np.array_equal(decode(data), decode(data + b"\0"))
+
+
+def test_a_box_is_cut_out_with_its_margin_and_clipped_to_the_frame() -> None:
+    image = np.arange(10 * 20 * 3, dtype=np.uint8).reshape(10, 20, 3)
+    assert np.array_equal(crop_to_box(image, (4, 2, 14, 8), 0.0), image[2:8, 4:14])
+    assert np.array_equal(crop_to_box(image, (4, 2, 14, 8), 0.2), image[1:9, 2:16])
+    assert np.array_equal(crop_to_box(image, (4, 2, 14, 8), 1.0), image)
+    assert crop_to_box(image, None, 0.5) is image
+
+
+@given(
+    box=st.tuples(*(st.integers(-3, 25) for _ in range(4))),
+    margin=st.floats(0, 1),
+)
+def test_a_crop_holds_the_box_or_the_box_is_refused(box: tuple[int, int, int, int], margin: float) -> None:
+    image = np.zeros((12, 20, 3), np.uint8)
+    x1, y1, x2, y2 = box
+    if 0 <= x1 < x2 <= 20 and 0 <= y1 < y2 <= 12:
+        height, width, _ = crop_to_box(image, box, margin).shape
+        assert x2 - x1 <= width <= 20
+        assert y2 - y1 <= height <= 12
+    else:
+        with pytest.raises(ImageError, match=r"has no area|leaves the 20 x 12 frame"):
+            crop_to_box(image, box, margin)
+
+
+def test_prepare_is_decode_crop_and_area_resize() -> None:
+    data = encoded(two_halves(), "PNG")
+    prepared = prepare(data, 8, box=(0, 0, 20, 24))
+    assert prepared.shape == (8, 8, 3)
+    assert (prepared == RED).all()
+    whole = cv2.resize(np.array(two_halves()), (16, 16), interpolation=cv2.INTER_AREA)
+    assert np.array_equal(prepare(data, 16), whole)
+
+
+def test_real_photos_decode_alike_with_opencv_and_pillow(photos: Path) -> None:
+    for path in sorted((photos / "cars_test").iterdir())[:20]:
+        data = path.read_bytes()
+        header = read_header(data)
+        assert decode(data).shape == (header.height, header.width, 3)
+        assert np.array_equal(decode(data), decode(data + b"\0")), path.name

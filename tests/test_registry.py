@@ -1,0 +1,104 @@
+"""Who may be called champion: rules tried on a real registry in SQLite."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.pyfunc import PythonModel
+
+from carmodel.serving.registry import promote, register
+
+NAME = "cars"
+
+
+class Echo(PythonModel):
+    def predict(self, context: object, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
+        return model_input
+
+
+@pytest.fixture(scope="module")
+def model_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("registry")
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.set_registry_uri(f"sqlite:///{folder}/mlflow.db")
+    experiment = mlflow.create_experiment("registry", artifact_location=(folder / "artifacts").as_uri())
+    with mlflow.start_run(experiment_id=experiment):
+        yield mlflow.pyfunc.log_model(name="echo", python_model=Echo(), pip_requirements=["mlflow"]).model_uri
+    mlflow.set_tracking_uri(before[0])
+    mlflow.set_registry_uri(before[1])
+
+
+@pytest.fixture
+def add(model_uri: str) -> Iterator[Callable[..., str]]:
+    """Registers a version with an accuracy, in a registry without other versions."""
+    yield lambda accuracy, store="store A": register(model_uri, NAME, accuracy, store)
+    MlflowClient().delete_registered_model(NAME)
+
+
+def alias(name: str) -> str | None:
+    version = MlflowClient().get_registered_model(NAME).aliases.get(name)
+    return None if version is None else str(version)
+
+
+def test_the_version_promoted_last_is_the_candidate_and_carries_its_accuracy(add: Callable[..., str]) -> None:
+    assert [add(0.7), add(0.6)] == ["1", "2"]
+    assert alias("candidate") is None
+    for version in ("1", "2", "1", "2"):
+        promote(MlflowClient(), NAME, version, min_accuracy=0.9)
+        assert (alias("candidate"), alias("champion")) == (version, None)
+    assert MlflowClient().get_model_version(NAME, "2").tags == {"test_top1": "0.6", "test_store": "store A"}
+
+
+def test_the_first_version_that_is_good_enough_becomes_champion(add: Callable[..., str]) -> None:
+    champion, reason = promote(MlflowClient(), NAME, add(0.49), min_accuracy=0.5)
+    assert not champion
+    assert "below min_accuracy 0.5" in reason
+    assert alias("champion") is None
+    champion, reason = promote(MlflowClient(), NAME, add(0.5), min_accuracy=0.5)
+    assert champion
+    assert "first champion" in reason
+    assert alias("champion") == "2"
+
+
+def test_champion_moves_to_an_equal_or_better_version_only(add: Callable[..., str]) -> None:
+    client = MlflowClient()
+    promote(client, NAME, add(0.7), 0.5)
+    champion, reason = promote(client, NAME, add(0.6), 0.5)
+    assert (champion, alias("champion")) == (False, "1")
+    assert "below 0.7000 of the champion, version 1, which stays" in reason
+    assert promote(client, NAME, add(0.7), 0.5).champion
+    assert alias("champion") == "3"
+    assert promote(client, NAME, add(0.9), 0.5).champion
+    assert alias("champion") == "4"
+    champion, reason = promote(client, NAME, "4", 0.5)
+    assert champion
+    assert "already" in reason
+
+
+def test_a_champion_of_another_test_store_stays_and_the_reason_tells_how_to_move_it(add: Callable[..., str]) -> None:
+    client = MlflowClient()
+    promote(client, NAME, add(0.7, "store A"), 0.5)
+    champion, reason = promote(client, NAME, add(0.9, "store B"), 0.5)
+    assert (champion, alias("champion")) == (False, "1")
+    assert "can't be compared" in reason
+    assert "set_registered_model_alias('cars', 'champion', '2')" in reason
+
+
+def test_a_champion_that_was_never_measured_stays(add: Callable[..., str], model_uri: str) -> None:
+    client = MlflowClient()
+    add(0.1)
+    by_hand = mlflow.register_model(model_uri, NAME).version
+    client.set_registered_model_alias(NAME, "champion", by_hand)
+    assert not promote(client, NAME, add(0.9), 0.5).champion
+    assert alias("champion") == "2"
+
+
+def test_versions_beyond_nine_keep_their_order(add: Callable[..., str], tmp_path: Path) -> None:
+    versions = [add(0.5 + i / 100) for i in range(11)]
+    assert versions[-1] == "11"
+    assert all(promote(MlflowClient(), NAME, version, 0.5).champion for version in versions)
+    assert alias("champion") == "11"

@@ -1,0 +1,56 @@
+"""The learning rate over a run, and the optimizer that follows it."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from carmodel.model.network import build
+from carmodel.settings import Train
+from carmodel.training.optimizer import make_optimizer, undecayed
+from carmodel.training.schedule import warmup_cosine
+
+
+def rates(peak: float, epochs: int, warmup_epochs: float, steps_per_epoch: int) -> np.ndarray:
+    schedule = warmup_cosine(peak, epochs, warmup_epochs, steps_per_epoch)
+    return np.array([float(schedule(step)) for step in range(epochs * steps_per_epoch + 1)])
+
+
+def test_the_rate_rises_by_equal_steps_to_the_peak_and_falls_as_a_cosine_to_zero() -> None:
+    measured = rates(0.4, epochs=5, warmup_epochs=1, steps_per_epoch=4)
+    np.testing.assert_allclose(measured[:5], [0.08, 0.16, 0.24, 0.32, 0.4], rtol=1e-5)
+    np.testing.assert_allclose(measured[4:], 0.2 * (1 + np.cos(np.pi * np.arange(17) / 16)), atol=1e-7)
+
+
+def test_without_warm_up_the_first_step_has_the_peak_rate() -> None:
+    assert rates(0.4, 3, 0, 5)[0] == pytest.approx(0.4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 3), st.floats(0, 5), st.integers(1, 4))
+def test_every_step_has_a_rate_above_zero_and_at_most_the_peak(epochs: int, warmup: float, steps: int) -> None:
+    measured = rates(0.1, epochs, warmup, steps)
+    assert np.all(measured[:-1] > 0) and measured.max() <= 0.1 * (1 + 1e-6)
+    assert measured[-1] == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_shrinks_kernels_and_leaves_biases_scale_and_normalisation_alone(name: str) -> None:
+    params = Train(depth=14, width=4, optimizer=name, learning_rate=0.5, weight_decay=0.1, warmup_epochs=0, epochs=2)
+    model = build(params, 3, 32)
+    for variable in model.trainable_variables:
+        variable.assign(keras.ops.ones_like(variable))
+    optimizer = make_optimizer(params, steps_per_epoch=10)
+    optimizer.exclude_from_weight_decay(var_list=undecayed(model))
+    optimizer.apply([keras.ops.zeros_like(v) for v in model.trainable_variables], model.trainable_variables)
+    after = {variable.path: float(keras.ops.max(variable)) for variable in model.trainable_variables}
+    assert {path.rpartition("/")[2] for path in after} == {"kernel", "bias", "gamma", "beta"}
+    for path, value in after.items():
+        assert value == pytest.approx(0.95 if path.endswith("kernel") else 1.0), path
+
+
+def test_the_optimizer_is_the_one_asked_for() -> None:
+    sgd, adamw = (make_optimizer(Train(optimizer=name), 10) for name in ("sgd", "adamw"))
+    assert isinstance(sgd, keras.optimizers.SGD) and sgd.nesterov and sgd.momentum == 0.9
+    assert isinstance(adamw, keras.optimizers.AdamW)

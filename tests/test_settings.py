@@ -1,0 +1,102 @@
+"""Recipes and overrides: precedence, and errors that name what exists."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from carmodel.settings import LINK_OF, STEPS, SettingsError, check, load_recipe, parse_flag, parse_set, resolve
+
+RECIPES = sorted(Path("configs").glob("*.yaml"))
+
+
+def write(folder: Path, **steps: dict) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(steps))
+    return str(path)
+
+
+def test_later_sources_win_over_earlier_ones(tmp_path: Path) -> None:
+    recipe = write(tmp_path, train={"epochs": 2, "batch_size": 4, "depth": 14})
+    settings = resolve(recipe, "train.epochs=3,train.batch_size=5", {"train": {"epochs": "7"}})
+    train = settings["train"].model_dump()
+    assert (train["epochs"], train["batch_size"], train["depth"], train["width"]) == (7, 5, 14, 64)
+
+
+def test_an_empty_value_counts_as_not_given(tmp_path: Path) -> None:
+    recipe = write(tmp_path, train={"epochs": 2})
+    assert resolve(recipe, "", {"train": {"epochs": ""}})["train"].model_dump()["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("set_", "said"),
+    [
+        ("train.epoch=3", "no parameter 'epoch'; it has store_uri, augmented_uri, backbone"),
+        ("training.epochs=3", "no step 'training'; the steps are preprocess, augment, train"),
+        ("epochs=3", "not step.parameter=value"),
+        ("train.epochs=many", "train.epochs='many': input should be a valid integer"),
+        ("train.epochs=0", "greater than or equal to 1"),
+        ("train.optimizer=lion", "'sgd' or 'adamw'"),
+        ("train.depth=18", "14, 26, 50, 101 or 152"),
+        ("preprocess.crop=tight", "'box' or 'none'"),
+        ("train.weights=imagenet,train.depth=26", "the depths 50, 101, 152"),
+        ("train.learning_rate=inf", "train.learning_rate='inf'"),
+        ("package_pyfunc.registered_model_name=my/model", "package_pyfunc.registered_model_name='my/model'"),
+        ("train.store_uri=x", "filled by main"),
+        ("train.backbone=vgg16", "train.backbone='vgg16': not resnet or one of ConvNeXtBase"),
+        ("train.weights=no/such.h5", "train.weights='no/such.h5'"),
+    ],
+)
+def test_a_wrong_name_or_value_is_refused_with_what_exists(set_: str, said: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        resolve("", set_, {})
+    assert said in str(error.value)
+
+
+def test_a_step_run_alone_takes_its_inputs() -> None:
+    assert resolve("", "", {"augment": {"store_uri": "runs:/1/data"}}, only="augment")["augment"].model_dump()[
+        "store_uri"
+    ]
+
+
+def test_a_missing_recipe_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(SettingsError, match="configs/demo.yaml"):
+        load_recipe("configs/nothing.yaml")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "train: 3", "a: b: c"])
+def test_a_recipe_that_is_no_mapping_of_steps_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(SettingsError, match="bad.yaml"):
+        load_recipe(str(tmp_path / "bad.yaml"))
+
+
+def test_a_depth_given_as_text_is_a_number() -> None:
+    assert check("train", {"depth": "26"}).model_dump()["depth"] == 26
+
+
+def test_flags_are_true_or_false() -> None:
+    assert parse_flag("fresh", "true")
+    assert not parse_flag("fresh", "")
+    with pytest.raises(SettingsError, match="fresh='maybe'"):
+        parse_flag("fresh", "maybe")
+
+
+def test_a_value_may_hold_commas() -> None:
+    assert parse_set("train.hosts=a:1,b:2,train.epochs=2") == {"train": {"hosts": "a:1,b:2", "epochs": "2"}}
+
+
+def test_set_is_split_at_commas_and_first_equals() -> None:
+    assert parse_set("train.weights=a=b, train.epochs=2") == {"train": {"weights": "a=b", "epochs": "2"}}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid(recipe: Path) -> None:
+    assert set(resolve(str(recipe), "", {})) == set(STEPS)
+
+
+def test_every_parameter_explains_itself() -> None:
+    for step, settings in STEPS.items():
+        for name, field in settings.model_fields.items():
+            assert field.description, f"{step}.{name}"
+    assert set(LINK_OF.values()) <= {name for settings in STEPS.values() for name in settings.model_fields}

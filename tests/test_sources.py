@@ -1,0 +1,300 @@
+"""What a folder is: Stanford Cars, archives that unpack safely, class folders, ready stores, or an error that helps."""
+
+import gzip
+import io
+import lzma
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from carmodel.data import stanford_cars
+from carmodel.data.archives import unpack
+from carmodel.data.preprocessing import scan_batch
+from carmodel.data.sample import draw
+from carmodel.data.sources import ReadyStores, open_folder
+from carmodel.data.split import file_digest, hold_out_test
+from carmodel.data.table import NO_BOX, CarTable, photo_table
+from carmodel.errors import InputError
+
+
+def archived(data: Path, folder: Path) -> Path:
+    """The three published archives of a data set."""
+    folder.mkdir()
+    for archive, inside in (("cars_train", "cars_train"), ("cars_test", "cars_test"), ("car_devkit", "devkit")):
+        with tarfile.open(folder / f"{archive}.tgz", "w:gz") as tar:
+            tar.add(data / inside, inside)
+    return folder
+
+
+def class_folders(data: Path, folder: Path) -> Path:
+    """The training photos of a data set, a folder a class."""
+    table = stanford_cars.read(data)
+    for row in table.photos[table.photos["split"] == "train"].itertuples():
+        place = folder / table.class_names[row.label]
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(row.path, place / row.source)
+    return folder
+
+
+def opened(folder: Path, workdir: Path, seed: int = 0) -> CarTable:
+    table = open_folder(folder, workdir, seed)
+    assert isinstance(table, CarTable)
+    return table
+
+
+def test_the_official_layout_is_read_as_such(sample: Path, tmp_path: Path) -> None:
+    assert opened(sample, tmp_path).photos.equals(stanford_cars.read(sample).photos)
+
+
+def test_the_three_archives_are_unpacked_and_read(sample: Path, tmp_path: Path) -> None:
+    table = opened(archived(sample, tmp_path / "archives"), tmp_path / "work")
+    assert table.photos.drop(columns="path").equals(stanford_cars.read(sample).photos.drop(columns="path"))
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"stanford_cars"}
+
+
+def test_the_test_labels_are_found_beside_the_archives(sample: Path, tmp_path: Path) -> None:
+    archives = archived(sample, tmp_path / "archives")
+    with tarfile.open(archives / "car_devkit.tgz", "w:gz") as tar:
+        for path in (sample / "devkit").iterdir():
+            if "withlabels" not in path.name:
+                tar.add(path, f"devkit/{path.name}")
+    assert opened(archives, tmp_path / "without").notes
+    shutil.copy(sample / "devkit" / "cars_test_annos_withlabels.mat", archives)
+    assert not opened(archives, tmp_path / "with").notes
+
+
+def test_a_missing_archive_is_named(sample: Path, tmp_path: Path) -> None:
+    archives = archived(sample, tmp_path / "archives")
+    (archives / "cars_test.tgz").unlink()
+    with pytest.raises(InputError, match=r"put cars_test\.tgz there too"):
+        open_folder(archives, tmp_path / "work", 0)
+
+
+def test_a_damaged_archive_is_named_and_leaves_nothing(sample: Path, tmp_path: Path) -> None:
+    archives = archived(sample, tmp_path / "archives")
+    whole = (archives / "cars_test.tgz").read_bytes()
+    (archives / "cars_test.tgz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cars_test\.tgz cannot be unpacked"):
+        open_folder(archives, tmp_path / "work", 0)
+    assert not list((tmp_path / "work").iterdir())
+
+
+def second_header(tar: bytes) -> int:
+    """Where the header of an archive's second member begins."""
+    return tar.index(b"ustar", 2 * tarfile.BLOCKSIZE) - 257
+
+
+def without_end(tar: bytes) -> bytes:
+    """A tar archive without the blocks of zeros that end it."""
+    content = tar.rstrip(b"\0")
+    return content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+ON_THE_WAY = {
+    "a byte of the stream": lambda gz: gz[: len(gz) // 2] + bytes([gz[len(gz) // 2] ^ 1]) + gz[len(gz) // 2 + 1 :],
+    "the checksum": lambda gz: gz[:-8] + bytes(4) + gz[-4:],
+    "cut off in the checksum": lambda gz: gz[:-6],
+}
+BEFORE_PACKING = {
+    "cut off between two members": lambda tar: gzip.compress(tar[: second_header(tar)]),
+    "without its end": lambda tar: gzip.compress(without_end(tar)),
+    "a header": lambda tar: gzip.compress(tar[: second_header(tar)] + b"?" * 8 + tar[second_header(tar) + 8 :]),
+    "cut off, uncompressed": lambda tar: tar[: len(tar) // 2],
+    "cut off, xz": lambda tar: lzma.compress(tar)[:-40],
+}
+
+
+@pytest.mark.parametrize("how", [*ON_THE_WAY, *BEFORE_PACKING])
+def test_no_damage_to_an_archive_passes_unnoticed(sample: Path, tmp_path: Path, how: str) -> None:
+    archives = archived(sample, tmp_path / "archives")
+    path = archives / "cars_train.tgz"
+    archive = path.read_bytes()
+    path.write_bytes(ON_THE_WAY[how](archive) if how in ON_THE_WAY else BEFORE_PACKING[how](gzip.decompress(archive)))
+    with pytest.raises(InputError, match=r"cars_train\.tgz cannot be unpacked"):
+        unpack(archives, tmp_path / "work" / "cars")
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_member_whose_name_cannot_be_a_file_name_is_damage(sample: Path, tmp_path: Path) -> None:
+    archives = archived(sample, tmp_path / "archives")
+    with tarfile.open(archives / "cars_train.tgz", "w:gz") as tar:
+        member = tarfile.TarInfo("x")
+        member.pax_headers = {"path": "cars_train/\0.jpg"}
+        tar.addfile(member)
+    with pytest.raises(InputError, match=r"cars_train\.tgz cannot be unpacked: embedded null byte"):
+        unpack(archives, tmp_path / "work" / "cars")
+
+
+@pytest.mark.parametrize("pack", [lzma.compress, bytes], ids=["xz", "uncompressed"])
+def test_an_archive_packed_otherwise_under_the_same_name_is_fine(
+    sample: Path, tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    archives = archived(sample, tmp_path / "archives")
+    path = archives / "cars_train.tgz"
+    path.write_bytes(pack(gzip.decompress(path.read_bytes())))
+    assert unpack(archives, tmp_path / "cars").joinpath("cars_train").is_dir()
+
+
+def link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        tarfile.TarInfo("../escaped.txt"),
+        tarfile.TarInfo("cars_train/../../escaped.txt"),
+        tarfile.TarInfo("/tmp/escaped.txt"),
+        link("cars_train/link", "../../..", tarfile.SYMTYPE),
+        link("cars_train/link", "/etc/passwd", tarfile.SYMTYPE),
+        link("cars_train/link", "../escaped.txt", tarfile.LNKTYPE),
+        link("cars_train/pipe", "", tarfile.FIFOTYPE),
+        link("cars_train/device", "", tarfile.CHRTYPE),
+    ],
+    ids=lambda member: f"{member.name} {member.linkname}".strip(),
+)
+def test_no_member_may_leave_the_target(sample: Path, tmp_path: Path, member: tarfile.TarInfo) -> None:
+    archives = archived(sample, tmp_path / "archives")
+    content = b"escaped" if member.isfile() else b""
+    member.size = len(content)
+    with tarfile.open(archives / "cars_train.tgz", "w:gz") as tar:
+        tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(InputError) as error:
+        unpack(archives, tmp_path / "work" / "cars")
+    assert "cars_train.tgz" in str(error.value)
+    assert repr(member.name) in str(error.value)
+    assert not list((tmp_path / "work").iterdir())
+    assert not list(tmp_path.rglob("escaped.txt"))
+
+
+def test_ready_stores_are_told_apart_from_photos(tmp_path: Path) -> None:
+    for name in ("train.h5", "test.h5"):
+        (tmp_path / name).write_bytes(b"")
+    assert open_folder(tmp_path, tmp_path / "work", 0) == ReadyStores(tmp_path)
+
+
+def test_class_folders_hold_out_a_fifth_of_each_class(tmp_path: Path) -> None:
+    folder = class_folders(draw(tmp_path / "drawn", 2, 13), tmp_path / "mine")
+    table = opened(folder, tmp_path / "work")
+    assert table.class_names == sorted(path.name for path in folder.iterdir())
+    assert table.photos.groupby(["split", "label"]).size()["test"].tolist() == [2, 2]
+    assert (table.photos[["x1", "y1", "x2", "y2"]] == -1).all(axis=None)
+    assert all(table.class_names[row.label] == row.source.split("/")[0] for row in table.photos.itertuples())
+    assert "4 of 22 photos" in table.notes[0]
+
+
+def test_what_is_held_out_follows_the_photo_and_not_its_name(tmp_path: Path) -> None:
+    folder = class_folders(draw(tmp_path / "drawn", 2, 13), tmp_path / "mine")
+    before = opened(folder, tmp_path / "work").photos
+    held = {file_digest(path) for path in before["path"][before["split"] == "test"]}
+    for i, path in enumerate(sorted(folder.glob("*/*.jpg"), reverse=True)):
+        path.rename(path.with_name(f"renamed{i}.jpg"))
+    after = opened(folder, tmp_path / "work").photos
+    assert {file_digest(path) for path in after["path"][after["split"] == "test"]} == held
+
+
+def test_byte_identical_photos_share_a_side_of_the_test(tmp_path: Path) -> None:
+    folder = class_folders(draw(tmp_path / "drawn", 2, 13), tmp_path / "mine")
+    for path in list(folder.glob("*/*.jpg")):
+        shutil.copy(path, path.with_name(f"twin of {path.name}"))
+    photos = opened(folder, tmp_path / "work").photos
+    sides = photos.assign(digest=[file_digest(path) for path in photos["path"]]).groupby("digest")["split"].nunique()
+    assert (sides == 1).all()
+    assert (photos["split"] == "test").sum() == 8
+
+
+def test_a_class_of_one_photo_is_refused_by_name(tmp_path: Path) -> None:
+    folder = class_folders(draw(tmp_path / "drawn", 2, 5), tmp_path / "mine")
+    lonely = folder / "Lonely Car 2001"
+    lonely.mkdir()
+    photo = next(folder.glob("*/*.jpg"))
+    for name in ("one.jpg", "the same again.jpg"):
+        shutil.copy(photo, lonely / name)
+    with pytest.raises(InputError, match="too few in Lonely Car 2001"):
+        open_folder(folder, tmp_path / "work", 0)
+
+
+def test_class_folders_within_train_and_test_keep_their_split(tmp_path: Path) -> None:
+    drawn = draw(tmp_path / "drawn", 2, 5)
+    class_folders(drawn, tmp_path / "mine" / "train")
+    class_folders(drawn, tmp_path / "mine" / "test")
+    table = opened(tmp_path / "mine", tmp_path / "work")
+    assert table.photos.groupby("split").size().to_dict() == {"test": 8, "train": 8}
+    (tmp_path / "mine" / "test" / "Synthetic SUV 2020").rename(tmp_path / "mine" / "test" / "Odd Car")
+    with pytest.raises(InputError, match="classes that train/ lacks: Odd Car"):
+        open_folder(tmp_path / "mine", tmp_path / "work", 0)
+
+
+def test_a_folder_of_something_else_is_refused_with_what_it_holds_and_what_is_understood(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"holds empty/, notes\.txt; understood are:(.|\n)*cars_train(.|\n)*train\.h5"):
+        open_folder(tmp_path, tmp_path / "work", 0)
+    with pytest.raises(InputError, match="is not a folder"):
+        open_folder(tmp_path / "notes.txt", tmp_path / "work", 0)
+
+
+def test_every_file_of_a_class_folder_that_is_not_taken_is_a_problem(tmp_path: Path) -> None:
+    folder = class_folders(draw(tmp_path / "drawn", 2, 13), tmp_path / "mine")
+    suv = folder / "Synthetic SUV 2020"
+    photo = next(suv.glob("*.jpg"))
+    (suv / "more" / "still more").mkdir(parents=True)
+    for name in ("a.gif", "b.tiff", "notes.txt", "more/c.jpg", "more/still more/d.jpg", "../beside.jpg", ".hidden.gif"):
+        shutil.copy(photo, suv / name)
+    (suv / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (suv / "elsewhere").symlink_to(folder / "Synthetic Sedan 2020")
+    table = opened(folder, tmp_path / "work")
+    found = {(row.source.removeprefix("Synthetic SUV 2020/"), row.problem) for row in table.problems.itertuples()}
+    assert found == {
+        ("a.gif", "extra"),
+        ("b.tiff", "extra"),
+        ("notes.txt", "extra"),
+        ("more/c.jpg", "extra"),
+        ("more/still more/d.jpg", "extra"),
+        ("beside.jpg", "extra"),
+        ("elsewhere", "extra"),
+        ("gone.jpg", "missing"),
+    }
+    assert len(table.photos) == 22
+    assert set(table.problems["label"]) == {-1, table.class_names.index(suv.name)}
+
+
+@pytest.mark.parametrize("side", ["", "train", "test"])
+def test_a_class_folder_without_a_photo_is_refused_by_name(tmp_path: Path, side: str) -> None:
+    drawn = draw(tmp_path / "drawn", 2, 5)
+    for split in {"train", "test"} if side else {""}:
+        class_folders(drawn, tmp_path / "mine" / split)
+    of_class = tmp_path / "mine" / side / "Synthetic SUV 2020"
+    shutil.rmtree(of_class)
+    of_class.mkdir()
+    (of_class / "car.gif").write_bytes(b"")
+    with pytest.raises(InputError, match=r"Synthetic SUV 2020 holds no photo \(\.bmp, \.jpeg, \.jpg"):
+        open_folder(tmp_path / "mine", tmp_path / "work", 0)
+
+
+def test_one_class_folder_is_not_enough(tmp_path: Path) -> None:
+    folder = class_folders(draw(tmp_path / "drawn", 2, 5), tmp_path / "mine")
+    shutil.rmtree(folder / "Synthetic SUV 2020")
+    with pytest.raises(InputError, match="one class folder, Synthetic Sedan 2020; two classes or more are needed"):
+        open_folder(folder, tmp_path / "work", 0)
+
+
+def test_classes_may_be_called_train_and_test(tmp_path: Path) -> None:
+    folder = class_folders(draw(tmp_path / "drawn", 2, 5), tmp_path / "mine")
+    for path, name in zip(sorted(folder.iterdir()), ("train", "test"), strict=True):
+        path.rename(folder / name)
+    table = opened(folder, tmp_path / "work")
+    assert table.class_names == ["test", "train"]
+    assert table.photos.groupby(["split", "label"]).size().to_list() == [1, 1, 3, 3]
+
+
+def test_a_photo_that_cannot_be_read_is_left_to_the_scan(tmp_path: Path) -> None:
+    rows = [("train", str(tmp_path / f"{i}.jpg"), f"{i}.jpg", i % 2, *NO_BOX) for i in range(10)]
+    held = hold_out_test(photo_table(rows), seed=0)
+    assert held.groupby(["split", "label"]).size().to_list() == [1, 1, 4, 4]
+    assert set(scan_batch(held)["problem"]) == {"unreadable"}

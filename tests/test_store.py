@@ -1,0 +1,295 @@
+"""The store contract: what is written is read, whole or not at all, from one file, several, or parts."""
+
+import shutil
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from carmodel.data.memory_map import copy_store
+from carmodel.data.store import SCHEMA_VERSION, StoreError, Writer, content_digest, open_store
+
+NAMES = ["Éclair Coupé 2012", "Tonne Van 1999", "Zip SUV 2020"]
+ATTRS = {"split": "train", "crop": "box", "margin": 0.1, "seed": 3, "created_by": "a test"}
+
+
+def write(
+    path: Path, rows: int = 7, size: int = 4, names: list[str] = NAMES, announced: int | None = None
+) -> np.ndarray:
+    """A store of random images, appended in two goes; returns the images."""
+    images = np.random.default_rng(rows).integers(0, 256, (rows, size, size, 3), np.uint8)
+    with Writer(path, rows if announced is None else announced, size, names, **ATTRS) as writer:
+        for part in np.array_split(np.arange(rows), 2):
+            source = [f"{i:05d}.jpg" for i in part]
+            writer.append(images[part], part % len(names), source, part, part % 3 == 0)
+    return images
+
+
+def test_rows_come_back_as_they_were_appended(tmp_path: Path) -> None:
+    images = write(tmp_path / "train.h5")
+    store = open_store(tmp_path / "train.h5")
+    assert np.array_equal(store.take(np.arange(7)), images)
+    assert store.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert store.crc32.tolist() == [zlib.crc32(image) for image in images]
+    assert store.source.tolist() == [f"{i:05d}.jpg" for i in range(7)]
+    assert store.source_index.tolist() == list(range(7))
+    assert store.validation.tolist() == [True, False, False, True, False, False, True]
+    assert store.class_names == NAMES
+    assert (len(store), store.image_shape, store.image_size) == (7, (4, 4, 3), 4)
+    assert store.attrs == ATTRS | {"schema_version": SCHEMA_VERSION, "image_size": 4, "note": ""}
+    dtypes = [store.labels.dtype, store.crc32.dtype, store.source_index.dtype, store.validation.dtype]
+    assert dtypes == [np.int64, np.uint32, np.int64, np.bool_]
+
+
+def test_the_file_has_the_schema_that_the_contract_names(tmp_path: Path) -> None:
+    write(tmp_path / "train.h5")
+    with h5py.File(tmp_path / "train.h5") as file:
+        images = file["images"]
+        assert (images.shape, images.dtype, images.chunks, images.compression) == ((7, 4, 4, 3), np.uint8, None, None)
+        assert images.id.get_offset() > 0
+        assert set(file) == {"images", "labels", "crc32", "source", "source_index", "validation", "class_names"}
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.lists(st.integers(0, 12), max_size=20))
+def test_take_gives_any_rows_in_any_order(tmp_path_factory: pytest.TempPathFactory, rows: list[int]) -> None:
+    folder = tmp_path_factory.mktemp("take")
+    images = np.concatenate([write(folder / "a.h5", 5), write(folder / "b.h5", 8)])
+    both = open_store(folder / "a.h5", folder / "b.h5")
+    out = np.empty((len(rows), 4, 4, 3), np.uint8)
+    assert both.take(np.array(rows, np.int64), out) is out
+    assert np.array_equal(out, images[rows])
+
+
+def test_rows_outside_the_store_are_an_index_error(tmp_path: Path) -> None:
+    write(tmp_path / "train.h5")
+    store = open_store(tmp_path / "train.h5")
+    for rows in ([-1], [7], [0, 99]):
+        with pytest.raises(IndexError, match="0 … 6"):
+            store.take(np.array(rows))
+
+
+def test_the_same_rows_make_the_same_file_whenever_it_is_written(tmp_path: Path) -> None:
+    write(tmp_path / "one.h5")
+    time.sleep(1.1)  # HDF5 can note the time, in seconds
+    write(tmp_path / "two.h5")
+    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
+
+
+def test_take_is_safe_from_many_threads(tmp_path: Path) -> None:
+    images = write(tmp_path / "train.h5", 50)
+    store = open_store(tmp_path / "train.h5")
+    orders = [np.random.default_rng(i).permutation(50) for i in range(32)]
+    with ThreadPoolExecutor(8) as pool:
+        for order, taken in zip(orders, pool.map(store.take, orders), strict=True):
+            assert np.array_equal(taken, images[order])
+
+
+def test_fewer_rows_than_announced_leave_a_file_of_those_rows(tmp_path: Path) -> None:
+    images = write(tmp_path / "train.h5", rows=7, announced=400, size=16)
+    store = open_store(tmp_path / "train.h5")
+    assert np.array_equal(store.take(np.arange(7)), images)
+    store.verify()
+    assert (tmp_path / "train.h5").stat().st_size < 100 * 16 * 16 * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["train.h5"]
+
+
+def test_a_store_without_rows_can_be_read(tmp_path: Path) -> None:
+    write(tmp_path / "train.h5", rows=0)
+    store = open_store(tmp_path / "train.h5")
+    assert len(store) == 0
+    assert store.take(np.array([], np.int64)).shape == (0, 4, 4, 3)
+
+
+def test_an_exception_leaves_nothing_and_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "train.h5"
+    before = write(path)
+    with pytest.raises(RuntimeError), Writer(path, 9, 4, NAMES, **ATTRS) as writer:
+        writer.append(before[:1], np.array([0]), ["x"], np.array([0]), np.array([False]))
+        raise RuntimeError("the power went")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["train.h5"]
+    assert np.array_equal(open_store(path).take(np.arange(7)), before)
+
+
+def test_the_final_name_appears_when_the_file_is_whole(tmp_path: Path) -> None:
+    with Writer(tmp_path / "train.h5", 1, 4, NAMES, **ATTRS) as writer:
+        writer.append(np.zeros((1, 4, 4, 3), np.uint8), np.array([0]), ["x"], np.array([0]), np.array([False]))
+        assert not (tmp_path / "train.h5").exists()
+    assert (tmp_path / "train.h5").exists()
+
+
+def test_attributes_are_checked_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="margin"):
+        Writer(tmp_path / "train.h5", 1, 4, NAMES, split="train", crop="box", seed=0, created_by="a test")
+    assert not list(tmp_path.iterdir())
+
+
+def test_verify_names_the_damaged_row(tmp_path: Path) -> None:
+    path = tmp_path / "train.h5"
+    write(path)
+    open_store(path).verify()
+    with h5py.File(path, "r+") as file:
+        file["images"][4, 1, 1, 1] ^= 1
+    with pytest.raises(StoreError, match=r"train\.h5: row 4 \(00004\.jpg\)"):
+        open_store(path).verify()
+
+
+def test_stores_that_differ_are_not_joined(tmp_path: Path) -> None:
+    write(tmp_path / "a.h5")
+    write(tmp_path / "size.h5", size=5)
+    write(tmp_path / "names.h5", names=["x", "y", "z"])
+    with pytest.raises(StoreError, match=r"size\.h5 .* different size"):
+        open_store(tmp_path / "a.h5", tmp_path / "size.h5")
+    with pytest.raises(StoreError, match=r"names\.h5 .* different class names"):
+        open_store(tmp_path / "a.h5", tmp_path / "names.h5")
+
+
+def test_a_file_that_is_no_whole_store_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"none\.h5 does not exist"):
+        open_store(tmp_path / "none.h5")
+    path = tmp_path / "bad.h5"
+    path.write_bytes(b"not HDF5")
+    with pytest.raises(StoreError, match=r"bad\.h5 is not a whole HDF5 file"):
+        open_store(path)
+    write(path, rows=40, size=16)
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(StoreError, match=r"bad\.h5"):
+        open_store(path)
+    with h5py.File(path, "w") as file:
+        file["images"] = np.zeros((1, 4, 4, 3), np.uint8)
+    with pytest.raises(StoreError, match=r"bad\.h5 is not a store: it has no labels"):
+        open_store(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda file: file.attrs.modify("schema_version", 2), "schema version 2, this code reads 1"),
+        (lambda file: (file.pop("labels"), file.create_dataset("labels", data=[0, 1])), "one entry for each of 7"),
+        (lambda file: file["labels"].write_direct(np.full(7, 3)), "labels must lie in 0 … 2"),
+        (
+            lambda file: (
+                file.pop("images"),
+                file.create_dataset("images", data=np.zeros((7, 4, 4, 3), "u1"), chunks=True),
+            ),
+            "contiguous",
+        ),
+    ],
+)
+def test_a_store_that_breaks_the_schema_is_refused(tmp_path: Path, damage: object, said: str) -> None:
+    write(tmp_path / "train.h5")
+    with h5py.File(tmp_path / "train.h5", "r+") as file:
+        damage(file)
+    with pytest.raises(StoreError, match=said):
+        open_store(tmp_path / "train.h5")
+
+
+def linked(path: Path, parts: list[Path]) -> None:
+    """A store whose images are a virtual data set over parts in a folder beside it."""
+    stores = [open_store(part) for part in parts]
+    rows = sum(map(len, stores))
+    layout = h5py.VirtualLayout((rows, *stores[0].image_shape), np.uint8)
+    start = 0
+    for part, store in zip(parts, stores, strict=True):
+        name = str(part.relative_to(path.parent))
+        layout[start : start + len(store)] = h5py.VirtualSource(name, "images", (len(store), *store.image_shape))
+        start += len(store)
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("images", layout)
+        for name in ("labels", "crc32", "validation", "source_index"):
+            file[name] = np.concatenate([getattr(store, name) for store in stores])
+        file["source"] = np.concatenate([store.source for store in stores]).astype(object)
+        file["class_names"] = np.array(NAMES, object)
+        file.attrs.update(stores[0].attrs)
+
+
+def test_a_store_made_of_parts_reads_the_same_wherever_it_is_moved(tmp_path: Path) -> None:
+    (tmp_path / "here" / "parts").mkdir(parents=True)
+    parts = [tmp_path / "here" / "parts" / f"{i}.h5" for i in range(3)]
+    images = np.concatenate([write(part, rows) for part, rows in zip(parts, (5, 1, 4), strict=True)])
+    linked(tmp_path / "here" / "train.h5", parts)
+    moved = (tmp_path / "here").rename(tmp_path / "there")
+    store = open_store(moved / "train.h5")
+    order = np.array([9, 0, 5, 4, 5])
+    assert np.array_equal(store.take(order), images[order])
+    store.verify()
+
+
+def test_a_missing_part_is_named_and_not_read_as_zeros(tmp_path: Path) -> None:
+    parts = [tmp_path / "0.h5", tmp_path / "1.h5"]
+    for part in parts:
+        write(part)
+    linked(tmp_path / "train.h5", parts)
+    parts[1].unlink()
+    with pytest.raises(StoreError, match=r"its part .*1\.h5 cannot be read"):
+        open_store(tmp_path / "train.h5")
+
+
+@pytest.fixture
+def made_of_parts(tmp_path: Path) -> Path:
+    """A store whose images are in two files in a folder beside it."""
+    folder = tmp_path / "original"
+    (folder / "parts").mkdir(parents=True)
+    parts = [folder / "parts" / f"{i}.h5" for i in range(2)]
+    for part, rows in zip(parts, (5, 4), strict=True):
+        write(part, rows)
+    linked(folder / "train.h5", parts)
+    return folder / "train.h5"
+
+
+def test_a_store_made_of_parts_is_copied_with_its_parts(made_of_parts: Path, tmp_path: Path) -> None:
+    images = open_store(made_of_parts).take(np.arange(9))
+    (tmp_path / "copy").mkdir()
+    copy_store(made_of_parts, tmp_path / "copy")
+    shutil.rmtree(made_of_parts.parent)
+    moved = (tmp_path / "copy").rename(tmp_path / "moved")
+    store = open_store(moved / "train.h5")
+    store.verify()
+    assert np.array_equal(store.take(np.arange(9)), images)
+    found = {path.relative_to(moved).as_posix() for path in moved.rglob("*") if path.is_file()}
+    assert found == {"train.h5", "parts/0.h5", "parts/1.h5"}
+
+
+def test_a_store_in_one_file_is_copied_as_it_is(tmp_path: Path) -> None:
+    write(tmp_path / "train.h5")
+    (tmp_path / "copy").mkdir()
+    copy_store(tmp_path / "train.h5", tmp_path / "copy")
+    assert (tmp_path / "copy" / "train.h5").read_bytes() == (tmp_path / "train.h5").read_bytes()
+
+
+def test_a_store_is_not_copied_without_a_part_or_with_one_from_elsewhere(made_of_parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    for elsewhere in ("../parts/0.h5", str(made_of_parts.parent / "parts" / "0.h5")):
+        layout = h5py.VirtualLayout((5, 4, 4, 3), np.uint8)
+        layout[:] = h5py.VirtualSource(elsewhere, "images", (5, 4, 4, 3))
+        with h5py.File(tmp_path / "linked.h5", "w") as file:
+            file.create_virtual_dataset("images", layout)
+        with pytest.raises(StoreError, match=rf"its part {elsewhere} is not within"):
+            copy_store(tmp_path / "linked.h5", tmp_path / "copy")
+    (made_of_parts.parent / "parts" / "0.h5").unlink()
+    with pytest.raises(StoreError, match=r"train\.h5 cannot be copied: .*0\.h5"):
+        copy_store(made_of_parts, tmp_path / "copy")
+    assert not [path for path in (tmp_path / "copy").rglob("*") if path.is_file()]
+
+
+def test_the_content_digest_is_of_the_labelled_photos_and_not_of_how_they_were_prepared(tmp_path: Path) -> None:
+    write(tmp_path / "a.h5", size=4)
+    write(tmp_path / "b.h5", size=6)
+    write(tmp_path / "fewer.h5", rows=6)
+    write(tmp_path / "names.h5", names=["x", "y", "z"])
+    for name, column, value in (("label", "labels", 2), ("source", "source", "other.jpg")):
+        write(tmp_path / f"{name}.h5")
+        with h5py.File(tmp_path / f"{name}.h5", "r+") as file:
+            file[column][0] = value
+    with h5py.File(tmp_path / "b.h5", "r+") as file:
+        file.attrs.update({"seed": 9, "crop": "none"})
+    digests = {path.stem: content_digest(open_store(path)) for path in tmp_path.iterdir()}
+    assert digests["a"] == digests["b"]
+    assert len(set(digests.values())) == len(digests) - 1
+    assert len(bytes.fromhex(digests["a"])) == 16
