@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 from carmodel.data.images import ImageError, prepare
 from carmodel.errors import InputError
 from carmodel.serving.rows import box_of, image_bytes
+from tests.tracked import tracked_in
 
 SIZE = 32
 MARGIN = 0.1
@@ -64,21 +65,17 @@ def logged(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     from carmodel.tracking import ROOT
 
     folder = tmp_path_factory.mktemp("classifier")
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.set_registry_uri(f"sqlite:///{folder}/mlflow.db")
-    experiment = mlflow.create_experiment("classifier", artifact_location=(folder / "artifacts").as_uri())
     facts = {"class_names": NAMES, "image_size": SIZE, "crop": "box", "margin": MARGIN}
-    with mlflow.start_run(experiment_id=experiment):
-        model = mlflow.tensorflow.log_model(
-            network, name="model", metadata=facts, code_paths=[str(ROOT / "carmodel")], pip_requirements=["keras"]
-        )
-        bare = mlflow.tensorflow.log_model(network, name="bare", pip_requirements=["keras"])
-        with pytest.raises(InputError, match="not a Keras model logged by train"):
-            log_classifier(bare.model_uri, MAX_PIXELS, MAX_ROWS)
-        yield log_classifier(model.model_uri, MAX_PIXELS, MAX_ROWS).model_uri
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+    with tracked_in(folder):
+        experiment = mlflow.create_experiment("classifier", artifact_location=(folder / "artifacts").as_uri())
+        with mlflow.start_run(experiment_id=experiment):
+            model = mlflow.tensorflow.log_model(
+                network, name="model", metadata=facts, code_paths=[str(ROOT / "carmodel")], pip_requirements=["keras"]
+            )
+            bare = mlflow.tensorflow.log_model(network, name="bare", pip_requirements=["keras"])
+            with pytest.raises(InputError, match="not a Keras model logged by train"):
+                log_classifier(bare.model_uri, MAX_PIXELS, MAX_ROWS)
+            yield log_classifier(model.model_uri, MAX_PIXELS, MAX_ROWS).model_uri
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from mlflow.entities import Run
 
 from carmodel.settings import STEPS
 from carmodel.tracking import ROOT, outputs_of
+from tests.tracked import tracked_in
 
 pytestmark = pytest.mark.slow
 
@@ -78,10 +79,8 @@ def first(project: Project) -> dict[str, str]:
 
 @pytest.fixture
 def tracked(project: Project) -> Iterator[None]:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{project.folder}/mlflow.db")
-    yield
-    mlflow.set_tracking_uri(before)
+    with tracked_in(project.folder):
+        yield
 
 
 def test_main_runs_every_step_once_as_its_child(project: Project, first: dict[str, str]) -> None:

@@ -25,6 +25,7 @@ from carmodel.training.batches import Batches
 from carmodel.training.checkpoint import CheckpointError, path_of
 from carmodel.training.fit import fit
 from carmodel.training.optimizer import undecayed
+from tests.tracked import tracked_in
 
 CLASSES, SIDE = 6, 32
 SMALL = {"depth": 14, "width": 4, "batch_size": 8, "warmup_epochs": 0.5}
@@ -79,14 +80,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture
 def autologged(tmp_path: Path) -> Iterator[mlflow.ActiveRun]:
     """An MLflow run in a store of its own, with Keras's autologging on."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = mlflow.create_experiment("test", artifact_location=(tmp_path / "artifacts").as_uri())
     mlflow.keras.autolog(log_models=False, log_datasets=False)
-    with mlflow.start_run(experiment_id=experiment) as run:
-        yield run
+    with tracked_in(tmp_path):
+        experiment = mlflow.create_experiment("test", artifact_location=(tmp_path / "artifacts").as_uri())
+        with mlflow.start_run(experiment_id=experiment) as run:
+            yield run
     mlflow.keras.autolog(disable=True)
-    mlflow.set_tracking_uri(before)
 
 
 def test_a_network_learns_and_its_history_tells(store: Store, tmp_path: Path) -> None:

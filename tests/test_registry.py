@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.pyfunc import PythonModel
 
 from carmodel.serving.registry import promote, register
+from tests.tracked import tracked_in
 
 NAME = "cars"
 
@@ -22,14 +23,10 @@ class Echo(PythonModel):
 @pytest.fixture(scope="module")
 def model_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("registry")
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.set_registry_uri(f"sqlite:///{folder}/mlflow.db")
-    experiment = mlflow.create_experiment("registry", artifact_location=(folder / "artifacts").as_uri())
-    with mlflow.start_run(experiment_id=experiment):
-        yield mlflow.pyfunc.log_model(name="echo", python_model=Echo(), pip_requirements=["mlflow"]).model_uri
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+    with tracked_in(folder):
+        experiment = mlflow.create_experiment("registry", artifact_location=(folder / "artifacts").as_uri())
+        with mlflow.start_run(experiment_id=experiment):
+            yield mlflow.pyfunc.log_model(name="echo", python_model=Echo(), pip_requirements=["mlflow"]).model_uri
 
 
 @pytest.fixture

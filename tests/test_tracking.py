@@ -11,14 +11,13 @@ from mlflow.entities import Run
 from carmodel import tracking
 from carmodel.errors import InputError
 from carmodel.settings import Augment, Evaluate, Preprocess, Train
+from tests.tracked import tracked_in
 
 
 @pytest.fixture(scope="module", autouse=True)
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db")
-    yield
-    mlflow.set_tracking_uri(before)
+    with tracked_in(tmp_path_factory.mktemp("tracking")):
+        yield
 
 
 @pytest.fixture(autouse=True)
