@@ -54,7 +54,35 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Preprocess(Settings):
+class OnEngine(Settings):
+    """Parameters of a step whose images are made on this machine or on a cluster."""
+
+    engine: Literal["local", "spark"] = Field(
+        "local", description="this machine's cores, or a Spark cluster; same images"
+    )
+    spark_master: str = Field(
+        "", description="Spark cluster, spark://HOST:PORT (empty: the active session, Spark's settings, or local cores)"
+    )
+    partitions: int = Field(0, ge=0, description="Spark tasks a store (0: one for about 128 images)")
+    work_folder: str = Field(
+        "", description="folder that driver and executors share, for unfinished stores (empty: a temporary one here)"
+    )
+
+    @field_validator("work_folder")
+    @classmethod
+    def _work_folder_is_there(cls, folder: str) -> str:
+        if folder and not Path(folder).expanduser().is_dir():
+            raise ValueError("not a folder that is there")
+        return folder
+
+    @model_validator(mode="after")
+    def _spark_is_asked_for(self) -> Self:
+        if self.engine == "local" and (self.spark_master or self.partitions):
+            raise ValueError("spark_master and partitions are for engine=spark")
+        return self
+
+
+class Preprocess(OnEngine):
     """Photos and annotations to train.h5 and test.h5."""
 
     data_uri: str = Field(
@@ -73,7 +101,7 @@ class Preprocess(Settings):
     seed: Seed = Field(0, description="seed of the validation split and of the built-in sample")
 
 
-class Augment(Settings):
+class Augment(OnEngine):
     """Augmented copies of the training rows, beside the originals."""
 
     store_uri: str = Field("", description="folder with train.h5, the `data` output of preprocess")
@@ -81,6 +109,11 @@ class Augment(Settings):
     crop: float = Field(0.15, ge=0.0, lt=1.0, description="largest part of a side that is cut away (0: off)")
     pad: float = Field(0.1, ge=0.0, lt=1.0, description="largest part of a side that is padded (0: off)")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip (0: off)")
+    transform: str = Field(
+        "",
+        pattern=r"^([\w.]+:\w+)?$",
+        description="package.module:function of yours, after crop, pad, flip (empty: none)",
+    )
     seed: Seed = Field(0, description="seed; an image depends on (seed, source row, copy) alone")
 
 
@@ -114,6 +147,7 @@ class Train(Settings):
     launcher: Literal["ssh", "spark"] = Field(
         "ssh", description="how other machines are reached: ssh or Spark executors"
     )
+    spark_master: str = Field("", description="Spark cluster of launcher=spark (empty: as for preprocess)")
     scale_learning_rate: bool = Field(True, description="multiply the learning rate by the number of processes")
     compression: Literal["none", "float16", "bfloat16"] = Field(
         "none", description="how processes send gradients: as they are, or rounded to half the size"

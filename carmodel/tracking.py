@@ -25,6 +25,7 @@ from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from carmodel.data.transform import file_of
 from carmodel.errors import InputError
 from carmodel.settings import LINK_OF, STEPS, Settings
 
@@ -261,6 +262,7 @@ def cache_key(name: str, settings: Settings) -> str:
         "parameters": {k: v for k, v in values.items() if k not in INPUTS},
         "inputs": {k: digest_of_input(v) for k, v in values.items() if k in INPUTS},
         "sources": digest_of_sources(ROOT / "steps" / f"{name}.py"),
+        "transform": digest_of_path(file) if (file := file_of(str(values.get("transform", "")))) else "",
         "lock": digest_of_path(ROOT / "requirements.lock"),
     }
     return _digest(json.dumps(parts, sort_keys=True).encode())

@@ -7,9 +7,11 @@ import mlflow
 from carmodel.data.augmentation import augment_store
 from carmodel.data.pictures import before_after
 from carmodel.data.store import open_store
+from carmodel.data.transform import load_transform
 from carmodel.settings import Augment, SettingsError, require
 from carmodel.tracking import StepRun, fetch
 from steps.command import run_step
+from steps.engine import engine_of, output_folder
 
 
 def work(settings: Augment, step: StepRun) -> None:
@@ -17,19 +19,23 @@ def work(settings: Augment, step: StepRun) -> None:
     if settings.copies == 0:
         raise SettingsError("copies=0 leaves nothing to do; main skips the step then")
     train = fetch(require("augment", "store_uri", settings.store_uri, "preprocess")) / "train.h5"
-    folder = step.folder / "augmented"
-    folder.mkdir()
-    augmented = folder / "augmented.h5"
-    began = time.perf_counter()
-    augment_store(train, augmented, **settings.model_dump(exclude={"store_uri"}))
-    rate = len(open_store(augmented)) / (time.perf_counter() - began)
-    mlflow.log_metrics({"images_per_second": rate, "bytes": augmented.stat().st_size})
+    transform = load_transform(settings.transform) if settings.transform else None
+    own = settings.transform.partition(".")[0].partition(":")[0]
+    with output_folder(settings, step, "augmented") as folder, engine_of(settings, (own,) if own else ()) as engine:
+        augmented = folder / "augmented.h5"
+        began = time.perf_counter()
+        strengths = settings.model_dump(include={"copies", "crop", "pad", "flip", "seed"})
+        augment_store(train, augmented, **strengths, transform=transform, engine=engine)
+        rows = len(open_store(augmented))
+        rate = rows / (time.perf_counter() - began)
+        size = sum(file.stat().st_size for file in folder.rglob("*.h5"))
+        mlflow.log_metrics({"images_per_second": rate, "bytes": size})
 
-    picture = step.folder / "before_after.png"
-    before_after(train, augmented, picture, str(open_store(train).attrs["note"] or "Augmentation: before, after"))
-    mlflow.log_artifact(str(picture))
-    step.log_output(folder, "augmented")
-    step.summarise(f"{len(open_store(augmented))} augmented rows, {rate:.0f} images/s")
+        picture = step.folder / "before_after.png"
+        before_after(train, augmented, picture, str(open_store(train).attrs["note"] or "Augmentation: before, after"))
+        mlflow.log_artifact(str(picture))
+        step.log_output(folder, "augmented")
+    step.summarise(f"{rows} augmented rows, {rate:.0f} images/s, {size / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

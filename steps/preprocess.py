@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import mlflow
@@ -15,23 +16,30 @@ from carmodel.data.store import open_store
 from carmodel.settings import Preprocess
 from carmodel.tracking import StepRun, digest_of_sources, fetch
 from steps.command import run_step
+from steps.engine import engine_of, output_folder
 
 SYNTHETIC = "built-in synthetic sample: drawn cars, no photos"
 
 
 def work(settings: Preprocess, step: StepRun) -> None:
     """Leave the output `data` (train.h5, test.h5), the data report and a contact sheet."""
+    with output_folder(settings, step, "data") as data:
+        write(settings, step, data)
+
+
+def write(settings: Preprocess, step: StepRun, data: Path) -> None:
+    """Fill the folder `data`, and log it."""
     folder = fetch(settings.data_uri) if settings.data_uri else draw_sample(settings)
     source = open_folder(folder, step.folder, settings.seed)
-    data = step.folder / "data"
-    data.mkdir()
-    note = "" if settings.data_uri else SYNTHETIC
     if isinstance(source, ReadyStores):
         report = check_stores(source.folder)
         for name in ("train.h5", "test.h5"):
             copy_store(source.folder / name, data)
     else:
-        report = write_stores(source, data, settings, note)
+        began = time.perf_counter()
+        with engine_of(settings) as engine:
+            report = write_stores(source, data, settings, "" if settings.data_uri else SYNTHETIC, engine)
+        mlflow.log_metric("photos_per_second", report["photos"] / (time.perf_counter() - began))
     for said in report["notes"]:
         print(f"preprocess: {said}")
 

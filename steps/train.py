@@ -35,7 +35,9 @@ def work(settings: Train, step: StepRun) -> None:
     environment = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
     try:
         if settings.launcher == "spark":
-            spark.run("steps.train:train_rank", arguments, settings.processes, logs, environment)
+            spark.run(
+                "steps.train:train_rank", arguments, settings.processes, logs, environment, master=settings.spark_master
+            )
         else:
             hosts = launch.check(settings.processes, settings.hosts)
             launch.run("steps.train:train_rank", arguments, hosts, logs, environment)

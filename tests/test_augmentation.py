@@ -10,28 +10,11 @@ from hypothesis import strategies as st
 
 from carmodel.data.augmentation import augment, augment_store, check_augmented, cut_sides, mirror, pad_sides, rng_for
 from carmodel.data.pictures import before_after, contact_sheet
-from carmodel.data.store import Store, Writer, open_store
+from carmodel.data.store import Store, open_store
+from carmodel.data.writer import Header, Rows, Writer
 from carmodel.errors import InputError
 
 STRENGTHS = {"crop": 0.2, "pad": 0.2, "flip": 0.5}
-
-
-@pytest.fixture
-def train(tmp_path: Path) -> Path:
-    """Twelve smooth pictures of two classes; every fourth is a validation row."""
-    path = tmp_path / "train.h5"
-    ramp = np.linspace(0, 200, 16)
-    images = np.stack(
-        [
-            np.stack([ramp[:, None] + 0 * ramp, 0 * ramp[:, None] + ramp, np.full((16, 16), 4 * i)], -1)
-            for i in range(12)
-        ]
-    )
-    attrs = {"split": "train", "crop": "box", "margin": 0.1, "seed": 0, "created_by": "a test", "note": "synthetic"}
-    with Writer(path, 12, 16, ["a", "b"], **attrs) as writer:
-        rows = np.arange(12)
-        writer.append(images.astype(np.uint8), rows % 2, [f"{i}.jpg" for i in rows], rows, rows % 4 == 0)
-    return path
 
 
 def augmented(train: Path, name: str = "augmented.h5", copies: int = 2, seed: int = 5, **changes: float) -> Store:
@@ -145,9 +128,12 @@ def test_copies_of_validation_rows_or_of_another_store_are_refused(
 
 def test_copies_of_rows_beyond_the_store_are_refused(train: Path) -> None:
     copies = augmented(train)
-    with Writer(train, 1, 16, ["a", "b"], split="train", crop="box", margin=0.1, seed=0, created_by="a test") as writer:
+    with Writer(
+        Header(train, 16, ["a", "b"], split="train", crop="box", margin=0.1, seed=0, created_by="a test"), 1
+    ) as writer:
         rows = np.array([0])
-        writer.append(np.zeros((1, 16, 16, 3), np.uint8), rows, ["0.jpg"], rows, np.array([False]))
+        writer.append(np.zeros((1, 16, 16, 3), np.uint8))
+        writer.describe(Rows(rows, ["0.jpg"], rows, np.array([False])))
     with pytest.raises(InputError, match=r"row 0 \(1\.jpg\) is no copy of row 1"):
         check_augmented(open_store(train), copies)
 

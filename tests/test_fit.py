@@ -16,7 +16,8 @@ import mlflow
 import numpy as np
 import pytest
 
-from carmodel.data.store import Store, Writer, open_store
+from carmodel.data.store import Store, open_store
+from carmodel.data.writer import Header, Rows, Writer
 from carmodel.errors import InputError
 from carmodel.model.network import build
 from carmodel.settings import Train
@@ -38,9 +39,12 @@ def write_store(path: Path, rows: int = 65, validation: bool = True) -> Store:
     labels = rng.integers(0, CLASSES, rows)
     images = (rng.integers(0, 60, (rows, SIDE, SIDE, 3)) + 32 * labels[:, None, None, None]).astype(np.uint8)
     attributes: dict[str, str | int | float] = {"crop": "none", "margin": 0.0, "seed": 0, "created_by": "a test"}
-    with Writer(path, rows, SIDE, [f"car {label}" for label in range(CLASSES)], split="train", **attributes) as writer:
+    with Writer(
+        Header(path, SIDE, [f"car {label}" for label in range(CLASSES)], split="train", **attributes), rows
+    ) as writer:
         is_validation = (np.arange(rows) % 5 == 0) & validation
-        writer.append(images, labels, [f"{row}.jpg" for row in range(rows)], np.arange(rows), is_validation)
+        writer.append(images)
+        writer.describe(Rows(labels, [f"{row}.jpg" for row in range(rows)], np.arange(rows), is_validation))
     return open_store(path)
 
 

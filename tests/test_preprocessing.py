@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from carmodel.data.engines import map_batches, rows_a_batch
 from carmodel.data.images import prepare
-from carmodel.data.preprocessing import check_stores, decode_batch, scan_batch, write_stores
+from carmodel.data.preprocessing import check_stores, decode_batch, write_stores
 from carmodel.data.report import Report
 from carmodel.data.split import hold_out, hold_out_test
 from carmodel.data.stanford_cars import read
@@ -57,6 +57,12 @@ def test_stores_hold_each_photo_as_the_classifier_would_see_it(sample: Path, tmp
         for i, row in enumerate(rows.itertuples()):
             box = (row.x1, row.y1, row.x2, row.y2)
             assert np.array_equal(store.take([i])[0], prepare(Path(row.path).read_bytes(), 32, box, 0.1))
+
+
+def test_without_crop_a_box_that_leaves_its_photo_is_still_a_problem(sample: Path, tmp_path: Path) -> None:
+    table = with_box(read(sample), 0, x2=10_000)
+    report = written(table, tmp_path / "out", crop="none", max_bad_fraction=0.1)
+    assert [item["problem"] for item in report["listed"]] == ["out_of_frame"]
 
 
 def test_without_crop_the_whole_photo_is_used(sample: Path, tmp_path: Path) -> None:
@@ -206,11 +212,11 @@ def test_holding_out_keeps_its_promises(
 
 def test_a_batch_alone_gives_what_the_whole_table_gives(sample: Path) -> None:
     photos = read(sample).photos
-    whole, errors = decode_batch(photos, 24, "box", 0.0)
-    assert errors == [""] * len(photos)
-    part, _ = decode_batch(photos.iloc[7:11], 24, "box", 0.0)
+    whole, told = decode_batch(photos, 24, "box", 0.0)
+    assert told["problem"].eq("").all()
+    part, told_of_part = decode_batch(photos.iloc[7:11], 24, "box", 0.0)
     assert np.array_equal(part, whole[7:11])
-    assert scan_batch(photos.iloc[7:11]).equals(scan_batch(photos).iloc[7:11])
+    assert told_of_part.equals(told.iloc[7:11])
 
 
 def test_ready_stores_are_checked(sample: Path, tmp_path: Path) -> None:

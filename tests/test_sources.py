@@ -12,7 +12,7 @@ import pytest
 
 from carmodel.data import stanford_cars
 from carmodel.data.archives import unpack
-from carmodel.data.preprocessing import scan_batch
+from carmodel.data.preprocessing import decode_batch
 from carmodel.data.sample import draw
 from carmodel.data.sources import ReadyStores, open_folder
 from carmodel.data.split import file_digest, hold_out_test
@@ -293,8 +293,8 @@ def test_classes_may_be_called_train_and_test(tmp_path: Path) -> None:
     assert table.photos.groupby(["split", "label"]).size().to_list() == [1, 1, 3, 3]
 
 
-def test_a_photo_that_cannot_be_read_is_left_to_the_scan(tmp_path: Path) -> None:
+def test_a_photo_that_cannot_be_read_is_left_to_the_decoder(tmp_path: Path) -> None:
     rows = [("train", str(tmp_path / f"{i}.jpg"), f"{i}.jpg", i % 2, *NO_BOX) for i in range(10)]
     held = hold_out_test(photo_table(rows), seed=0)
     assert held.groupby(["split", "label"]).size().to_list() == [1, 1, 4, 4]
-    assert set(scan_batch(held)["problem"]) == {"unreadable"}
+    assert set(decode_batch(held, 16, "box", 0.0)[1]["problem"]) == {"unreadable"}

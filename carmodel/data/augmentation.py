@@ -3,16 +3,17 @@
 A copy depends on (seed, source row, number of the copy) alone: any order and any number of workers give the same bytes.
 """
 
-from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from carmodel.data.engines import map_batches, rows_a_batch
-from carmodel.data.store import Store, Writer, open_store
+from carmodel.data.engines import TOLD, Engine, local
+from carmodel.data.store import Store, open_store
+from carmodel.data.transform import Transform, TransformError, transformed
+from carmodel.data.writer import Header, Rows
 from carmodel.errors import InputError
 
 CREATED_BY = "carmodel augment"
@@ -73,7 +74,16 @@ def augment(image: np.ndarray, rng: np.random.Generator, crop: float, pad: float
 
 
 def augment_store(
-    train_h5: Path, out_h5: Path, *, copies: int, crop: float, pad: float, flip: float, seed: int
+    train_h5: Path,
+    out_h5: Path,
+    *,
+    copies: int,
+    crop: float,
+    pad: float,
+    flip: float,
+    seed: int,
+    transform: Transform | None = None,
+    engine: Engine = local,
 ) -> None:
     """Write augmented copies of a store's training rows; validation rows are left alone.
 
@@ -88,21 +98,65 @@ def augment_store(
         pad: see `augment`.
         flip: see `augment`.
         seed: of all copies.
+        transform: of the user's, applied to what crop, pad and flip made.
+        engine: where the copies are made.
+
+    Raises:
+        InputError: `transform` raised, or changed the shape or dtype; names the row and the photo.
     """
     train = open_store(train_h5)
-    rows = np.flatnonzero(~train.validation)
-    table = pd.DataFrame({"row": np.repeat(rows, copies), "copy": np.tile(np.arange(copies), len(rows))})
+    origin = np.repeat(np.flatnonzero(~train.validation), copies)
+    copy = np.arange(len(origin)) % max(copies, 1)
+    table = pd.DataFrame({"row": origin, "copy": copy, "source": train.source[origin]})
     change = partial(augment, crop=crop, pad=pad, flip=flip)
-    batches = map_batches(
-        partial(_augment_batch, train, seed, change), table, f"writing {out_h5.name}", rows_a_batch(train.image_size)
-    )
     inherited = {name: train.attrs[name] for name in ("split", "crop", "margin", "note")}
-    with Writer(
-        out_h5, len(table), train.image_size, train.class_names, seed=seed, created_by=CREATED_BY, **inherited
-    ) as writer:
-        for origin, images in batches:
-            validation = np.zeros(len(origin), np.bool_)
-            writer.append(images, train.labels[origin], train.source[origin].tolist(), origin, validation)
+    engine(
+        Header(out_h5, train.image_size, train.class_names, seed=seed, created_by=CREATED_BY, **inherited),
+        partial(augment_batch, train_h5=train_h5.resolve(), seed=seed, change=change, transform=transform),
+        table,
+        _stop,
+        lambda told: Rows(train.labels[origin], train.source[origin], origin, np.zeros(len(told), np.bool_)),
+    )
+
+
+def augment_batch(
+    copies: pd.DataFrame, train_h5: Path, seed: int, change: Transform, transform: Transform | None
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Make some copies.
+
+    Args:
+        copies: row in the store and number of the copy.
+        train_h5: the store.
+        seed: of all copies.
+        change: the built-in augmentation.
+        transform: follows it, or None.
+
+    Returns:
+        see `carmodel.data.engines.Make`.
+    """
+    images = _opened(train_h5, train_h5.stat().st_mtime_ns).take(copies["row"].to_numpy())
+    problems = [""] * len(copies)
+    for i, (row, copy) in enumerate(zip(copies["row"].tolist(), copies["copy"].tolist(), strict=True)):
+        rng = rng_for(seed, row, copy)
+        images[i] = change(images[i], rng)
+        if transform:
+            try:
+                images[i] = transformed(images[i], rng, transform)
+            except TransformError as error:
+                problems[i] = str(error)
+    told = {"digest": b"", "problem": ["transform" if problem else "" for problem in problems], "detail": problems}
+    return images, pd.DataFrame(told, columns=TOLD, index=copies.index)
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path, changed: int) -> Store:
+    """A store, opened once a process while its file does not change."""
+    return open_store(path)
+
+
+def _stop(failed: pd.DataFrame) -> None:
+    first = failed.iloc[0]
+    raise InputError(f"row {first['row']} ({first['source']}), copy {first['copy']}: {first['detail']}")
 
 
 def check_augmented(train: Store, augmented: Store) -> None:
@@ -123,13 +177,3 @@ def check_augmented(train: Store, augmented: Store) -> None:
                 f"{augmented.paths[0]}: row {row} ({augmented.source[row]}) {what} {origin[row]} of {train.paths[0]}; "
                 "make the augmented copies from this store"
             )
-
-
-def _augment_batch(
-    train: Store, seed: int, change: Callable[[np.ndarray, np.random.Generator], np.ndarray], batch: pd.DataFrame
-) -> tuple[np.ndarray, np.ndarray]:
-    origin = batch["row"].to_numpy()
-    images = train.take(origin)
-    for i, (row, copy) in enumerate(zip(origin.tolist(), batch["copy"].tolist(), strict=True)):
-        images[i] = change(images[i], rng_for(seed, row, copy))
-    return origin, images

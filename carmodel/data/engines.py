@@ -1,4 +1,8 @@
-"""Engines map one function over batches of a table; the function neither knows nor cares which."""
+"""Engines make a store's images from a table of its rows; the function that makes a batch neither knows nor cares which.
+
+`local` runs on the cores of this machine and writes one file; `carmodel.data.spark` runs on a cluster and writes a file of
+parts. The images are the same.
+"""
 
 import os
 from collections import deque
@@ -7,13 +11,47 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import cv2
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from carmodel.data.writer import Header, Rows, Writer
+
 BATCH_ROWS = 128
 BATCH_BYTES = 32 << 20
+TOLD = ["digest", "problem", "detail"]
 
 Result = TypeVar("Result")
+
+Make = Callable[[pd.DataFrame], tuple[np.ndarray, pd.DataFrame]]
+"""From a slice of a table to its images, uint8 (n, H, W, 3), and what there is to tell of each, with the slice's index:
+digest (16 bytes: of what was read; empty where nothing was), problem and detail ("" where the image is fine; where it is
+not, it is undefined)."""
+
+Watch = Callable[[pd.DataFrame], None]
+"""Is shown the rows whose image could not be made, with problem and detail, as they come; may raise to stop the work."""
+
+Describe = Callable[[pd.DataFrame], Rows]
+"""From what was told of all rows, in the order of the table, to what the store keeps of those whose image is fine."""
+
+Engine = Callable[[Header, Make, pd.DataFrame, Watch, Describe], None]
+"""Writes a store: an image of each row of a table, in its order, without the rows that have a problem. The table's index
+has no value twice."""
+
+
+def local(header: Header, make: Make, table: pd.DataFrame, watch: Watch, describe: Describe) -> None:
+    """The engine of one machine: threads on all cores, and a store of one file."""
+    told = [pd.DataFrame(columns=TOLD, index=table.index[:0])]
+    with Writer(header, len(table)) as writer:
+        for images, of_batch in map_batches(
+            make, table, f"writing {header.path.name}", rows_a_batch(header.image_size)
+        ):
+            fine = of_batch["problem"].eq("").to_numpy()
+            if not fine.all():
+                watch(table.join(of_batch[~fine], how="inner"))
+            writer.append(images if fine.all() else images[fine])
+            told.append(of_batch)
+        writer.describe(describe(pd.concat(told[1:] or told)))
 
 
 def rows_a_batch(image_size: int) -> int:
@@ -50,13 +88,18 @@ def map_batches(
             return result
 
         try:
-            for start in range(0, len(table), batch_rows):
+            for batch in slices(table, batch_rows):
                 if len(pending) == 2 * workers - 1:  # the caller holds one more until it gets the next
                     yield oldest()
-                batch = table.iloc[start : start + batch_rows]
                 pending.append((len(batch), pool.submit(function, batch)))
             while pending:
                 yield oldest()
         finally:
             for _, future in pending:
                 future.cancel()
+
+
+def slices(table: pd.DataFrame, rows: int) -> Iterator[pd.DataFrame]:
+    """Cut a table into consecutive slices of at most so many rows."""
+    for start in range(0, len(table), rows):
+        yield table.iloc[start : start + rows]

@@ -21,7 +21,15 @@ Box = tuple[int, int, int, int]
 
 
 class ImageError(ValueError):
-    """A photo that cannot be used; the text says why in few words and never repeats the photo's bytes."""
+    """A photo that cannot be used; the text says why in few words and never repeats the photo's bytes.
+
+    Attributes:
+        problem: the kind, for counts: unreadable, zero_area or out_of_frame.
+    """
+
+    def __init__(self, text: str, problem: str = "unreadable") -> None:
+        super().__init__(text)
+        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -88,21 +96,23 @@ def crop_to_box(image: np.ndarray, box: Box | None, margin: float) -> np.ndarray
     if box is None:
         return image
     height, width = image.shape[:2]
-    if fault := box_fault(box, width, height):
-        raise ImageError(fault[1])
+    check_box(box, width, height)
     x1, y1, x2, y2 = box
     across, down = round(margin * (x2 - x1)), round(margin * (y2 - y1))
     return image[max(0, y1 - down) : y2 + down, max(0, x1 - across) : x2 + across]
 
 
-def box_fault(box: Box, width: int, height: int) -> tuple[str, str] | None:
-    """What is wrong with a box in a frame of that size: ("zero_area" | "out_of_frame", text), or None."""
+def check_box(box: Box, width: int, height: int) -> None:
+    """Check that a box has an area and lies in a frame of that size.
+
+    Raises:
+        ImageError: it does not.
+    """
     x1, y1, x2, y2 = box
     if x2 <= x1 or y2 <= y1:
-        return "zero_area", f"box ({x1}, {y1}, {x2}, {y2}) has no area"
+        raise ImageError(f"box ({x1}, {y1}, {x2}, {y2}) has no area", "zero_area")
     if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
-        return "out_of_frame", f"box ({x1}, {y1}, {x2}, {y2}) leaves the {width} x {height} frame"
-    return None
+        raise ImageError(f"box ({x1}, {y1}, {x2}, {y2}) leaves the {width} x {height} frame", "out_of_frame")
 
 
 def prepare(

@@ -1,10 +1,8 @@
-"""Photos to stores: check every photo, choose the validation rows, decode, write train.h5 and test.h5.
+"""Photos to stores: decode every photo, choose the validation rows, write train.h5 and test.h5.
 
-`scan_batch` and `decode_batch` are functions of a slice of the table alone; the engine decides where they run.
+`decode_batch` is a function of a slice of the table alone; the engine decides where it runs.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,47 +11,44 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from carmodel.data.engines import map_batches, rows_a_batch
-from carmodel.data.images import Box, ImageError, box_fault, prepare, read_header
+from carmodel.data.engines import TOLD, Engine, local
+from carmodel.data.images import Box, ImageError, check_box, prepare, read_header
 from carmodel.data.report import Report, report_on_photos, report_on_stores
 from carmodel.data.split import digest, hold_out
-from carmodel.data.store import StoreError, Writer, open_store
+from carmodel.data.store import StoreError, open_store
 from carmodel.data.table import NO_BOX, PROBLEM_COLUMNS, CarTable
+from carmodel.data.writer import Header, Rows
 from carmodel.errors import InputError
 from carmodel.settings import Preprocess
 
-SPLITS = ("train", "test")
 CREATED_BY = "carmodel preprocess"
 
 
-def scan_batch(photos: pd.DataFrame) -> pd.DataFrame:
-    """Read each file once: digest, header, box.
+def decode_batch(photos: pd.DataFrame, size: int, crop: str, margin: float) -> tuple[np.ndarray, pd.DataFrame]:
+    """Read and prepare each photo, once.
 
     Returns:
-        one row a photo, with its index: digest (16 bytes; empty where the file cannot be read), problem and detail
-        ("" where the photo is fine).
-    """
-    rows = [_scan(Path(path), box) for path, box in _files(photos)]
-    return pd.DataFrame(rows, columns=["digest", "problem", "detail"], index=photos.index)
-
-
-def decode_batch(photos: pd.DataFrame, size: int, crop: str, margin: float) -> tuple[np.ndarray, list[str]]:
-    """Prepare each photo.
-
-    Returns:
-        uint8 (n, size, size, 3), undefined where there is an error, and n errors, "" where the photo is fine.
+        uint8 (n, size, size, 3), undefined where there is a problem, and one row a photo, with its index: digest
+        (16 bytes, of the file; empty where it cannot be read), problem and detail ("" where the photo is fine).
     """
     images = np.empty((len(photos), size, size, 3), np.uint8)
-    errors = [""] * len(photos)
-    for i, (path, box) in enumerate(_files(photos)):
+    told = []
+    boxes = zip(*(photos[corner].tolist() for corner in ("x1", "y1", "x2", "y2")), strict=True)
+    for i, (path, box) in enumerate(zip(photos["path"], boxes, strict=True)):
+        content, problem, detail = b"", "", ""
         try:
-            images[i] = prepare(Path(path).read_bytes(), size, box if crop == "box" else None, margin)
-        except (ImageError, OSError) as error:
-            errors[i] = str(error)
-    return images, errors
+            data = Path(path).read_bytes()
+            content = digest(data)
+            images[i] = _prepared(data, None if box == NO_BOX else box, size, crop, margin)
+        except ImageError as error:
+            problem, detail = error.problem, str(error)
+        except OSError as error:
+            problem, detail = "unreadable", str(error.strerror)
+        told.append((content, problem, detail))
+    return images, pd.DataFrame(told, columns=TOLD, index=photos.index)
 
 
-def write_stores(table: CarTable, out: Path, settings: Preprocess, note: str = "") -> Report:
+def write_stores(table: CarTable, out: Path, settings: Preprocess, note: str = "", engine: Engine = local) -> Report:
     """Write train.h5 and test.h5 into a folder: both or none.
 
     Photos that cannot be used are left out and listed in the report. Rows are in the order of their source names. Part
@@ -65,6 +60,7 @@ def write_stores(table: CarTable, out: Path, settings: Preprocess, note: str = "
         out: existing folder.
         settings: image_size, crop, margin, classes, validation_fraction, max_bad_fraction and seed are used.
         note: kept in the stores, such as that the photos are synthetic.
+        engine: where the photos are decoded.
 
     Raises:
         InputError: too many unusable photos (counts, names and the parameter that allows them), or a class without
@@ -76,31 +72,30 @@ def write_stores(table: CarTable, out: Path, settings: Preprocess, note: str = "
         crop = "none"
         table = replace(table, notes=[*table.notes, "No photo has a box: whole photos are used, as with crop=none."])
     found = _Problems(table, settings.max_bad_fraction)
-    photos = _checked(table, found)
-    train = (photos["split"] == "train").to_numpy()
-    labels, digests = photos["label"].to_numpy()[train], photos["digest"].to_numpy()[train]
-    held = np.zeros(len(photos), np.bool_)
-    held[train] = hold_out(labels, digests, settings.validation_fraction, settings.seed)
-    photos = photos.assign(validation=held)
+    photos = table.photos.sort_values(["split", "source"], ignore_index=True)
     _check_classes(photos, table.class_names)
-    attrs = {"crop": crop, "margin": settings.margin, "seed": settings.seed, "note": note}
-    written: list[pd.DataFrame] = []
+    decode = partial(decode_batch, size=settings.image_size, crop=settings.crop, margin=settings.margin)
+    attrs = {"crop": crop, "margin": settings.margin, "seed": settings.seed, "note": note, "created_by": CREATED_BY}
+    kept: list[pd.DataFrame] = []
+
+    def describe(rows: pd.DataFrame, held_out: float, told: pd.DataFrame) -> Rows:
+        fine = rows.join(told)[told["problem"] == ""]
+        kept.append(fine)
+        labels = fine["label"].to_numpy()
+        validation = hold_out(labels, fine["digest"].tolist(), held_out, settings.seed)
+        return Rows(labels, fine["source"].tolist(), np.arange(len(fine)), validation)
+
     with TemporaryDirectory(prefix=".", dir=out) as unfinished:
-        paths = [Path(unfinished) / f"{split}.h5" for split in SPLITS]
-        with ExitStack() as both:
-            for split, path in zip(SPLITS, paths, strict=True):
-                rows = photos[photos["split"] == split]
-                writer = Writer(
-                    path, len(rows), settings.image_size, table.class_names, split=split, created_by=CREATED_BY, **attrs
-                )
-                both.enter_context(writer)
-                written += [_append(writer, *batch) for batch in _decoded(rows, settings, path.name, found)]
-            photos = pd.concat(written)
-            _check_classes(photos, table.class_names)
-        for path in paths:
-            path.replace(out / path.name)
+        for split, held_out in {"train": settings.validation_fraction, "test": 0.0}.items():
+            path, rows = Path(unfinished) / f"{split}.h5", photos[photos["split"] == split]
+            header = Header(path, settings.image_size, table.class_names, split=split, **attrs)
+            engine(header, decode, rows, found.add, partial(describe, rows, held_out))
+        _check_classes(pd.concat(kept), table.class_names)
+        # train before test, and the parts of a store before the file that names them.
+        for item in sorted(Path(unfinished).iterdir(), reverse=True):
+            item.replace(out / item.name)
     stores = open_store(out / "train.h5"), open_store(out / "test.h5")
-    return report_on_photos(stores, table, photos, found.all, settings)
+    return report_on_photos(stores, table, pd.concat(kept), found.all, settings)
 
 
 def check_stores(folder: Path) -> Report:
@@ -147,59 +142,19 @@ class _Problems:
         )
 
 
-def _checked(table: CarTable, found: _Problems) -> pd.DataFrame:
-    """The photos that pass the scan, sorted by split and source, with their digest; the others go to `found`."""
-    photos = table.photos.sort_values(["split", "source"], ignore_index=True)
-    if photos.empty:
-        raise InputError("there is no labelled photo")
-    photos = photos.join(pd.concat(map_batches(scan_batch, photos, "checking photos")))
-    found.add(photos[photos["problem"] != ""])
-    return photos[photos["problem"] == ""]
-
-
-def _decoded(
-    photos: pd.DataFrame, settings: Preprocess, name: str, found: _Problems
-) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
-    """Slices of the photos with their images; those that cannot be decoded go to `found` instead."""
-    decode = partial(decode_batch, size=settings.image_size, crop=settings.crop, margin=settings.margin)
-    start = 0
-    for images, errors in map_batches(decode, photos, f"writing {name}", rows_a_batch(settings.image_size)):
-        batch = photos.iloc[start : start + len(images)].assign(problem="unreadable", detail=errors)
-        start += len(images)
-        fine = np.array([not error for error in errors])
-        found.add(batch[~fine])
-        yield batch[fine], images if fine.all() else images[fine]
-
-
-def _append(writer: Writer, photos: pd.DataFrame, images: np.ndarray) -> pd.DataFrame:
-    """Append photos and their images to a store; gives the photos back."""
-    index = writer.written + np.arange(len(photos))
-    labels, validation = photos["label"].to_numpy(), photos["validation"].to_numpy()
-    writer.append(images, labels, photos["source"].tolist(), index, validation)
-    return photos
-
-
-def _files(photos: pd.DataFrame) -> Iterator[tuple[str, Box | None]]:
-    boxes = zip(*(photos[corner].tolist() for corner in ("x1", "y1", "x2", "y2")), strict=True)
-    for path, box in zip(photos["path"], boxes, strict=True):
-        yield path, None if box == NO_BOX else box
-
-
-def _scan(path: Path, box: Box | None) -> tuple[bytes, str, str]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        return b"", "unreadable", str(error.strerror)
-    try:
+def _prepared(data: bytes, box: Box | None, size: int, crop: str, margin: float) -> np.ndarray:
+    if crop == "box":
+        return prepare(data, size, box, margin)
+    if box is not None:  # not used, but a box that leaves its photo says that one of the two is wrong
         header = read_header(data)
-    except ImageError as error:
-        return digest(data), "unreadable", str(error)
-    fault = box_fault(box, header.width, header.height) if box else None
-    return digest(data), *(fault or ("", ""))
+        check_box(box, header.width, header.height)
+    return prepare(data, size)
 
 
 def _check_classes(photos: pd.DataFrame, class_names: list[str]) -> None:
-    training = photos[(photos["split"] == "train") & ~photos["validation"]]
+    if photos.empty:
+        raise InputError("there is no labelled photo")
+    training = photos[photos["split"] == "train"]
     counts = np.bincount(training["label"], minlength=len(class_names))
     if empty := [name for name, count in zip(class_names, counts, strict=True) if count == 0]:
         names = ", ".join(empty[:5])

@@ -17,12 +17,9 @@ and the attributes schema_version, split, image_size, crop, margin, seed, create
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import h5py
 import numpy as np
@@ -138,92 +135,6 @@ def content_digest(store: Store) -> str:
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-class Writer:
-    """Write a store row by row, within a ``with`` block.
-
-    The rows go to a file beside the target, which gets the final name when the block ends well and is removed when it
-    does not. Fewer rows than announced are fine: the file is cut to those that came.
-
-    Args:
-        path: final name of the file.
-        rows: most rows that will be appended.
-        image_size: side of the square images, in pixels.
-        class_names: label i is class_names[i].
-        attrs: the schema's other attributes: split, crop, margin, seed, created_by, and note where there is one.
-    """
-
-    def __init__(self, path: Path, rows: int, image_size: int, class_names: Sequence[str], **attrs: Attribute) -> None:
-        attrs = {"schema_version": SCHEMA_VERSION, "image_size": image_size} | attrs
-        if odd := (set(ATTRIBUTES) ^ set(attrs)) - {"note"}:
-            raise StoreError(f"{path}: a store has the attributes {', '.join(ATTRIBUTES)}; check {sorted(odd)}")
-        self.path = path
-        self.written = 0
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._shorter = self._partial.with_suffix(".shorter")
-        self._class_names = list(class_names)
-        self._attrs = attrs
-        self._rows: dict[str, list[np.ndarray]] = {name: [] for name in ROW_DATA}
-        self._source: list[str] = []
-        self._file = h5py.File(self._partial, "w")
-        self._images = _create_images(self._file, rows, image_size)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def append(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        source: Sequence[str],
-        source_index: np.ndarray,
-        validation: np.ndarray,
-    ) -> None:
-        """Append n rows: uint8 (n, H, W, 3) images and n of everything else."""
-        end = self.written + len(images)
-        self._images[self.written : end] = images
-        self.written = end
-        self._rows["labels"].append(np.asarray(labels, np.int64))
-        self._rows["crc32"].append(np.array([zlib.crc32(image) for image in images], np.uint32))
-        self._rows["source_index"].append(np.asarray(source_index, np.int64))
-        self._rows["validation"].append(np.asarray(validation, np.bool_))
-        self._source.extend(source)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._file.close()
-            self._partial.unlink(missing_ok=True)
-            self._shorter.unlink(missing_ok=True)
-
-    def _finish(self) -> None:
-        if self.written < len(self._images):
-            self._trim()
-        for name, dtype in ROW_DATA.items():
-            self._file[name] = np.concatenate([np.empty(0, dtype), *self._rows[name]])
-        text = h5py.string_dtype()
-        self._file.create_dataset("source", data=np.array(self._source, object), dtype=text)
-        self._file.create_dataset("class_names", data=np.array(self._class_names, object), dtype=text)
-        self._file.attrs.update(self._attrs)
-        self._file.close()
-        self._partial.replace(self.path)
-
-    def _trim(self) -> None:
-        # A contiguous data set cannot shrink: the rows that came are copied once, slice by slice, to a file of their
-        # size.
-        with h5py.File(self._shorter, "w") as file:
-            images = _create_images(file, self.written, int(self._attrs["image_size"]))
-            for start in range(0, self.written, 256):
-                end = min(start + 256, self.written)
-                images[start:end] = self._images[start:end]
-        self._file.close()
-        self._shorter.replace(self._partial)
-        self._file = h5py.File(self._partial, "r+")
-
-
 class _File:
     """One store file, read and checked: memory-mapped segments of images and the small data sets in memory."""
 
@@ -257,18 +168,6 @@ def _read(path: Path) -> _File:
         raise StoreError(f"{path} does not exist") from None
     except OSError as error:
         raise StoreError(f"{path} is not a whole HDF5 file: {error}") from None
-
-
-def _create_images(file: h5py.File, rows: int, size: int) -> h5py.Dataset:
-    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plan.set_layout(h5py.h5d.CONTIGUOUS)
-    # Space at once and without fill values: the rows are written anyway.
-    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    # The same rows make the same file, byte for byte, whenever it is written: the cache compares files.
-    plan.set_obj_track_times(False)
-    space = h5py.h5s.create_simple((rows, size, size, 3))
-    return h5py.Dataset(h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, plan))
 
 
 def _plain(value: np.generic | Attribute) -> Attribute:

@@ -2,60 +2,64 @@
 
 import os
 import re
-import sys
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
+from carmodel.data.spark_session import spark_session
 from carmodel.errors import InputError
 from carmodel.training.launch import LAST_LINES, RankError, describe, forwarded, require_horovod
 from carmodel.training.rank import call
 
 
 def run(
-    function: str, arguments: Sequence[str], processes: int, logs: Path, environment: Mapping[str, str] | None = None
+    function: str,
+    arguments: Sequence[str],
+    processes: int,
+    logs: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    master: str = "",
 ) -> None:
-    """As `carmodel.training.launch.run`, with the ranks on the executors of the Spark session that is active.
+    """As `carmodel.training.launch.run`, with the ranks on the executors of a Spark cluster.
 
-    Where none is, one is made with Spark's own settings (``spark-defaults.conf``, ``PYSPARK_SUBMIT_ARGS``) and stopped
-    in the end. The project must lie in this folder on the executors too, with the Python packages it needs: on
-    Databricks a Git folder and the cluster's libraries. When a rank dies, Horovod ends those that wait for it; one that
-    is busy otherwise notices at its next exchange.
+    The project must lie in this folder on the executors too, with the Python packages it needs: on Databricks a Git
+    folder and the cluster's libraries. When a rank dies, Horovod ends those that wait for it; one that is busy otherwise
+    notices at its next exchange.
+
+    Args:
+        function: see `carmodel.training.launch.run`, as for the next four.
+        arguments: of the function.
+        processes: ranks, at most one a core of the cluster.
+        logs: folder for what the ranks print.
+        environment: variables for the ranks.
+        master: see `carmodel.data.spark_session.spark_session`.
 
     Raises:
-        InputError: no PySpark, no number of processes, or a cluster that has fewer cores.
+        InputError: no PySpark or Java, no number of processes, or a cluster that has fewer cores.
         RankError: names the first rank that died and ends with its last lines.
     """
     require_horovod()
-    if find_spec("pyspark") is None:
-        raise InputError("launcher=spark needs PySpark, which is not installed: make spark")
     if not processes:
         raise InputError("launcher=spark needs processes: how many to start, at most one a core of the cluster")
-    import horovod.spark
-    from pyspark.sql import SparkSession
-
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    found = SparkSession.getActiveSession()
-    session = found or SparkSession.builder.getOrCreate()
     variables = forwarded() | dict(environment or {}) | {"PYTHONPATH": str(Path.cwd()), "PYTHONUNBUFFERED": "1"}
     output = _Output(logs, processes)
-    try:
+    with spark_session(master, "launcher=spark") as session:
+        import horovod.spark
+
         if processes > (slots := session.sparkContext.defaultParallelism):
             raise InputError(f"processes={processes}, but the Spark cluster has {slots} slots (a core each)")
         task = (str(Path.cwd()), function, list(arguments))
-        horovod.spark.run(
-            _call_in, task, num_proc=processes, use_gloo=True, env=variables, stdout=output, stderr=output
-        )
-    except RuntimeError as error:
-        if died := re.search(r"Process name: (\d+)\nExit code: (-?\d+)", str(error)):
-            number, code = map(int, died.groups())
-            raise RankError(describe(number, processes, "", code, output.last[number])) from None
-        raise
-    finally:
-        if found is None:
-            session.stop()
+        try:
+            horovod.spark.run(
+                _call_in, task, num_proc=processes, use_gloo=True, env=variables, stdout=output, stderr=output
+            )
+        except RuntimeError as error:
+            if died := re.search(r"Process name: (\d+)\nExit code: (-?\d+)", str(error)):
+                number, code = map(int, died.groups())
+                raise RankError(describe(number, processes, "", code, output.last[number])) from None
+            raise
 
 
 def _call_in(folder: str, function: str, arguments: Sequence[str]) -> None:

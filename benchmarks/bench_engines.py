@@ -1,0 +1,197 @@
+"""Local and Spark engine beside bare decoding and bare augmentation: ``python -m benchmarks.bench_engines --data_uri FOLDER``.
+
+All numbers of a table come from one run of this program: the ways take turns, on the same photos, all on this machine's
+cores. Without `data_uri` the photos are drawn. Needs PySpark (``make spark``), Java and an idle machine.
+"""
+
+import argparse
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+import pandas as pd
+import psutil
+
+from carmodel.data import sample
+from carmodel.data.augmentation import augment, augment_store, rng_for
+from carmodel.data.engines import Engine, local
+from carmodel.data.preprocessing import write_stores
+from carmodel.data.spark import cluster
+from carmodel.data.spark_session import ship, spark_session
+from carmodel.data.stanford_cars import read
+from carmodel.data.store import open_store
+from carmodel.data.table import CarTable
+from carmodel.settings import Preprocess
+
+STRENGTHS = {"crop": 0.15, "pad": 0.1, "flip": 0.5}
+MARGIN = 0.05
+
+
+class Memory:
+    """Most memory of this process and its children while the block runs, files that they map left out, in MB."""
+
+    def __enter__(self) -> "Memory":
+        self.peak = 0.0
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.2):
+            total = 0
+            for process in [me := psutil.Process(), *me.children(recursive=True)]:
+                try:
+                    memory = process.memory_info()
+                except psutil.NoSuchProcess:
+                    continue
+                total += memory.rss - memory.shared
+            self.peak = max(self.peak, total / 1e6)
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._watcher.join()
+
+
+def on_all_cores(work: Callable[[pd.DataFrame], None], table: pd.DataFrame) -> None:
+    """Do work on equal shares of a table, a thread a core."""
+    cv2.setNumThreads(1)
+    cores = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(work, (table.iloc[core::cores] for core in range(cores))))
+
+
+def bare_decode(photos: pd.DataFrame, size: int) -> None:
+    """The limit of preprocess: OpenCV decodes, cuts and resizes; nothing is checked, nothing kept."""
+    for path, x1, y1, x2, y2 in zip(*(photos[name] for name in ("path", "x1", "y1", "x2", "y2")), strict=True):
+        pixels = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_COLOR_RGB)
+        cv2.resize(pixels[y1:y2, x1:x2], (size, size), interpolation=cv2.INTER_AREA)
+
+
+def bare_augment(rows: pd.DataFrame, images: np.ndarray) -> None:
+    """The limit of augment: crop, pad, flip of images in memory; nothing kept."""
+    for row in rows["row"].tolist():
+        augment(images[row], rng_for(0, row, 0), **STRENGTHS)
+
+
+def repeated(table: CarTable, times: int) -> CarTable:
+    """The same photos several times, under names of their own."""
+    copies = [table.photos.assign(source=table.photos["source"] + f".{i}") for i in range(times)]
+    return replace(table, photos=pd.concat(copies, ignore_index=True))
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and most memory in MB."""
+    with Memory() as memory:
+        began = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - began
+    return seconds, memory.peak
+
+
+def preprocess(table: CarTable, folder: Path, size: int, engine: Engine) -> None:
+    """Write the stores and drop them."""
+    out = folder / "data"
+    out.mkdir()
+    write_stores(table, out, Preprocess(image_size=size), engine=engine)
+    shutil.rmtree(out)
+
+
+def augmented(train: Path, folder: Path, engine: Engine) -> None:
+    """Write a copy of each row and drop it."""
+    out = folder / "augmented"
+    out.mkdir()
+    augment_store(train, out / "augmented.h5", copies=1, seed=0, **STRENGTHS, engine=engine)
+    shutil.rmtree(out)
+
+
+def table_of(title: str, rows: int, limit: str, measured: dict[str, list[tuple[float, float]]]) -> None:
+    """Print a table in Markdown; ratios are between neighbours in time."""
+    print(
+        f"\n{title}\n\n| way | photos/s (median, lowest to highest) | of the limit | most memory, MB |\n|---|---|---|---|"
+    )
+    for way, seen in measured.items():
+        rates = sorted(rows / seconds for seconds, _ in seen)
+        share = median(bare / mine for (bare, _), (mine, _) in zip(measured[limit], seen, strict=True))
+        print(
+            f"| {way} | {median(rates):.0f} ({rates[0]:.0f} to {rates[-1]:.0f}) | {share:.2f} | "
+            f"{max(memory for _, memory in seen):.0f} |"
+        )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data_uri", default="", help="folder in the Stanford Cars layout (default: drawn photos)")
+    parser.add_argument("--photos", type=int, default=0, help="the first n photos of each split (default: all)")
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--times", type=int, default=1, help="repeat the photos, to see what grows with their number")
+    parser.add_argument("--turns", type=int, default=3)
+    arguments = parser.parse_args()
+    size = arguments.image_size
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="carmodel-bench-")))
+        table = read(Path(arguments.data_uri) if arguments.data_uri else sample.draw(folder / "drawn", 8, 250, 0))
+        if arguments.photos:
+            table = replace(table, photos=table.photos.groupby("split").head(arguments.photos).reset_index(drop=True))
+            labels = sorted(table.photos["label"].unique())
+            table.photos["label"] = np.searchsorted(labels, table.photos["label"])
+            table = replace(table, class_names=[table.class_names[label] for label in labels])
+        table = repeated(table, arguments.times)
+
+        began = time.perf_counter()
+        session = stack.enter_context(spark_session(f"local[{len(os.sched_getaffinity(0))}]"))
+        ship(session, ["carmodel"])
+        started = time.perf_counter() - began
+        began = time.perf_counter()
+        spark = cluster(session)
+        few = replace(table, photos=table.photos.groupby(["split", "label"]).head(1).groupby("split").head(200))
+        preprocess(few, folder, 16, spark)
+        first = time.perf_counter() - began
+        began = time.perf_counter()
+        preprocess(few, folder, 16, spark)
+        second = time.perf_counter() - began
+
+        data = folder / "kept"
+        data.mkdir()
+        write_stores(table, data, Preprocess(image_size=size, margin=MARGIN))
+        store = open_store(data / "train.h5")
+        rows = pd.DataFrame({"row": np.flatnonzero(~store.validation)})
+        images = store.take(np.arange(len(store)))
+        decode: dict[str, list[tuple[float, float]]] = {"bare decode + resize": [], "local": [], "spark": []}
+        change: dict[str, list[tuple[float, float]]] = {"bare crop, pad, flip": [], "local": [], "spark": []}
+        for _ in range(arguments.turns):
+            decode["bare decode + resize"].append(
+                timed(lambda: on_all_cores(lambda part: bare_decode(part, size), table.photos))
+            )
+            decode["local"].append(timed(lambda: preprocess(table, folder, size, local)))
+            decode["spark"].append(timed(lambda: preprocess(table, folder, size, spark)))
+            change["bare crop, pad, flip"].append(
+                timed(lambda: on_all_cores(lambda part: bare_augment(part, images), rows))
+            )
+            change["local"].append(timed(lambda: augmented(data / "train.h5", folder, local)))
+            change["spark"].append(timed(lambda: augmented(data / "train.h5", folder, spark)))
+
+    cores = len(os.sched_getaffinity(0))
+    what = "photos of data_uri" if arguments.data_uri else "drawn (synthetic) photos"
+    print(f"\n{len(table.photos)} {what}, {size} px, {cores} cores, {arguments.turns} turns.")
+    table_of("preprocess", len(table.photos), "bare decode + resize", decode)
+    table_of("augment, one copy", len(rows), "bare crop, pad, flip", change)
+    print(
+        f"\nFixed cost of Spark: session {started:.1f} s; first stores of {len(few.photos)} tiny images {first:.1f} s (Python "
+        f"workers start), the same again {second:.1f} s. The rates above leave the session's start out."
+    )
+
+
+if __name__ == "__main__":
+    main()

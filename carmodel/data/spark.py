@@ -1,0 +1,123 @@
+"""The engine of a cluster: the pandas API on Spark (Koalas, when the article was written).
+
+Spark moves file names and row numbers, not pixels: a task reads its photos, or the rows of a store, from storage that all
+nodes share, and writes one part file there; the driver links the parts (`carmodel.data.parts`). A table is cut into the same
+tasks whatever the cluster, one a part, unless `partitions` says otherwise.
+"""
+
+import re
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import pandas as pd
+
+from carmodel.data.engines import Describe, Engine, Make, Watch, rows_a_batch, slices
+from carmodel.data.parts import link_parts, parts_folder, write_part
+from carmodel.data.spark_session import job_progress
+from carmodel.data.writer import Header
+from carmodel.errors import InputError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+ROW = "__row__"
+RETURNED = {ROW: int, "digest": bytes, "problem": str, "detail": str, "part": str, "place": int, "crc32": int}
+
+
+def cluster(session: "SparkSession", partitions: int = 0) -> Engine:
+    """The engine of a Spark session.
+
+    Args:
+        session: its executors have this project (`carmodel.data.spark_session.ship`) and the packages it needs.
+        partitions: tasks to cut a table into (0: as many as there are parts).
+
+    Returns:
+        an engine. It shows problems to `watch` when all rows are done, and raises `InputError` where the executors lack a
+        package, or storage that all nodes share.
+    """
+
+    def write(header: Header, make: Make, table: pd.DataFrame, watch: Watch, describe: Describe) -> None:
+        folder = parts_folder(header.path)
+        folder.mkdir()
+        batch_rows = rows_a_batch(header.image_size)
+        rows_a_task = max(1, -(-len(table) // partitions)) if partitions else batch_rows
+        work = partial(_write_parts, make=make, folder=folder.resolve(), batch_rows=batch_rows)
+        told = apply_batch(session, work, table, rows_a_task, f"writing {header.path.name}")
+        fine = told["problem"] == ""
+        if not fine.all():
+            watch(table.join(told[~fine], how="inner"))
+        if lost := set(told["part"][fine]) - {file.name for file in folder.iterdir()}:
+            raise InputError(
+                f"{len(lost)} parts that the executors wrote to {folder} are not there: they and the driver must share "
+                "that folder; name one with work_folder"
+            )
+        link_parts(header, describe(told), told[fine])
+
+    return write
+
+
+def apply_batch(
+    session: "SparkSession",
+    work: Callable[[pd.DataFrame], pd.DataFrame],
+    table: pd.DataFrame,
+    rows_a_task: int,
+    title: str,
+) -> pd.DataFrame:
+    """Apply a function to consecutive slices of a table, each a Spark task.
+
+    Args:
+        session: of Spark.
+        work: of a slice with the column `ROW`, the number of each row in the table; returns `RETURNED`.
+        table: its columns are sent.
+        rows_a_task: rows a slice.
+        title: of the progress bar, which counts tasks.
+
+    Returns:
+        what `work` gave of each row but `ROW`, in the order of the table, with its index.
+    """
+    import pyspark.pandas as ps
+    from pyspark.errors import PySparkException
+    from pyspark.pandas.utils import PandasAPIOnSparkAdviceWarning
+
+    def typed(tasks: pd.DataFrame) -> pd.DataFrame:
+        return pd.concat([work(pd.DataFrame(task)) for task in tasks.to_dict("records")])
+
+    typed.__annotations__["return"] = ps.DataFrame[zip(RETURNED, RETURNED.values(), strict=True)]  # type: ignore[misc]
+    rows = table.reset_index(drop=True).rename_axis(ROW).reset_index()
+    tasks = rows.groupby(rows[ROW] // rows_a_task).agg(list)
+    with job_progress(session, title, len(tasks)), warnings.catch_warnings():
+        # It advises against collecting: what is told of each row, without its pixels, is little.
+        warnings.simplefilter("ignore", PandasAPIOnSparkAdviceWarning)
+        # From one partition Spark deals the tasks out evenly, from several at random.
+        frame = ps.DataFrame(tasks).spark.coalesce(1).spark.repartition(len(tasks))
+        try:
+            told = frame.pandas_on_spark.apply_batch(typed).to_pandas()
+        except PySparkException as error:
+            raise _explained(error) from None
+    return told.set_index(ROW).sort_index().set_index(table.index)
+
+
+def _write_parts(batch: pd.DataFrame, make: Make, folder: Path, batch_rows: int) -> pd.DataFrame:
+    """On an executor: a part for every slice that is small enough for memory."""
+    cv2.setNumThreads(1)  # Spark gives a task one core
+    parts = [write_part(rows, make, folder) for rows in slices(batch.set_index(ROW), batch_rows)]
+    return pd.concat(parts).reset_index()[list(RETURNED)]
+
+
+def _explained(error: Exception) -> Exception:
+    """An executor's error in words, where users can do something about it."""
+    text = str(error)
+    if missing := re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", text):
+        return InputError(
+            f"the executors have no Python package {missing[1]}: install requirements.lock on every node, or name their "
+            "Python in PYSPARK_PYTHON"
+        )
+    if wrong := re.search(r"(?:StoreError|FileNotFoundError|PermissionError): (.+)", text):
+        return InputError(
+            f"an executor says: {wrong[1]}. Photos, stores and work_folder must lie on storage that all nodes share"
+        )
+    return error

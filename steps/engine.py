@@ -1,0 +1,39 @@
+"""Where a step makes its images: the engine of its parameters, and the folder it writes to."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from carmodel.data.engines import Engine, local
+from carmodel.data.spark import cluster
+from carmodel.data.spark_session import ship, spark_session
+from carmodel.settings import OnEngine
+from carmodel.tracking import StepRun
+
+
+@contextmanager
+def engine_of(settings: OnEngine, packages: tuple[str, ...] = ()) -> Iterator[Engine]:
+    """The engine that the parameters name; a Spark session that was started for it is stopped in the end.
+
+    Args:
+        settings: of the step.
+        packages: what the executors need of this project beside ``carmodel``.
+    """
+    if settings.engine == "local":
+        yield local
+        return
+    with spark_session(settings.spark_master) as session:
+        ship(session, ["carmodel", *packages])
+        context = session.sparkContext
+        print(f"{type(settings).__name__.lower()}: Spark {session.version} on {context.master}, {context.uiWebUrl}")
+        yield cluster(session, settings.partitions)
+
+
+@contextmanager
+def output_folder(settings: OnEngine, step: StepRun, name: str) -> Iterator[Path]:
+    """An empty folder for the output `name`, on storage that the nodes share where `work_folder` says so."""
+    with TemporaryDirectory(prefix=".carmodel-", dir=settings.work_folder or step.folder) as work:
+        folder = Path(work) / name
+        folder.mkdir()
+        yield folder

@@ -1,0 +1,138 @@
+"""A store of parts: it reads as a store of one file does, moves with its parts, and names one that is missing or damaged."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from carmodel.data.engines import TOLD, slices
+from carmodel.data.memory_map import copy_store
+from carmodel.data.parts import link_parts, parts_folder, write_part
+from carmodel.data.store import Store, StoreError, open_store
+from carmodel.data.writer import Header, Rows, Writer
+
+SIZE = 4
+ATTRS = {"split": "train", "crop": "box", "margin": 0.1, "seed": 3, "created_by": "a test"}
+
+
+def make(batch: pd.DataFrame, bad: frozenset[int] = frozenset()) -> tuple[np.ndarray, pd.DataFrame]:
+    """An image of random numbers for each row."""
+    images = np.stack([np.random.default_rng(row).integers(0, 256, (SIZE, SIZE, 3), np.uint8) for row in batch.index])
+    problems = ["odd" if row in bad else "" for row in batch.index]
+    return images, pd.DataFrame(
+        {"digest": b"", "problem": problems, "detail": problems}, columns=TOLD, index=batch.index
+    )
+
+
+def described(rows: int) -> Rows:
+    row = np.arange(rows)
+    return Rows(row % 2, [f"{i}.jpg" for i in row], row, row % 3 == 0)
+
+
+def linked(path: Path, rows: int = 10, batch_rows: int = 4, bad: frozenset[int] = frozenset()) -> Store:
+    """A store of parts, as an engine makes it."""
+    parts_folder(path).mkdir(parents=True)
+    table = pd.DataFrame(index=range(rows))
+    write = partial(write_part, make=partial(make, bad=bad), folder=parts_folder(path))
+    made = pd.concat([write(batch) for batch in slices(table, batch_rows)])
+    fine = made[made["problem"] == ""]
+    link_parts(Header(path, SIZE, ["a", "b"], **ATTRS), described(len(fine)), fine)
+    return open_store(path)
+
+
+def test_it_reads_as_a_store_of_one_file(tmp_path: Path) -> None:
+    parts, rows = linked(tmp_path / "parts.h5"), np.arange(10)
+    with Writer(Header(tmp_path / "one.h5", SIZE, ["a", "b"], **ATTRS), 10) as writer:
+        writer.append(make(pd.DataFrame(index=rows))[0])
+        writer.describe(described(10))
+    one = open_store(tmp_path / "one.h5")
+    assert np.array_equal(parts.take(rows[::-1]), one.take(rows[::-1]))
+    assert parts.attrs == one.attrs
+    for column in ("labels", "crc32", "source", "source_index", "validation"):
+        assert np.array_equal(getattr(parts, column), getattr(one, column))
+    parts.verify()
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=st.integers(1, 12), batch_rows=st.integers(1, 13), bad=st.frozensets(st.integers(0, 11), max_size=11))
+def test_rows_without_an_image_are_left_out_however_the_table_is_cut(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, batch_rows: int, bad: frozenset[int]
+) -> None:
+    store = linked(tmp_path_factory.mktemp("parts") / "train.h5", rows, batch_rows, bad)
+    fine = [row for row in range(rows) if row not in bad]
+    assert len(store) == len(fine)
+    if fine:
+        assert np.array_equal(store.take(np.arange(len(fine))), make(pd.DataFrame(index=fine))[0])
+
+
+def test_the_same_work_makes_the_same_files(tmp_path: Path) -> None:
+    for name in ("first", "again"):
+        (tmp_path / name).mkdir()
+        linked(tmp_path / name / "train.h5")
+    first, again = (sorted(file for file in (tmp_path / name).rglob("*.h5")) for name in ("first", "again"))
+    assert [file.name for file in first] == [file.name for file in again]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(first, again, strict=True))
+
+
+def test_batches_of_the_same_content_share_a_part(tmp_path: Path) -> None:
+    path = tmp_path / "train.h5"
+    parts_folder(path).mkdir()
+    batch = pd.DataFrame(index=range(3))
+    twice = pd.concat([write_part(batch, make, parts_folder(path)) for _ in range(2)])
+    link_parts(Header(path, SIZE, ["a", "b"], **ATTRS), described(6), twice)
+    assert len(list(parts_folder(path).iterdir())) == 1
+    assert np.array_equal(open_store(path).take(np.arange(6)), np.tile(make(batch)[0], (2, 1, 1, 1)))
+
+
+def test_what_lost_work_left_behind_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "train.h5"
+    parts_folder(path).mkdir()
+    made = write_part(pd.DataFrame(index=range(3)), make, parts_folder(path))
+    (parts_folder(path) / ".half.partial").write_bytes(b"half")
+    write_part(pd.DataFrame(index=range(7)), make, parts_folder(path))
+    link_parts(Header(path, SIZE, ["a", "b"], **ATTRS), described(3), made)
+    assert [file.name for file in parts_folder(path).iterdir()] == [made["part"].iloc[0]]
+
+
+def test_it_can_be_moved_and_copied(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    images = linked(tmp_path / "made" / "train.h5").take(np.arange(10))
+    (tmp_path / "made").rename(tmp_path / "moved")
+    (tmp_path / "copied").mkdir()
+    copy_store(tmp_path / "moved" / "train.h5", tmp_path / "copied")
+    shutil.copytree(tmp_path / "copied", tmp_path / "copied again")
+    shutil.rmtree(tmp_path / "copied")
+    for folder in ("moved", "copied again"):
+        assert np.array_equal(open_store(tmp_path / folder / "train.h5").take(np.arange(10)), images)
+
+
+def test_a_part_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    store = linked(tmp_path / "train.h5")
+    part = sorted(parts_folder(tmp_path / "train.h5").iterdir())[0]
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-20])
+    with pytest.raises(StoreError, match=part.name):
+        open_store(tmp_path / "train.h5")
+    part.unlink()
+    with pytest.raises(StoreError, match=f"part .*{part.name} cannot be read"):
+        open_store(tmp_path / "train.h5")
+    image = store.take([0])[0].tobytes()
+    for file in [part, *parts_folder(tmp_path / "train.h5").iterdir()]:
+        data = whole if file == part else file.read_bytes()
+        file.write_bytes(data.replace(image, image[::-1]))
+    with pytest.raises(StoreError, match=r"row 0 \(0\.jpg\) is damaged: its checksum differs"):
+        open_store(tmp_path / "train.h5").verify()
+
+
+def test_an_image_that_is_not_what_was_made_is_no_store(tmp_path: Path) -> None:
+    path = tmp_path / "train.h5"
+    parts_folder(path).mkdir()
+    made = write_part(pd.DataFrame(index=range(3)), make, parts_folder(path)).assign(crc32=7)
+    with pytest.raises(StoreError, match="row 0 .* is damaged"):
+        link_parts(Header(path, SIZE, ["a", "b"], **ATTRS), described(3), made)
+    assert not path.exists()

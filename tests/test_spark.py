@@ -1,0 +1,293 @@
+"""The Spark engine: the bytes of the local one, whatever the cluster, its cores, its tasks, and what dies in it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+
+from carmodel.data.augmentation import augment_store
+from carmodel.data.engines import Engine
+from carmodel.data.preprocessing import write_stores
+from carmodel.data.report import Report
+from carmodel.data.spark import cluster
+from carmodel.data.spark_session import check_java, ship, spark_session
+from carmodel.data.stanford_cars import read
+from carmodel.data.store import Store, open_store
+from carmodel.data.table import CarTable
+from carmodel.errors import InputError
+from carmodel.settings import Preprocess
+from carmodel.training.batches import Batches
+from examples.albumentations_transform import weather
+from tests import transforms
+from tests.test_augmentation import STRENGTHS
+
+ROOT = Path(__file__).resolve().parents[1]
+needs_spark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("java") is None, reason="Java is not installed: apt-get install openjdk-17-jre-headless"
+    ),
+    pytest.mark.skipif(find_spec("pyspark") is None, reason="PySpark is not installed (Java is): make spark"),
+]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
+    """The engine on two local cores; called with a number of partitions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYSPARK_SUBMIT_ARGS", "--conf spark.ui.enabled=false pyspark-shell")
+        patch.chdir(tmp_path_factory.mktemp("driver"))  # so that executors have what is shipped alone
+        with spark_session("local[2]") as session:
+            ship(session, ["carmodel", "examples", "tests"])
+            yield lambda partitions=0: cluster(session, partitions)
+
+
+def same(a: Store, b: Store) -> bool:
+    """Whether two stores hold the same: images, columns and attributes."""
+    columns = ("labels", "crc32", "source", "source_index", "validation", "class_names", "attrs")
+    rows = np.arange(len(a))
+    return (
+        len(a) == len(b)
+        and all(np.array_equal(getattr(a, name), getattr(b, name)) for name in columns)
+        and (np.array_equal(a.take(rows), b.take(rows)))
+    )
+
+
+def written(table: CarTable, out: Path, engine: Engine | None = None, **settings: object) -> Report:
+    out.mkdir(parents=True)
+    return write_stores(table, out, Preprocess(image_size=32, **settings), **({"engine": engine} if engine else {}))
+
+
+pytestmark = needs_spark
+
+
+@pytest.mark.parametrize("partitions", [0, 1, 2, 7])
+def test_preprocess_makes_the_stores_of_the_local_engine(
+    engine: Callable[..., Engine], sample: Path, tmp_path: Path, partitions: int
+) -> None:
+    table = read(sample)
+    reports = written(table, tmp_path / "local"), written(table, tmp_path / "spark", engine(partitions))
+    assert reports[0] == reports[1]
+    for name in ("train", "test"):
+        assert same(open_store(tmp_path / "local" / f"{name}.h5"), open_store(tmp_path / "spark" / f"{name}.h5"))
+    assert len(list((tmp_path / "spark" / "train.parts").iterdir())) == {0: 1, 1: 1, 2: 2, 7: 6}[partitions]
+
+
+@pytest.mark.parametrize("partitions", [1, 2, 7])
+def test_augment_makes_the_copies_of_the_local_engine(
+    engine: Callable[..., Engine], train: Path, partitions: int
+) -> None:
+    settings = {"copies": 3, "seed": 5, "transform": weather, **STRENGTHS}
+    one, parts = train.with_name("one.h5"), train.with_name("parts.h5")
+    augment_store(train, one, **settings)
+    augment_store(train, parts, engine=engine(partitions), **settings)
+    assert same(open_store(one), open_store(parts))
+
+
+def test_training_sees_the_same_batches(engine: Callable[..., Engine], sample: Path, tmp_path: Path) -> None:
+    written(read(sample), tmp_path / "local")
+    written(read(sample), tmp_path / "spark", engine(7))
+    stores = [open_store(tmp_path / name / "train.h5") for name in ("local", "spark")]
+    rows = np.flatnonzero(~stores[0].validation)
+    batches = [Batches(store, rows, batch_size=4, seed=1) for store in stores]
+    for a, b in zip(*(of_epoch(both) for both in batches), strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def of_epoch(batches: Batches) -> list[tuple[np.ndarray, ...]]:
+    return [batches[i] for i in range(len(batches))]
+
+
+def test_500_real_photos_become_the_same_stores(engine: Callable[..., Engine], photos: Path, tmp_path: Path) -> None:
+    table = read(photos)
+    train, test = (table.photos[table.photos["split"] == split].head(250) for split in ("train", "test"))
+    labels = sorted(set(train["label"]) & set(test["label"]))
+    some = pd.concat([train, test])
+    some = some[some["label"].isin(labels)]
+    some["label"] = some["label"].map({label: i for i, label in enumerate(labels)})
+    table = replace(table, photos=some.reset_index(drop=True), class_names=[table.class_names[i] for i in labels])
+    written(table, tmp_path / "local")
+    written(table, tmp_path / "spark", engine())
+    for name in ("train", "test"):
+        assert same(open_store(tmp_path / "local" / f"{name}.h5"), open_store(tmp_path / "spark" / f"{name}.h5"))
+
+
+def test_a_corrupt_photo_is_reported_as_the_local_engine_reports_it(
+    engine: Callable[..., Engine], sample: Path, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(sample, tmp_path / "cars"))
+    (copied / "cars_train" / "00002.jpg").write_bytes(b"not a photo")
+    photo = copied / "cars_train" / "00007.jpg"
+    photo.write_bytes(photo.read_bytes()[:-300])
+    table = read(copied)
+    reports = [
+        written(table, tmp_path / name, engine, max_bad_fraction=0.1)
+        for name, engine in (("a", None), ("b", engine(2)))
+    ]
+    assert reports[0] == reports[1]
+    assert len(reports[0]["listed"]) == 2
+    assert same(open_store(tmp_path / "a" / "train.h5"), open_store(tmp_path / "b" / "train.h5"))
+    with pytest.raises(InputError, match=r"2 of 30 .* train/00007\.jpg: unreadable, damaged image data"):
+        written(table, tmp_path / "c", engine(2))
+    assert not list((tmp_path / "c").iterdir())
+
+
+def test_a_transform_that_fails_is_named_with_the_row_and_the_photo(engine: Callable[..., Engine], train: Path) -> None:
+    out = train.with_name("a.h5")
+    with pytest.raises(InputError, match=r"row 3 \(3\.jpg\), copy 0: transform breaks_on_row_3 raised RuntimeError"):
+        augment_store(
+            train, out, copies=1, crop=0, pad=0, flip=0, seed=1, transform=transforms.breaks_on_row_3, engine=engine(2)
+        )
+    assert not out.exists()
+
+
+def test_a_folder_that_executors_cannot_see_is_explained(
+    engine: Callable[..., Engine], sample: Path, tmp_path: Path
+) -> None:
+    table = read(sample)
+    table.photos["path"] = "/nowhere" + table.photos["path"]
+    with pytest.raises(InputError, match="24 of 30 photos cannot be used .* No such file or directory"):
+        written(table, tmp_path / "out", engine(2))
+
+
+def test_a_session_that_is_there_is_used_and_left_running(engine: Callable[..., Engine]) -> None:
+    from pyspark.sql import SparkSession
+
+    before = SparkSession.getActiveSession()
+    with spark_session() as session:
+        assert session is before
+    assert session.range(3).count() == 3
+    with pytest.raises(InputError, match=r"a session on local\[2\] is active"), spark_session("spark://elsewhere:7077"):
+        pass
+
+
+def java_of(version: str, folder: Path) -> Path:
+    """A Java that says its version and no more."""
+    (folder / "bin").mkdir(parents=True)
+    java = folder / "bin" / "java"
+    java.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n")
+    java.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(("version", "found"), [("11.0.22", "version 11"), ("1.8.0_402", "version 8")])
+def test_an_old_java_is_an_error_that_names_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, found: str
+) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(java_of(version, tmp_path / "jdk")))
+    with pytest.raises(
+        InputError, match=f"engine=spark needs Java 17 or newer; .* is {found}: .* openjdk-17-jre-headless"
+    ):
+        check_java("engine=spark")
+    monkeypatch.setenv("JAVA_HOME", str(java_of("21.0.1", tmp_path / "new")))
+    check_java("engine=spark")
+
+
+def test_no_java_is_an_error_that_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(InputError, match="needs Java, and there is none: install Java 17 .*openjdk-17-jre-headless"):
+        check_java("engine=spark")
+
+
+def test_a_master_that_does_not_answer_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "from carmodel.data.spark_session import check_master; check_master('spark://127.0.0.1:9')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "spark_master=spark://127.0.0.1:9 does not answer (Connection refused)" in done.stderr
+
+
+@pytest.fixture
+def standalone(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """A master and two workers of a core each, as processes of their own on loopback: the master's URL, and the workers."""
+    import pyspark
+
+    home = Path(pyspark.__file__).parent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "SPARK_HOME": str(home),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "PYSPARK_PYTHON": sys.executable,
+    }
+
+    def start(name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (tmp_path / f"{name}.log").open("wb") as log:
+            command = [str(home / "bin" / "spark-class"), f"org.apache.spark.deploy.{arguments[0]}", *arguments[1:]]
+            return subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
+
+    url = f"spark://127.0.0.1:{port}"
+    started = [start("master", "master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")]
+    try:
+        wait_until(lambda: "Starting Spark master" in (tmp_path / "master.log").read_text(), "the master", 60)
+        for name in ("worker-1", "worker-2"):
+            options = ("-c", "1", "-m", "1g", "--host", "127.0.0.1", "--webui-port", "0", "-d", str(tmp_path / name))
+            started.append(start(name, "worker.Worker", *options, url))
+        logs = [tmp_path / "worker-1.log", tmp_path / "worker-2.log"]
+        wait_until(lambda: all("Successfully registered" in log.read_text() for log in logs), "the workers", 60)
+        yield url, [psutil.Process(process.pid) for process in started[1:]]
+    finally:
+        for process in started:
+            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                child.kill()
+            process.wait()
+
+
+def wait_until(happened: Callable[[], bool], what: str, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"{what}: nothing for {seconds} s"
+        time.sleep(0.1)
+
+
+def test_an_executor_that_is_killed_in_the_middle_changes_nothing(
+    standalone: tuple[str, list[psutil.Process]], train: Path, tmp_path: Path
+) -> None:
+    url, workers = standalone
+    settings = {"copies": 40, "crop": 0.2, "pad": 0.0, "flip": 0.5, "seed": 2}
+    expected = train.with_name("expected.h5")
+    augment_store(train, expected, transform=transforms.noisy, **settings)
+    shared, tracking = tmp_path / "shared", f"sqlite:///{tmp_path}/mlflow.db"
+    shared.mkdir()
+    options = {
+        "engine": "spark", "spark_master": url, "partitions": 30, "work_folder": shared, "store_uri": train.parent,
+        "transform": "tests.transforms:slow", **settings,
+    }  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "steps.augment",
+        *(word for k, v in options.items() for word in (f"--{k}", str(v))),
+    ]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking, "SPARK_LOCAL_IP": "127.0.0.1"}
+    environment["MLFLOW_ARTIFACT_ROOT"] = str(tmp_path)
+    with (tmp_path / "driver.log").open("w+") as log:
+        driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        try:
+            wait_until(lambda: len(list(shared.rglob("*.h5"))) >= 4 or driver.poll() is not None, "parts", 120)
+            victim = next(child for child in workers[0].children(recursive=True) if "Executor" in str(child.cmdline()))
+            victim.kill()
+            driver.wait(timeout=180)
+        finally:
+            driver.kill()
+        said = (tmp_path / "driver.log").read_text()
+    assert driver.returncode == 0, said[-3000:]
+    assert len(list(tmp_path.glob("worker-1/app-*/*"))) > 1, "the worker started no second executor"
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking)
+    (run,) = client.search_runs(["0"])
+    made = open_store(Path(client.download_artifacts(run.info.run_id, "augmented", str(tmp_path))) / "augmented.h5")
+    assert same(made, open_store(expected))
+    assert not list(shared.iterdir())
