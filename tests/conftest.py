@@ -1,11 +1,13 @@
 """Fixtures that the whole suite shares: a drawn sample, and real photos where the environment names them."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from carmodel.data import sample as built_in
+from tests.tiny import Endpoint, tiny_endpoint
 
 
 def _from_environment(variable: str, what: str) -> Path:
@@ -32,6 +34,13 @@ def mobilenet_weights() -> Path:
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small drawn data set in the official layout: 3 classes, 10 photos each."""
     return built_in.draw(tmp_path_factory.mktemp("sample"), classes=3, photos=10, seed=0)
+
+
+@pytest.fixture(scope="session")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """A small untrained classifier behind a real `mlflow models serve`."""
+    with tiny_endpoint(tmp_path_factory.mktemp("endpoint")) as running:
+        yield running
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> None:
