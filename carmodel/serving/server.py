@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -56,15 +56,16 @@ def served(model_uri: str, port: int, log: IO[bytes] | None = None) -> Iterator[
 
 
 def end(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> None:
-    """End a server's process group, with SIGKILL when it has not ended after ten seconds."""
-    for deadly in (how, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, deadly)
-            process.wait(10)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    """End a server's process group and wait until it is gone, and its port free; SIGKILL after ten seconds."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, how)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            process.poll()  # a group lasts until its leader is reaped
+            os.killpg(process.pid, 0)  # raises once none of the group is left
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def require_free(host: str, port: int) -> None:
