@@ -10,7 +10,7 @@ PORT ?= 5001
 PAGE_PORT ?= 5002
 PAGE_HOST ?= 127.0.0.1
 
-.PHONY: help install demo serve test test-hosts bench schema lint horovod spark lock clean
+.PHONY: help install demo serve test test-hosts bench load schema lint horovod spark lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -64,6 +64,9 @@ lint: .venv/dev .venv/page  ## ruff, formatting, types
 
 bench: .venv/runtime .venv/horovod  ## measure training on two ranks (wants an idle machine)
 	python -m benchmarks.bench_horovod
+
+load: .venv/runtime  ## 16 clients on the newest candidate's endpoint for a minute, and through its restart for another
+	python -m benchmarks.load
 
 schema: .venv/runtime  ## write docs/openapi.json again from the classifier's signature
 	python -m carmodel.serving.openapi > docs/openapi.json
