@@ -6,7 +6,11 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: help install demo test test-hosts bench lint horovod spark lock clean
+PORT ?= 5001
+PAGE_PORT ?= 5002
+PAGE_HOST ?= 127.0.0.1
+
+.PHONY: help install demo serve test test-hosts bench load schema lint horovod spark lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -35,24 +39,37 @@ help:  ## list the targets
 	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra spark
 	touch $@
 
+.venv/page: .venv/runtime
+	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra page
+	touch $@
+
 install: .venv/runtime  ## virtual environment with the locked dependencies
 
 demo: .venv/runtime  ## run the whole pipeline on the built-in synthetic sample
 	mlflow run . --env-manager local
 
-test: .venv/dev .venv/horovod .venv/spark  ## install everything and run all tests
+serve: .venv/page  ## the endpoint, and a page to drop photos on: make serve MODEL=models:/NAME@ALIAS PORT=5001 PAGE_PORT=5002
+	@python -m carmodel.serving.serve --model "$(MODEL)" --port $(PORT) --page-port $(PAGE_PORT) --page-host $(PAGE_HOST)
+
+test: .venv/dev .venv/horovod .venv/spark .venv/page  ## install everything and run all tests
 	python -m pytest
 
 test-hosts: .venv/dev .venv/horovod  ## training by ssh on two loopback addresses; needs an sshd: apt-get install openssh-server
 	python -m pytest -m hosts
 
-lint: .venv/dev  ## ruff, formatting, types
+lint: .venv/dev .venv/page  ## ruff, formatting, types
 	ruff check .
 	ruff format --check .
 	mypy
 
 bench: .venv/runtime .venv/horovod  ## measure training on two ranks (wants an idle machine)
 	python -m benchmarks.bench_horovod
+
+load: .venv/runtime  ## 16 clients on the newest candidate's endpoint for a minute, and through its restart for another
+	python -m benchmarks.load
+
+schema: .venv/runtime  ## write docs/openapi.json again from the classifier's signature
+	python -m carmodel.serving.openapi > docs/openapi.json
 
 horovod: .venv/horovod  ## build Horovod against the installed TensorFlow
 

@@ -208,6 +208,9 @@ class PackagePyfunc(Settings):
     min_accuracy: Fraction = Field(0.5, description="test top-1 below which `champion` never moves to this version")
     max_pixels: int = Field(50_000_000, ge=1, description="photos with more pixels are refused before decoding")
     max_rows: int = Field(256, ge=1, description="rows answered per request; the others get an error")
+    example_pictures: int = Field(
+        3, ge=0, le=10, description="training photos of each class kept in the run, for the page (0: none)"
+    )
 
 
 STEPS: dict[str, type[Settings]] = {

@@ -8,8 +8,10 @@ import mlflow
 import numpy as np
 import pandas as pd
 
+from carmodel.data.pictures import class_examples
 from carmodel.data.store import Store, content_digest, open_store
 from carmodel.errors import InputError
+from carmodel.serving.examples import EXAMPLES
 from carmodel.serving.packaging import log_classifier
 from carmodel.serving.registry import promote, register
 from carmodel.settings import PackagePyfunc, require
@@ -32,6 +34,10 @@ def work(settings: PackagePyfunc, step: StepRun) -> None:
     print(f"package_pyfunc: {name} version {version} answered {answer['label']!r} ({answer['probability']:.3f})")
     promotion = promote(mlflow.MlflowClient(), name, version, settings.min_accuracy)
 
+    if settings.example_pictures and (train := fetch(store_uri) / "train.h5").is_file():
+        (folder := step.folder / EXAMPLES).mkdir()
+        class_examples(train, folder, settings.example_pictures)
+        step.log_output(folder, EXAMPLES)
     step.add_output("classifier", f"models:/{name}/{version}")
     step.summarise(
         f"{name} version {version}: candidate{' and champion' if promotion.champion else ''}; {promotion.reason}"

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from carmodel.data import sample as built_in
 from carmodel.data.writer import Header, Rows, Writer
+from tests.tiny import Endpoint, tiny_endpoint
 
 
 def _from_environment(variable: str, what: str) -> Path:
@@ -54,6 +56,13 @@ def train(tmp_path: Path) -> Path:
         writer.append(images.astype(np.uint8))
         writer.describe(Rows(rows % 2, [f"{i}.jpg" for i in rows], rows, rows % 4 == 0))
     return path
+
+
+@pytest.fixture(scope="session")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """A small untrained classifier behind a real `mlflow models serve`."""
+    with tiny_endpoint(tmp_path_factory.mktemp("endpoint")) as running:
+        yield running
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carmodel.data.augmentation import augment, augment_store, check_augmented, cut_sides, mirror, pad_sides, rng_for
-from carmodel.data.pictures import before_after, contact_sheet
+from carmodel.data.pictures import before_after, class_examples, contact_sheet
 from carmodel.data.store import Store, open_store
 from carmodel.data.writer import Header, Rows, Writer
 from carmodel.errors import InputError
@@ -159,3 +160,16 @@ def test_pictures_are_drawn_of_any_store(train: Path) -> None:
     for name in ("sheet.png", "pairs.png"):
         assert train.with_name(name).read_bytes().startswith(b"\x89PNG")
     assert not list(train.parent.glob(".*"))
+
+
+def test_each_class_that_has_photos_gets_a_strip_of_its_first_ones(train: Path) -> None:
+    (folder := train.parent / "examples").mkdir()
+    class_examples(train, folder, pictures=3, side=20)
+    store = open_store(train)
+    assert sorted(path.name for path in folder.iterdir()) == ["0.jpg", "1.jpg"]
+    for label in (0, 1):
+        strip = cv2.imread(str(folder / f"{label}.jpg"), cv2.IMREAD_COLOR_RGB)
+        assert strip.shape == (20, 60, 3)
+        third = store.take(np.flatnonzero(store.labels == label)[2:3])[0]
+        near = cv2.resize(third, (20, 20), interpolation=cv2.INTER_AREA)
+        assert np.abs(strip[:, 40:].astype(int) - near).mean() < 12

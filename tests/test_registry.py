@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.pyfunc import PythonModel
 
-from carmodel.serving.registry import promote, register
+from carmodel.serving.registry import newest_candidate, promote, register
 from tests.tracked import tracked_in
 
 NAME = "cars"
@@ -92,6 +92,18 @@ def test_a_champion_that_was_never_measured_stays(add: Callable[..., str], model
     client.set_registered_model_alias(NAME, "champion", by_hand)
     assert not promote(client, NAME, add(0.9), 0.5).champion
     assert alias("champion") == "2"
+
+
+def test_the_newest_candidate_is_found_among_all_models(add: Callable[..., str], model_uri: str) -> None:
+    client = MlflowClient()
+    assert newest_candidate(client) is None
+    older = register(model_uri, "trucks", 0.5, "store A")
+    version = add(0.7)
+    assert newest_candidate(client) is None
+    promote(client, NAME, version, 0.5)
+    promote(client, "trucks", older, 0.5)
+    assert newest_candidate(client) == f"models:/{NAME}@candidate"
+    client.delete_registered_model("trucks")
 
 
 def test_versions_beyond_nine_keep_their_order(add: Callable[..., str], tmp_path: Path) -> None:

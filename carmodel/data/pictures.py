@@ -3,6 +3,7 @@
 import textwrap
 from pathlib import Path
 
+import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -28,6 +29,26 @@ def contact_sheet(store: Path, png: Path, title: str, columns: int = 8, rows: in
     chosen = np.array(in_turn[:cells], np.int64)
     labels = [photos.class_names[label] for label in photos.labels[chosen]]
     _grid(photos.take(chosen), labels, columns, title, png)
+
+
+def class_examples(store: Path, folder: Path, pictures: int, side: int = 112) -> None:
+    """Write the first photos of each class side by side, one JPEG a class: `folder`/CLASS_ID.jpg.
+
+    A class without photos gets none.
+
+    Args:
+        store: an HDF5 store.
+        folder: where the pictures go; it exists.
+        pictures: photos a class, at most.
+        side: of each photo, in pixels.
+    """
+    photos = open_store(store)
+    for label in range(len(photos.class_names)):
+        rows = np.flatnonzero(photos.labels == label)[:pictures]
+        if len(rows) == 0:
+            continue
+        row = np.hstack([cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in photos.take(rows)])
+        cv2.imwrite(str(folder / f"{label}.jpg"), cv2.cvtColor(row, cv2.COLOR_RGB2BGR))
 
 
 def before_after(train_h5: Path, augmented_h5: Path, png: Path, title: str = "Augmentation", pairs: int = 8) -> None:

@@ -69,6 +69,17 @@ def promote(client: MlflowClient, name: str, version: str, min_accuracy: float) 
     return Promotion(True, f"{measured}, not below {best:.4f} of {against}, and replaces it")
 
 
+def newest_candidate(client: MlflowClient) -> str | None:
+    """Return the address of the registered model that got its candidate last, ``models:/NAME@candidate``, if there is one."""
+    versions = [
+        client.get_model_version(model.name, model.aliases[CANDIDATE])
+        for model in client.search_registered_models()
+        if CANDIDATE in model.aliases
+    ]
+    newest = max(versions, key=lambda version: version.creation_timestamp, default=None)
+    return None if newest is None else f"models:/{newest.name}@{CANDIDATE}"
+
+
 def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
     aliases = client.get_registered_model(name).aliases
     return client.get_model_version(name, aliases[CHAMPION]) if CHAMPION in aliases else None

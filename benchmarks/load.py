@@ -1,0 +1,177 @@
+"""Many clients at once on an endpoint, with good and bad rows: `make load`.
+
+    python -m benchmarks.load --clients 16 --seconds 60
+
+serves the newest candidate of the registry with MLflow's server, sends drawn photos and broken ones, compares every answer
+with the one that the same row got alone, and prints latencies and rows a second. With --restart the server is killed in the
+middle and started again; the clients' own retries must bring every row through.
+"""
+
+import argparse
+import base64
+import contextlib
+import os
+import platform
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from itertools import chain
+from tempfile import TemporaryFile
+from typing import Any
+
+import cv2
+import mlflow
+import numpy as np
+
+from carmodel.data.drawing.bodies import BODIES
+from carmodel.data.drawing.photo import draw_photo
+from carmodel.serving.client import RETRIES, EndpointError, ask, connect, row_of
+from carmodel.serving.registry import newest_candidate
+from carmodel.serving.server import end, served
+
+Row = dict[str, Any]
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the clients saw: seconds of each request, rows answered, and every fault in words."""
+
+    latencies: np.ndarray
+    rows: int
+    faults: list[str]
+    seconds: float
+
+    def __str__(self) -> str:
+        p50, p95, p99 = 1000 * np.percentile(self.latencies, [50, 95, 99])
+        return (
+            f"{len(self.latencies)} requests, {self.rows} rows in {self.seconds:.0f} s, {len(self.faults)} faults | "
+            f"{self.rows / self.seconds:.0f} rows/s | p50 {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms"
+        )
+
+
+def mixed_rows(good: int = 12) -> list[Row]:
+    """Drawn photos, some with a box, and rows that must each get an error."""
+    photos = []
+    for number in range(good):
+        image, _ = draw_photo(BODIES[number % len(BODIES)], np.random.default_rng([9, number]))
+        photos.append(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
+    whole = [row_of(photo) for photo in photos]
+    boxed = [row_of(photo, (20, 20, 120, 100)) for photo in photos[:4]]
+    bad: list[Row] = [
+        {"image": None},
+        {"image": ""},
+        {"image": 17},
+        {"image": "not base64!"},
+        {"image": "https://example.com/car.jpg"},
+        {"image": base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'/>").decode()},
+        row_of(photos[0][: len(photos[0]) // 2]),
+        row_of(photos[1], (50, 50, 10, 10)),
+        row_of(photos[2]) | {"x1": 3},
+    ]
+    return whole + boxed + bad
+
+
+def load(
+    endpoint: str,
+    rows: Sequence[Row],
+    right: Callable[[Row, Answer], bool],
+    *,
+    clients: int = 16,
+    seconds: float = 60.0,
+    retries: int = 0,
+) -> Load:
+    """Let clients send requests of 1 to 8 rows, mixed at random, for some time.
+
+    Args:
+        endpoint: the server's address.
+        rows: to choose from.
+        right: whether an answer is the right one for a row.
+        clients: threads, each with one request after another.
+        seconds: no request begins later.
+        retries: 0 makes any status but 200, and any broken connection, a fault.
+    """
+    http = connect(retries, clients)
+    deadline = time.monotonic() + seconds
+
+    def client(seed: int) -> tuple[list[float], int, list[str]]:
+        choose = random.Random(seed)
+        latencies: list[float] = []
+        answered, faults = 0, list[str]()
+        while time.monotonic() < deadline:
+            sent = choose.choices(rows, k=choose.randint(1, 8))
+            began = time.perf_counter()
+            try:
+                answers = ask(http, endpoint, sent)
+            except EndpointError as error:
+                faults.append(str(error))
+                continue
+            latencies.append(time.perf_counter() - began)
+            answered += len(answers)
+            faults += [
+                f"a wrong answer: {answer}" for row, answer in zip(sent, answers, strict=True) if not right(row, answer)
+            ]
+        return latencies, answered, faults
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(clients) as pool:
+        latencies, answered, faults = zip(*pool.map(client, range(clients)), strict=True)
+    return Load(np.concatenate(latencies), sum(answered), list(chain(*faults)), time.monotonic() - began)
+
+
+def as_alone(endpoint: str, rows: Sequence[Row]) -> Callable[[Row, Answer], bool]:
+    """Compare answers with those that the rows get one by one."""
+    http = connect()
+    alone = {id(row): ask(http, endpoint, [row])[0] for row in rows}
+
+    def right(row: Row, answer: Answer) -> bool:
+        expected = alone[id(row)]
+        if expected["error"] is not None:
+            return answer == expected
+        near = answer["error"] is None and abs(answer["probability"] - expected["probability"]) < 1e-3
+        return near and answer["class_id"] == expected["class_id"]
+
+    return right
+
+
+def load_through_restart(model: str, port: int, clients: int, seconds: float) -> Load:
+    """Load a server that is killed after a third of the time, and started again as soon as it is gone."""
+    rows = mixed_rows()
+    with TemporaryFile() as log, contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
+        address, process = stack.enter_context(served(model, port, log))
+        right = as_alone(address, rows)
+        outcome = aside.submit(load, address, rows, right, clients=clients, seconds=seconds, retries=RETRIES)
+        time.sleep(seconds / 3)
+        end(process, signal.SIGKILL)
+        stack.enter_context(served(model, port, log))
+        return outcome.result()
+
+
+def main() -> None:
+    """Print one line of figures for each kind of load."""
+    parser = argparse.ArgumentParser(description="Many clients at once on an endpoint.")
+    parser.add_argument("--model", default="", help="any that MLflow can serve (default: the newest candidate)")
+    parser.add_argument("--port", type=int, default=5003)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    given = parser.parse_args()
+    model = given.model or newest_candidate(mlflow.MlflowClient())
+    if model is None:
+        parser.error("no classifier is registered here yet: run `make demo` first")
+    print(f"{model}, {given.clients} clients, {os.cpu_count()} cores ({platform.machine()}), {date.today()}")
+    rows = mixed_rows()
+    with TemporaryFile() as log, served(model, given.port, log) as (address, _):
+        print(
+            "steady:   ",
+            load(address, rows, as_alone(address, rows), clients=given.clients, seconds=given.seconds),
+            flush=True,
+        )
+    print("restarted:", load_through_restart(model, given.port, given.clients, given.seconds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""MLflow's own scoring server as a child process, for as long as a `with` block."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from urllib3 import PoolManager
+from urllib3.exceptions import HTTPError
+
+from carmodel.errors import InputError
+
+HOST = "127.0.0.1"
+_PATIENCE = 300.0
+"""Seconds in which a model must have loaded."""
+
+
+@contextmanager
+def served(model_uri: str, port: int, log: IO[bytes] | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Serve a model with ``mlflow models serve`` on this machine alone, and end the server with the block.
+
+    Args:
+        model_uri: any address that MLflow can serve.
+        port: of the endpoint.
+        log: where the server's lines go; None: to the terminal.
+
+    Yields:
+        The endpoint's address, once it answers there, and the process, which leads a process group of its own.
+
+    Raises:
+        InputError: the port is taken, or the server ends or stays silent; its lines say why.
+    """
+    require_free(HOST, port)
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model_uri, "--env-manager", "local"]
+    # The server is started by the name of its program, which lies beside this interpreter.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    process = subprocess.Popen(
+        [*command, "--host", HOST, "--port", str(port), "--workers", "1"],
+        env=os.environ | {"PATH": path},
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    address = f"http://{HOST}:{port}"
+    try:
+        _wait_until_up(address, process)
+        yield address, process
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> None:
+    """End a server's process group and wait until it is gone, and its port free; SIGKILL after ten seconds."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, how)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            process.poll()  # a group lasts until its leader is reaped
+            os.killpg(process.pid, 0)  # raises once none of the group is left
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def require_free(host: str, port: int) -> None:
+    """Check that a server can listen there.
+
+    Raises:
+        InputError: something does already, or it is no port of this machine.
+    """
+    try:
+        socket.create_server((host, port)).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"{host}:{port} can't be used ({error}); choose another port") from None
+
+
+def _wait_until_up(address: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    with PoolManager(retries=False, timeout=5.0) as http:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise InputError("MLflow's server has ended before it answered; its lines say why")
+            try:
+                if http.request("GET", f"{address}/ping").status == 200:
+                    return
+            except HTTPError:
+                time.sleep(0.25)
+    raise InputError(f"MLflow's server has not answered within {_PATIENCE:.0f} seconds")

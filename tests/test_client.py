@@ -1,0 +1,171 @@
+"""The client: every photo of a folder gets a line, through servers that are away, broken, slow or of another kind."""
+
+import base64
+import csv
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carmodel.serving.client import EndpointError, ask, classify_folder, connect, row_of
+from tests.tiny import Endpoint, free_port
+
+Respond = Callable[[BaseHTTPRequestHandler, list[dict[str, Any]]], None]
+
+
+def answers(rows: list[dict[str, Any]]) -> bytes:
+    """Answers as the classifier gives them: here the label is the photo's text, and a photo of "bad" has an error."""
+    said = []
+    for row in rows:
+        label = base64.b64decode(row["image"]).decode()
+        good = {"label": label, "class_id": 3, "probability": 0.5, "top_k": [], "error": None}
+        said.append(good | ({"label": None, "error": "damaged"} if label == "bad" else {}))
+    return json.dumps({"predictions": said}).encode()
+
+
+def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, length: int | None = None) -> None:
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(body) if length is None else length))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+@contextmanager
+def server(*responses: Respond, port: int = 0) -> Iterator[tuple[str, list[int]]]:
+    """A server that gives these responses in turn and then right answers; its address, and the rows of each request."""
+    script, requests = iter(responses), list[int]()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            rows = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["dataframe_records"]
+            requests.append(len(rows))
+            next(script, lambda handler, rows: send(handler, 200, answers(rows)))(self, rows)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}", requests
+        http.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.jpg", "b.JPEG", "more/c.png", "d.webp", "bad.bmp"):
+        (folder / name).write_text(Path(name).stem)
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+def lines_of(table: Path) -> dict[str, dict[str, str]]:
+    with table.open(newline="") as stream:
+        return {line.pop("file"): line for line in csv.DictReader(stream)}
+
+
+def test_every_photo_at_any_depth_gets_a_line_and_an_error_is_counted(folder: Path, tmp_path: Path) -> None:
+    with server() as (endpoint, requests):
+        assert classify_folder(folder, tmp_path / "answers.csv", endpoint, batch=2) == 1
+    assert requests == [2, 2, 1]
+    lines = lines_of(tmp_path / "answers.csv")
+    assert list(lines) == ["a.jpg", "b.JPEG", "bad.bmp", "d.webp", "more/c.png"]
+    assert lines["more/c.png"] == {"label": "c", "class_id": "3", "probability": "0.5", "error": ""}
+    assert (lines["bad.bmp"]["label"], lines["bad.bmp"]["error"]) == ("", "damaged")
+
+
+def cut_off(handler: BaseHTTPRequestHandler, rows: list[dict[str, Any]]) -> None:
+    body = answers(rows)
+    send(handler, 200, body[:20], length=len(body))
+    handler.close_connection = True
+
+
+def hang_up(handler: BaseHTTPRequestHandler, rows: list[dict[str, Any]]) -> None:
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize(
+    "fault", [lambda handler, rows: send(handler, 503, b""), cut_off, hang_up], ids=["503", "cut off", "hung up"]
+)
+def test_a_request_that_fails_is_sent_again(fault: Respond) -> None:
+    with server(fault, fault) as (endpoint, requests):
+        (answer,) = ask(connect(), endpoint, [row_of(b"car")])
+    assert answer["label"] == "car"
+    assert requests == [1, 1, 1]
+
+
+def test_a_server_that_is_not_up_yet_is_waited_for() -> None:
+    port, labels = free_port(), []
+    waiting = threading.Thread(
+        target=lambda: labels.append(ask(connect(), f"http://127.0.0.1:{port}", [row_of(b"car")])[0]["label"])
+    )
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    with server(port=port):
+        waiting.join(30)
+    assert labels == ["car"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (400, b'{"error_code": "BAD_REQUEST", "message": "secret"}', "HTTP status 400"),
+        (200, b'{"predictions": []}', "another model"),
+        (200, b'{"predictions": [0.5]}', "another model"),
+        (200, b"<html>", "another model"),
+        (200, b"[]", "another model"),
+    ],
+)
+def test_an_answer_that_is_not_the_classifiers_is_an_error_at_once(status: int, body: bytes, words: str) -> None:
+    refusal = server(lambda handler, rows: send(handler, status, body))
+    with refusal as (endpoint, requests), pytest.raises(EndpointError, match=words) as raised:
+        ask(connect(), endpoint, [row_of(b"car")])
+    assert requests == [1]
+    assert "secret" not in str(raised.value)
+
+
+def test_the_box_goes_into_the_row() -> None:
+    assert row_of(b"car", (1, 2, 3, 4)) == {"image": "Y2Fy", "x1": 1, "y1": 2, "x2": 3, "y2": 4}
+
+
+def test_without_a_server_the_command_says_so_and_leaves_no_table(folder: Path, tmp_path: Path) -> None:
+    done = run(
+        str(folder), str(tmp_path / "answers.csv"), "--endpoint", f"http://127.0.0.1:{free_port()}", "--retries", "1"
+    )
+    assert done.returncode == 2
+    assert "does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_folder_that_is_not_there_is_an_error_in_words(tmp_path: Path) -> None:
+    done = run(str(tmp_path / "none"), str(tmp_path / "answers.csv"))
+    assert done.returncode == 2
+    assert "is no folder" in done.stderr
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "carmodel.serving.client", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.slow
+def test_a_folder_of_drawn_cars_gets_the_endpoints_answers(endpoint: Endpoint, sample: Path, tmp_path: Path) -> None:
+    done = run(str(sample / "cars_test"), str(tmp_path / "answers.csv"), "--endpoint", endpoint.address)
+    assert done.returncode == 0, done.stderr
+    lines = lines_of(tmp_path / "answers.csv")
+    assert len(lines) == len(list((sample / "cars_test").glob("*.jpg")))
+    for line in lines.values():
+        assert line["label"].startswith("Synthetic")
+        assert 0 < float(line["probability"]) <= 1
+        assert line["error"] == ""

@@ -1,0 +1,83 @@
+"""A small untrained classifier of the drawn sample's classes, and the endpoint that answers with it."""
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from carmodel.data.images import prepare
+from carmodel.data.sample import class_names
+from carmodel.serving.server import served
+
+SIZE = 32
+MARGIN = 0.1
+MAX_PIXELS = 1_000_000
+MAX_ROWS = 64
+NAMES = class_names(8)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A running server: its address, its process, the model's folder and the network inside."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+    model: Path
+    network: Any
+
+    def expected(self, photo: bytes) -> np.ndarray:
+        """Probabilities (C,) by way of preprocess and the bare network."""
+        return self.network.predict_on_batch(prepare(photo, SIZE, None, MARGIN)[None])[0]
+
+
+def tiny_network() -> Any:
+    import keras
+
+    from carmodel.model.resnet import resnet
+
+    keras.utils.set_random_seed(3)
+    return resnet(14, len(NAMES), SIZE, width=8)
+
+
+def log_tiny(network: Any) -> str:
+    """Log the classifier in the active run; its URI."""
+    import mlflow
+
+    from carmodel.serving.packaging import log_classifier
+    from carmodel.tracking import ROOT
+
+    model = mlflow.tensorflow.log_model(
+        network,
+        name="model",
+        metadata={"class_names": NAMES, "image_size": SIZE, "crop": "box", "margin": MARGIN},
+        code_paths=[str(ROOT / "carmodel")],
+        pip_requirements=["keras"],
+    )
+    return log_classifier(model.model_uri, MAX_PIXELS, MAX_ROWS).model_uri
+
+
+@contextmanager
+def tiny_endpoint(folder: Path) -> Iterator[Endpoint]:
+    """The classifier behind a real `mlflow models serve`, with all its files in `folder`."""
+    import mlflow
+
+    from tests.tracked import tracked_in
+
+    network = tiny_network()
+    with tracked_in(folder):
+        experiment = mlflow.create_experiment("endpoint", artifact_location=(folder / "artifacts").as_uri())
+        with mlflow.start_run(experiment_id=experiment):
+            model = mlflow.artifacts.download_artifacts(log_tiny(network), dst_path=str(folder / "model"))
+    with (folder / "log").open("wb") as log, served(model, free_port(), log) as (address, process):
+        yield Endpoint(address, process, Path(model), network)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
