@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: help install demo test test-hosts bench lint horovod spark lock clean
+.PHONY: help install demo test test-hosts bench fuzz lint horovod spark lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -51,8 +51,12 @@ lint: .venv/dev  ## ruff, formatting, types
 	ruff format --check .
 	mypy
 
-bench: .venv/runtime .venv/horovod  ## measure training on two ranks (wants an idle machine)
+bench: .venv/runtime .venv/horovod  ## measure training on two ranks, and serving (wants an idle machine)
 	python -m benchmarks.bench_horovod
+	python -m benchmarks.bench_serving
+
+fuzz: .venv/dev  ## 10,000 mutated requests to a live server
+	python -m tests.fuzz_endpoint
 
 horovod: .venv/horovod  ## build Horovod against the installed TensorFlow
 
