@@ -30,6 +30,7 @@ from PIL import Image
 from carmodel.data import sample
 from carmodel.logged_model import log_network
 from carmodel.model.backbone import application
+from carmodel.model.folding import fold
 from carmodel.model.resnet import resnet
 from carmodel.serving.forward import Forward
 from carmodel.serving.packaging import log_classifier
@@ -104,13 +105,10 @@ def measure(name: str, arguments: argparse.Namespace, texts: list[str], folder: 
     for way, model in loaded.items():
         in_process[way] = partial(predict, model, texts)
     photos = np.random.default_rng(0).integers(0, 256, (max(BATCHES), size, size, 3), np.uint8)
-    passes = {LIMIT: FOLDED, LIMIT_UNFOLDED: UNFOLDED, LIMIT_BFLOAT16: FOLDED}
-    for way, of in passes.items():
-        forward: Forward = loaded[of].unwrap_python_model()._forward
-        in_process[way] = partial(run, forward, photos)
-    if not onednn_bfloat16(True):
-        del in_process[LIMIT_BFLOAT16]
-
+    for way, of in {LIMIT: FOLDED, LIMIT_UNFOLDED: UNFOLDED}.items():
+        in_process[way] = partial(run, loaded[of].unwrap_python_model()._forward, photos)
+    if onednn_bfloat16(True):
+        in_process[LIMIT_BFLOAT16] = partial(run, Forward(fold(network), bfloat16=True), photos)
     with ExitStack() as stack:
         servers = {way: stack.enter_context(serve(model, scratch(folder, way))) for way, model in models.items()}
         over_http = {way: partial(ask, server, texts) for way, server in servers.items()}
@@ -180,7 +178,6 @@ def take_turns(
         for rows in BATCHES:
             for rates, ways in ((http, over_http), (local, in_process)):
                 for way, answer in ways.items():
-                    onednn_bfloat16(way == LIMIT_BFLOAT16)
                     requests = max(1, 8 // rows)
                     began = time.perf_counter()
                     for _ in range(requests):

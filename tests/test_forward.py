@@ -47,12 +47,6 @@ def test_any_number_of_photos_gets_the_network_s_answers(network: keras.Model, f
         np.testing.assert_allclose(answers, network(photos(rows)).numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 9])
-def test_what_is_left_below_the_smallest_trace_is_padded(network: keras.Model, rows: int) -> None:
-    answers = Forward(network, (4,))(photos(rows))
-    np.testing.assert_allclose(answers, network(photos(rows)).numpy(), atol=1e-6)
-
-
 def test_no_number_of_photos_traces_the_network_again(network: keras.Model, forward: Forward) -> None:
     before = network.get_layer("tally").traced
     for rows in (1, 2, 3, 31, 32, 33, 100):

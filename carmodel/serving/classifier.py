@@ -17,17 +17,15 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 # Registers the layer, so that a saved model with it loads.
 import carmodel.model.scale  # noqa: F401
 from carmodel.data.images import ImageError, prepare, read_header
-from carmodel.serving.forward import SIZES, Forward
+from carmodel.serving.forward import Forward
 from carmodel.serving.memory import BYTES_A_PIXEL, Budget
 from carmodel.serving.rows import BOX_COLUMNS, box_of, image_bytes
 from carmodel.training.precision import onednn_bfloat16
 
 TOP_K = 5
-MICRO_BATCH = max(SIZES)
-"""Most rows a forward pass: bounds the network's memory, whatever the request's size."""
 
-AHEAD = 2 * MICRO_BATCH
-"""Rows of a request that are decoded or being decoded while the network answers those before them."""
+AHEAD = 32
+"""Rows of a request that are decoded, or about to be, before the network needs them."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +57,13 @@ class CarClassifier(PythonModel):
         self.max_pixels: int = settings["max_pixels"]
         self._memory = Budget(settings["max_decoded_bytes"])
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
-        if settings["precision"] == "bfloat16" and not onednn_bfloat16(True):
+        bfloat16 = settings["precision"] == "bfloat16"
+        if bfloat16 and not onednn_bfloat16(True):
             logger.warning("packaged for bfloat16, which this processor does not compute: float32 is used")
         network = keras.saving.load_model(context.artifacts["model"], compile=False)
         if network.output_shape[-1] != len(self.class_names):
             raise ValueError(f"the network has {network.output_shape[-1]} outputs, not {len(self.class_names)}")
-        self._forward = Forward(network)
+        self._forward = Forward(network, bfloat16)
 
     def predict(
         self,
@@ -127,16 +126,20 @@ class CarClassifier(PythonModel):
 
     def _outcomes(self, rows: Sequence[tuple[object, ...]]) -> Iterator[tuple[int, str | np.ndarray]]:
         """Yield the number of each row with its error or its probabilities (C,)."""
-        ready: list[tuple[int, np.ndarray]] = []
+        batch: list[tuple[int, np.ndarray]] = []
+        running: deque[tuple[Sequence[int], Future[np.ndarray]]] = deque()
         for i, outcome in enumerate(self._prepared(rows)):
             if isinstance(outcome, str):
                 yield i, outcome
             else:
-                ready.append((i, outcome))
-            if ready and (len(ready) == MICRO_BATCH or i == len(rows) - 1):
-                numbers, images = zip(*ready, strict=True)
-                yield from zip(numbers, self._forward(np.stack(images)), strict=True)
-                ready = []
+                batch.append((i, outcome))
+            if batch and (len(batch) == self._forward.largest or i == len(rows) - 1):
+                numbers, images = zip(*batch, strict=True)
+                running.append((numbers, self._forward.start(np.stack(images))))
+                batch = []
+            while running and (len(running) > 2 * self._forward.workers or i == len(rows) - 1):
+                numbers, answers = running.popleft()
+                yield from zip(numbers, answers.result(), strict=True)
 
     def _prepared(self, rows: Sequence[tuple[object, ...]]) -> Iterator[np.ndarray | str]:
         """Yield each row prepared, in order; the pool goes on with the next ones while the caller works."""

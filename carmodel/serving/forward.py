@@ -1,46 +1,63 @@
-"""The forward pass for any number of photos, in traces of fixed sizes."""
+"""The forward pass for any number of photos: small batches of fixed sizes, side by side."""
 
-from collections.abc import Sequence
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-SIZES = (32, 16, 8, 4, 2, 1)
-"""Rows of a trace. Powers of two make any number without padding; the largest bounds the network's memory."""
+from carmodel.training.precision import gpus, onednn_bfloat16
+
+CPU_SIZES = (4, 2, 1)
+"""Rows of a batch on a CPU. What more rows leave behind between two layers does not stay in the processor's cache."""
+
+GPU_SIZES = (32, 16, 8, 4, 2, 1)
+"""Rows of a batch on a GPU, which only many rows keep busy."""
 
 
 class Forward:
-    """A network's forward pass on the CPU or GPU, traced when it is made and never again.
+    """A network's forward pass, traced when it is made and never again.
 
-    Keras's own `predict_on_batch` traces anew when the batch size changes, in the middle of a request.
+    Keras's own `predict` traces anew when the batch size changes, in the middle of a request. The sizes are powers of
+    two, so that any number of rows is a sum of them and none is padded. On a CPU as many batches run at a time as there
+    are cores, whatever the number of callers, which bounds the memory.
 
     Args:
         network: uint8 (B, H, W, 3) in, probabilities (B, C) out.
-        sizes: rows of the traces, the largest first. What is left below the smallest is padded with zeros.
+        bfloat16: whether oneDNN computes in bfloat16, where the processor has it.
+
+    Attributes:
+        largest: most rows of a batch.
+        workers: batches that run at a time.
     """
 
-    def __init__(self, network: keras.Model, sizes: Sequence[int] = SIZES) -> None:
-        self.sizes = tuple(sizes)
-        self._image = network.input_shape[1:]
+    def __init__(self, network: keras.Model, bfloat16: bool = False) -> None:
+        sizes, self.workers = (GPU_SIZES, 1) if gpus() else (CPU_SIZES, os.cpu_count() or 1)
+        self.largest = sizes[0]
         self._classes = network.output_shape[-1]
+        # TensorFlow keeps a copy of this option in each thread.
+        self._pool = ThreadPoolExecutor(self.workers, "forward", initializer=onednn_bfloat16, initargs=(bfloat16,))
+        shape = network.input_shape[1:]
         # XLA was slower than oneDNN on CPUs.
         call = tf.function(lambda images: network(images, training=False), autograph=False, jit_compile=False)
-        self._traces = {
-            size: call.get_concrete_function(tf.TensorSpec((size, *self._image), tf.uint8)) for size in self.sizes
-        }
-        for size in self.sizes:  # the first call of each builds its kernels
-            self(np.zeros((size, *self._image), np.uint8))
+        self._traces = {size: call.get_concrete_function(tf.TensorSpec((size, *shape), tf.uint8)) for size in sizes}
+        for size in sizes:  # the first call of each builds its kernels
+            self(np.zeros((size, *shape), np.uint8))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Turn uint8 (N, H, W, 3) into float32 (N, C), for any N. Threads may call it at the same time."""
-        answers = [np.empty((0, self._classes), np.float32)]
-        start = 0
-        while start < len(images):
-            size = next((size for size in self.sizes if size <= len(images) - start), self.sizes[-1])
-            part = images[start : start + size]
-            if len(part) < size:
-                part = np.concatenate([part, np.zeros((size - len(part), *self._image), np.uint8)])
-            answers.append(self._traces[size](tf.constant(part)).numpy()[: len(images) - start])
-            start += size
+        started = [self.start(images[i : i + self.largest]) for i in range(0, len(images), self.largest)]
+        return np.concatenate([np.empty((0, self._classes), np.float32), *(future.result() for future in started)])
+
+    def start(self, images: np.ndarray) -> Future[np.ndarray]:
+        """Queue a batch, uint8 (N, H, W, 3) with N up to `largest`; its result is float32 (N, C)."""
+        return self._pool.submit(self._run, images)
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        answers = []
+        while len(images):
+            size = next(size for size in self._traces if size <= len(images))
+            answers.append(self._traces[size](tf.constant(images[:size])).numpy())
+            images = images[size:]
         return np.concatenate(answers)

@@ -18,8 +18,6 @@ BFLOAT16_BOUND = 0.05
 BFLOAT16_AGREEMENT = 0.995
 """Least part of the photos whose best class stays the same in bfloat16."""
 
-_BATCH = 32
-
 
 @dataclass(frozen=True)
 class Served:
@@ -53,37 +51,27 @@ def lower(trained: keras.Model, photos: np.ndarray, folded: bool, precision: str
     network = in_float32(trained) if sixteen_bits else trained
     metrics: dict[str, float] = {}
     notes: list[str] = []
-    onednn_bfloat16(False)
-    forward = Forward(network, (_BATCH,))
-    answers = forward(photos)
+    answers = Forward(network)(photos)
     if folded:
         folded_network = fold(network)
-        folded_forward = Forward(folded_network, (_BATCH,))
-        change = _largest_change(folded_forward(photos), answers)
+        change = _largest_change(Forward(folded_network)(photos), answers)
         metrics["folding_max_change"] = change
         if folded := change <= FOLDING_BOUND:
-            network, forward = folded_network, folded_forward
+            network = folded_network
         else:
             notes.append(
                 f"not folded: that changes a probability by {change:.1e}, more than {FOLDING_BOUND:.0e}; "
                 "the network is served as trained"
             )
+    if precision == "bfloat16" and not onednn_bfloat16(True):
+        precision = "float32"
+        notes.append("float32: this processor computes no bfloat16 (it has neither avx512_bf16 nor amx_bf16)")
     if precision == "bfloat16":
-        precision, measured, note = _bfloat16(forward, photos, answers)
+        precision, measured, note = judge_bfloat16(Forward(network, bfloat16=True)(photos), answers)
+        onednn_bfloat16(False)
         metrics |= measured
         notes += [note] if note else []
     return Served(network, folded, precision, metrics, notes)
-
-
-def _bfloat16(forward: Forward, photos: np.ndarray, answers: np.ndarray) -> tuple[str, dict[str, float], str]:
-    """Try bfloat16: the precision to use, what was measured, and why it is float32 after all."""
-    if not onednn_bfloat16(True):
-        return "float32", {}, "float32: this processor computes no bfloat16 (it has neither avx512_bf16 nor amx_bf16)"
-    try:
-        rounded = forward(photos)
-    finally:
-        onednn_bfloat16(False)
-    return judge_bfloat16(rounded, answers)
 
 
 def judge_bfloat16(rounded: np.ndarray, answers: np.ndarray) -> tuple[str, dict[str, float], str]:
