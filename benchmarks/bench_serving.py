@@ -1,0 +1,223 @@
+"""Rows a second of the served classifier, over HTTP and in process: ``python -m benchmarks.bench_serving``.
+
+All numbers of a table come from one run of this program, in which the ways of answering take turns on the same drawn
+photos. The networks have random weights, which cost as much as trained ones. Wants an idle machine.
+"""
+
+import argparse
+import base64
+import io
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cv2
+import keras
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from PIL import Image
+
+from carmodel.data import sample
+from carmodel.logged_model import log_network
+from carmodel.model.backbone import application
+from carmodel.model.folding import fold
+from carmodel.model.resnet import resnet
+from carmodel.serving.forward import Forward
+from carmodel.serving.packaging import log_classifier
+from carmodel.settings import PackagePyfunc
+from carmodel.tracking import ROOT
+from carmodel.training.precision import onednn_bfloat16
+from tests.endpoint import Endpoint, serve
+
+CLASSES = 196
+BATCHES = (1, 8, 32)
+FOLDED, UNFOLDED, PLAIN = "ours, folded", "ours, unfolded", "plain pyfunc"
+LIMIT, LIMIT_UNFOLDED, LIMIT_BFLOAT16 = "forward pass", "forward pass, unfolded", "forward pass, folded, bfloat16"
+
+Rates = dict[tuple[str, int], list[float]]
+
+
+class PlainClassifier(PythonModel):
+    """The usual way, as in MLflow's example of an image classifier: decode in a loop, then one `predict`."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the network."""
+        import carmodel.model.scale  # noqa: F401 (registers the layer)
+
+        self.network = keras.saving.load_model(context.artifacts["model"], compile=False)
+
+    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+        """Answer with the number of the best class, and the probability of each."""
+        size = self.network.input_shape[1:3]
+        photos = []
+        for text in model_input["image"]:
+            photo = Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
+            photos.append(np.asarray(photo.resize(size), np.uint8))
+        probabilities = self.network.predict(np.stack(photos), verbose=0)
+        columns = [f"p({i})" for i in range(probabilities.shape[1])]
+        return pd.DataFrame(probabilities, columns=columns).assign(class_id=probabilities.argmax(1))
+
+
+def main() -> None:
+    """Measure and print the tables, in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", default=["50", "MobileNetV2"], help="depths, keras.applications names")
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--photo_width", type=int, default=640, help="of the photos sent, in pixels")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    with TemporaryDirectory(prefix="carmodel-bench-") as folder:
+        texts = draw(Path(folder), arguments.photo_width)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        experiment = mlflow.create_experiment("bench", artifact_location=Path(folder, "artifacts").as_uri())
+        mlflow.set_experiment(experiment_id=experiment)
+        for name in arguments.networks:
+            measure(name, arguments, texts, Path(folder))
+
+
+def draw(folder: Path, width: int) -> list[str]:
+    """Draw cars, `width` pixels wide, as Base64 of JPEG files."""
+    drawn = sorted(sample.draw(folder, classes=8, photos=5, seed=0).glob("cars_t*/*.jpg"))[: max(BATCHES)]
+    texts = []
+    for photo in map(cv2.imread, map(str, drawn)):
+        size = (width, width * photo.shape[0] // photo.shape[1])
+        texts.append(base64.b64encode(cv2.imencode(".jpg", cv2.resize(photo, size))[1]).decode())
+    return texts
+
+
+def measure(name: str, arguments: argparse.Namespace, texts: list[str], folder: Path) -> None:
+    """Measure one network in all ways and print its tables."""
+    size = arguments.image_size
+    network = resnet(int(name), CLASSES, size) if name.isdigit() else application(name, CLASSES, size)
+    models = {way: mlflow.artifacts.download_artifacts(uri) for way, uri in log_all(network, size).items()}
+    in_process: dict[str, Callable[[int], object]] = {}
+    loaded = {way: mlflow.pyfunc.load_model(model) for way, model in models.items()}
+    for way, model in loaded.items():
+        in_process[way] = partial(predict, model, texts)
+    photos = np.random.default_rng(0).integers(0, 256, (max(BATCHES), size, size, 3), np.uint8)
+    for way, of in {LIMIT: FOLDED, LIMIT_UNFOLDED: UNFOLDED}.items():
+        in_process[way] = partial(run, loaded[of].unwrap_python_model()._forward, photos)
+    if onednn_bfloat16(True):
+        in_process[LIMIT_BFLOAT16] = partial(run, Forward(fold(network), bfloat16=True), photos)
+    with ExitStack() as stack:
+        servers = {way: stack.enter_context(serve(model, scratch(folder, way))) for way, model in models.items()}
+        over_http = {way: partial(ask, server, texts) for way, server in servers.items()}
+        http, local = take_turns(over_http, in_process, arguments.rounds)
+        started = {way: (server.start_seconds, server.memory() / 2**20) for way, server in servers.items()}
+    title = f"ResNet-{name} with Scale" if name.isdigit() else name
+    report(
+        f"{title}, {size} px, photos {arguments.photo_width} px wide, {arguments.rounds} rounds", http, local, started
+    )
+
+
+def log_all(network: keras.Model, size: int) -> dict[str, str]:
+    """Log the network and its three classifiers: ``{way: URI}``."""
+    facts = {"class_names": [f"Class {i}" for i in range(CLASSES)], "image_size": size, "crop": "none", "margin": 0.0}
+    photos = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), np.uint8)
+    with mlflow.start_run():
+        trained = log_network(network, photos[:1], facts, {}).model_uri
+    uris = {}
+    for way in (FOLDED, UNFOLDED):
+        with mlflow.start_run():
+            settings = PackagePyfunc(model_uri=trained, folded=way == FOLDED)
+            uris[way] = log_classifier(settings, photos)[0].model_uri
+    with mlflow.start_run():
+        file = Path(mlflow.artifacts.download_artifacts(trained), "data", "model.keras")
+        uris[PLAIN] = mlflow.pyfunc.log_model(
+            name="plain",
+            python_model=PlainClassifier(),
+            artifacts={"model": str(file)},
+            code_paths=[str(ROOT / "carmodel")],
+            pip_requirements=["mlflow"],
+        ).model_uri
+    return uris
+
+
+def scratch(folder: Path, name: str) -> Path:
+    """Make a folder of its own for each server."""
+    folder = folder / f"{name}-{time.monotonic_ns()}"
+    folder.mkdir()
+    return folder
+
+
+def ask(server: Endpoint, texts: list[str], rows: int) -> None:
+    """Answer over HTTP."""
+    body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[text] for text in texts[:rows]]}}).encode()
+    status, answer = server.post(body)
+    if status != 200 or len(json.loads(answer)["predictions"]) != rows:
+        raise RuntimeError(f"the server answered {status}: {answer[:500]!r}")
+
+
+def predict(model: mlflow.pyfunc.PyFuncModel, texts: list[str], rows: int) -> None:
+    """Answer in this process, through MLflow's checks of the schema."""
+    model.predict(pd.DataFrame({"image": texts[:rows]}))
+
+
+def run(forward: Forward, photos: np.ndarray, rows: int) -> None:
+    """Run the network alone, on photos that are ready."""
+    forward(photos[:rows])
+
+
+def take_turns(
+    over_http: dict[str, Callable[[int], None]], in_process: dict[str, Callable[[int], None]], rounds: int
+) -> tuple[Rates, Rates]:
+    """Time every way at every batch size once a round, after one round that does not count: rows a second."""
+    http: Rates = defaultdict(list)
+    local: Rates = defaultdict(list)
+    for turn in range(rounds + 1):
+        for rows in BATCHES:
+            for rates, ways in ((http, over_http), (local, in_process)):
+                for way, answer in ways.items():
+                    requests = max(1, 8 // rows)
+                    began = time.perf_counter()
+                    for _ in range(requests):
+                        answer(rows)
+                    if turn:
+                        rates[way, rows].append(requests * rows / (time.perf_counter() - began))
+    return http, local
+
+
+def report(title: str, http: Rates, local: Rates, started: dict[str, tuple[float, float]]) -> None:
+    """Print the tables of a network: medians, and in parentheses the slowest and the fastest round."""
+    print(f"\n{title}, {len(os.sched_getaffinity(0))} cores; rows/s: median (slowest to fastest)\n")
+    print("| way | " + " | ".join(f"batch {rows}" for rows in BATCHES) + " |")
+    print("|---|" + "---|" * len(BATCHES))
+    for where, rates in (("over HTTP", http), ("in process", local)):
+        for way in dict.fromkeys(way for way, _ in rates):
+            seen = [rates[way, rows] for rows in BATCHES]
+            cells = [f"{median(rate):.1f} ({min(rate):.1f} to {max(rate):.1f})" for rate in seen]
+            print(f"| {where}: {way} | {' | '.join(cells)} |")
+    if not any(way == LIMIT_BFLOAT16 for way, _ in local):
+        print(f"| in process: {LIMIT_BFLOAT16} | " + " | ".join(["not available on this CPU"] * len(BATCHES)) + " |")
+    print("\n| ratio, median of the rounds | " + " | ".join(f"batch {rows}" for rows in BATCHES) + " |")
+    print("|---|" + "---|" * len(BATCHES))
+    ratios = [
+        ("over HTTP: ours, folded, of the plain pyfunc", http, FOLDED, http, PLAIN),
+        ("over HTTP: ours, folded, of the forward pass", http, FOLDED, local, LIMIT),
+        ("in process: ours, folded, of the forward pass", local, FOLDED, local, LIMIT),
+        ("forward pass: folded, of unfolded", local, LIMIT, local, LIMIT_UNFOLDED),
+        ("forward pass: bfloat16, of unfolded float32", local, LIMIT_BFLOAT16, local, LIMIT_UNFOLDED),
+    ]
+    for name, rates, way, others, other in ratios:
+        if (way, BATCHES[0]) in rates:
+            # Neighbours in time are compared, so that a machine that slows down is no result.
+            pairs = [zip(rates[way, rows], others[other, rows], strict=True) for rows in BATCHES]
+            print(f"| {name} | " + " | ".join(f"{median(a / b for a, b in pair):.2f}" for pair in pairs) + " |")
+    print("\n| server | seconds from start to first answer | memory after the rounds, MB |")
+    print("|---|---|---|")
+    for way, (seconds, megabytes) in started.items():
+        print(f"| {way} | {seconds:.1f} | {megabytes:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
