@@ -31,7 +31,7 @@ from carmodel.data.spark_session import ship, spark_session
 from carmodel.data.stanford_cars import read
 from carmodel.data.store import open_store
 from carmodel.data.table import CarTable
-from carmodel.settings import Preprocess
+from carmodel.parameters import Preprocess
 
 STRENGTHS = {"crop": 0.15, "pad": 0.1, "flip": 0.5}
 MARGIN = 0.05

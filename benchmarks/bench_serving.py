@@ -32,9 +32,9 @@ from carmodel.logged_model import log_network
 from carmodel.model.backbone import application
 from carmodel.model.folding import fold
 from carmodel.model.resnet import resnet
+from carmodel.parameters import PackagePyfunc
 from carmodel.serving.forward import Forward
 from carmodel.serving.packaging import log_classifier
-from carmodel.settings import PackagePyfunc
 from carmodel.tracking import ROOT
 from carmodel.training.precision import onednn_bfloat16
 from tests.endpoint import Endpoint, serve

@@ -27,7 +27,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from carmodel.data.transform import file_of
 from carmodel.errors import InputError
-from carmodel.settings import LINK_OF, STEPS, Settings
+from carmodel.parameters import LINK_OF, STEPS, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,7 +8,8 @@ from carmodel.data.augmentation import augment_store
 from carmodel.data.pictures import before_after
 from carmodel.data.store import open_store
 from carmodel.data.transform import load_transform
-from carmodel.settings import Augment, SettingsError, require
+from carmodel.parameters import Augment
+from carmodel.settings import SettingsError, require
 from carmodel.tracking import StepRun, fetch
 from steps.command import run_step
 from steps.engine import engine_of, output_folder

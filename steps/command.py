@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from carmodel.errors import InputError
-from carmodel.settings import STEPS, Settings, SettingsError, resolve
+from carmodel.parameters import STEPS, Settings
+from carmodel.settings import SettingsError, resolve
 from carmodel.tracking import step_run
 
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from carmodel.data.engines import Engine, local
 from carmodel.data.spark import cluster
 from carmodel.data.spark_session import ship, spark_session
-from carmodel.settings import OnEngine
+from carmodel.parameters import OnEngine
 from carmodel.tracking import StepRun
 
 

@@ -5,7 +5,8 @@ import mlflow
 from carmodel.data.store import open_store
 from carmodel.evaluation.report import evaluate, write_report
 from carmodel.logged_model import load_network
-from carmodel.settings import Evaluate, require
+from carmodel.parameters import Evaluate
+from carmodel.settings import require
 from carmodel.tracking import StepRun, fetch
 from steps.command import run_step
 

@@ -8,8 +8,9 @@ from mlflow.exceptions import ExecutionException
 
 from carmodel.errors import InputError
 from carmodel.model.weights import find_weights
+from carmodel.parameters import LINK_OF, STEPS, Settings
 from carmodel.serving.registry import promote
-from carmodel.settings import LINK_OF, STEPS, Settings, check, parse_flag, resolve
+from carmodel.settings import check, parse_flag, resolve
 from carmodel.tracking import ROOT, SUMMARY_TAG, cache_key, find_reusable, links_from, local_path, outputs_of
 from steps.command import fail, make_parser, parse
 

@@ -23,8 +23,8 @@ import mlflow
 import numpy as np
 from tqdm import tqdm
 
+from carmodel.parameters import PackagePyfunc
 from carmodel.serving.packaging import log_classifier
-from carmodel.settings import PackagePyfunc
 from tests.classified import LIMITS, MARGIN, NAMES, NO_BOX, SIZE, photo, small_network, text
 from tests.endpoint import Endpoint, serve
 

@@ -13,7 +13,7 @@ from carmodel.errors import InputError
 from carmodel.model.backbone import application, features, freeze, without_top
 from carmodel.model.resnet import resnet
 from carmodel.model.scale import Scale
-from carmodel.settings import APPLICATIONS
+from carmodel.parameters import APPLICATIONS
 
 PREPROCESSING = {
     "VGG16": keras.applications.vgg16,  # caffe mode: BGR, mean subtracted

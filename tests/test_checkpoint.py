@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from carmodel.model.network import build
-from carmodel.settings import Train
+from carmodel.parameters import Train
 from carmodel.training.checkpoint import (
     CheckpointError,
     EarlyStopping,

@@ -17,7 +17,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from carmodel.errors import InputError
-from carmodel.settings import PackagePyfunc
+from carmodel.parameters import PackagePyfunc
 from tests.classified import (
     BOX,
     LIMITS,

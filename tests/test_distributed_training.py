@@ -14,7 +14,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from carmodel.settings import STEPS, Train
+from carmodel.parameters import STEPS, Train
 from carmodel.training.launch import Host, RankError, run
 from carmodel.training.optimizer import make_optimizer
 

@@ -16,7 +16,7 @@ from mlflow.entities import Run
 from carmodel.data import stanford_cars
 from carmodel.data.store import open_store
 from carmodel.logged_model import load_network
-from carmodel.settings import STEPS
+from carmodel.parameters import STEPS
 from carmodel.tracking import ROOT, fetch, outputs_of
 from tests.endpoint import serve
 from tests.tracked import tracked_in

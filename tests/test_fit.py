@@ -20,7 +20,7 @@ from carmodel.data.store import Store, open_store
 from carmodel.data.writer import Header, Rows, Writer
 from carmodel.errors import InputError
 from carmodel.model.network import build
-from carmodel.settings import Train
+from carmodel.parameters import Train
 from carmodel.training import precision
 from carmodel.training.batches import Batches
 from carmodel.training.checkpoint import CheckpointError, path_of

@@ -15,7 +15,7 @@ import pytest
 import carmodel.model
 from carmodel.model.backbone import features
 from carmodel.model.network import build
-from carmodel.settings import Train
+from carmodel.parameters import Train
 
 SMALL = {"depth": 14, "width": 4}
 

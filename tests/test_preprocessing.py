@@ -21,7 +21,7 @@ from carmodel.data.stanford_cars import read
 from carmodel.data.store import StoreError, open_store
 from carmodel.data.table import CarTable
 from carmodel.errors import InputError
-from carmodel.settings import Preprocess
+from carmodel.parameters import Preprocess
 
 
 @pytest.fixture

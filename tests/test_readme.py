@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from carmodel.settings import STEPS, resolve
+from carmodel.parameters import STEPS
+from carmodel.settings import resolve
 
 README = Path("README.md").read_text() if Path("README.md").is_file() else ""
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carmodel.model.network import build
-from carmodel.settings import Train
+from carmodel.parameters import Train
 from carmodel.training.optimizer import make_optimizer, undecayed
 from carmodel.training.schedule import warmup_cosine
 

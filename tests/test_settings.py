@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from carmodel.settings import LINK_OF, STEPS, SettingsError, check, load_recipe, parse_flag, parse_set, resolve
+from carmodel.parameters import LINK_OF, STEPS
+from carmodel.settings import SettingsError, check, load_recipe, parse_flag, parse_set, resolve
 
 RECIPES = sorted(Path("configs").glob("*.yaml"))
 

@@ -26,7 +26,7 @@ from carmodel.data.stanford_cars import read
 from carmodel.data.store import Store, open_store
 from carmodel.data.table import CarTable
 from carmodel.errors import InputError
-from carmodel.settings import Preprocess
+from carmodel.parameters import Preprocess
 from carmodel.training.batches import Batches
 from examples.albumentations_transform import weather
 from tests import transforms

@@ -10,7 +10,7 @@ from mlflow.entities import Run
 
 from carmodel import tracking
 from carmodel.errors import InputError
-from carmodel.settings import Augment, Evaluate, Preprocess, Train
+from carmodel.parameters import Augment, Evaluate, Preprocess, Train
 from tests.tracked import tracked_in
 
 

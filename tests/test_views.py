@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
 from carmodel.model.network import build
-from carmodel.settings import Train
+from carmodel.parameters import Train
 from carmodel.training.views import NO_VIEW, View, draw, mix, with_views
 
 SIDE = 12

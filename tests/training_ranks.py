@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from carmodel.model.network import build
-from carmodel.settings import Train
+from carmodel.parameters import Train
 from carmodel.training.distributed import join
 from carmodel.training.fit import fit
 from tests.distributed_ranks import CLASSES, Store, photos

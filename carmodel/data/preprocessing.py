@@ -19,7 +19,7 @@ from carmodel.data.store import StoreError, open_store
 from carmodel.data.table import NO_BOX, PROBLEM_COLUMNS, CarTable
 from carmodel.data.writer import Header, Rows
 from carmodel.errors import InputError
-from carmodel.settings import Preprocess
+from carmodel.parameters import Preprocess
 
 CREATED_BY = "carmodel preprocess"
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from carmodel.data.store import Store
 from carmodel.data.table import CarTable
-from carmodel.settings import Preprocess
+from carmodel.parameters import Preprocess
 
 
 class Report(TypedDict):

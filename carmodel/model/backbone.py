@@ -21,7 +21,7 @@ def application(name: str, classes: int, image_size: int, weights: str = "none")
     named as Keras names it.
 
     Args:
-        name: one of `carmodel.settings.APPLICATIONS`.
+        name: one of `carmodel.parameters.APPLICATIONS`.
         classes: number of classes.
         image_size: side of the square images in pixels.
         weights: "none", "imagenet" (Keras downloads them), or a Keras weights file of the network without its top.

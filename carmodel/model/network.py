@@ -5,7 +5,7 @@ import keras
 from carmodel.model.backbone import application, freeze
 from carmodel.model.pretrained import load_resnet_weights
 from carmodel.model.resnet import resnet
-from carmodel.settings import Train
+from carmodel.parameters import Train
 
 
 def build(params: Train, classes: int, image_size: int) -> keras.Model:

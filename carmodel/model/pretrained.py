@@ -12,7 +12,7 @@ from carmodel.model.backbone import load_file, without_top
 from carmodel.model.head import HEAD
 from carmodel.model.resnet import STD, resnet
 from carmodel.model.scale import Scale
-from carmodel.settings import PUBLISHED
+from carmodel.parameters import PUBLISHED
 
 _FIRST = "stem_conv1"
 

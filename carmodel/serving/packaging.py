@@ -17,11 +17,11 @@ from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, Param
 from carmodel.errors import InputError
 from carmodel.logged_model import pinned
 from carmodel.model.scale import Scale
+from carmodel.parameters import PackagePyfunc
 from carmodel.serving import served as entry
 from carmodel.serving.classifier import TOP_K
 from carmodel.serving.lowering import Served, lower
 from carmodel.serving.rows import BOX_COLUMNS
-from carmodel.settings import PackagePyfunc
 from carmodel.tracking import ROOT, fetch
 
 SERVED = Path(entry.__file__)

@@ -13,7 +13,7 @@ from keras import metrics
 from carmodel.errors import InputError
 from carmodel.model.backbone import features
 from carmodel.model.head import HEAD
-from carmodel.settings import Train
+from carmodel.parameters import Train
 from carmodel.training import checkpoint, views
 from carmodel.training.batches import Batches, DrawViews, Rows
 from carmodel.training.optimizer import make_optimizer, undecayed

@@ -2,7 +2,7 @@
 
 import keras
 
-from carmodel.settings import Train
+from carmodel.parameters import Train
 from carmodel.training.schedule import warmup_cosine
 
 

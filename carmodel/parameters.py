@@ -1,0 +1,215 @@
+"""The parameters of every step: name, type, bounds, default and meaning. Nothing else lists them."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+# -P gives texts, and pydantic turns no text into a Literal's number by itself.
+Depth = Annotated[Literal[14, 26, 50, 101, 152], BeforeValidator(lambda v: int(v) if str(v).isdigit() else v)]
+# The depths of our network for which keras.applications has weights.
+PUBLISHED = (50, 101, 152)
+
+# The names in keras.applications, which takes seconds to import; a test compares them.
+# fmt: off
+APPLICATIONS = [
+    "ConvNeXtBase", "ConvNeXtLarge", "ConvNeXtSmall", "ConvNeXtTiny", "ConvNeXtXLarge", "DenseNet121",
+    "DenseNet169", "DenseNet201", "EfficientNetB0", "EfficientNetB1", "EfficientNetB2", "EfficientNetB3",
+    "EfficientNetB4", "EfficientNetB5", "EfficientNetB6", "EfficientNetB7", "EfficientNetV2B0", "EfficientNetV2B1",
+    "EfficientNetV2B2", "EfficientNetV2B3", "EfficientNetV2L", "EfficientNetV2M", "EfficientNetV2S",
+    "InceptionResNetV2", "InceptionV3", "MobileNet", "MobileNetV2", "MobileNetV3Large", "MobileNetV3Small",
+    "NASNetLarge", "NASNetMobile", "ResNet101", "ResNet101V2", "ResNet152", "ResNet152V2", "ResNet50", "ResNet50V2",
+    "VGG16", "VGG19", "Xception",
+]
+# fmt: on
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Settings(BaseModel):
+    """Parameters of a step. Unknown names are refused and values are checked when the object is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class OnEngine(Settings):
+    """Parameters of a step whose images are made on this machine or on a cluster."""
+
+    engine: Literal["local", "spark"] = Field(
+        "local", description="this machine's cores, or a Spark cluster; same images"
+    )
+    spark_master: str = Field(
+        "", description="Spark cluster, spark://HOST:PORT (empty: the active session, Spark's settings, or local cores)"
+    )
+    partitions: int = Field(0, ge=0, description="Spark tasks a store (0: one for about 128 images)")
+    work_folder: str = Field(
+        "", description="folder that driver and executors share, for unfinished stores (empty: a temporary one here)"
+    )
+
+    @field_validator("work_folder")
+    @classmethod
+    def _work_folder_is_there(cls, folder: str) -> str:
+        if folder and not Path(folder).expanduser().is_dir():
+            raise ValueError("not a folder that is there")
+        return folder
+
+    @model_validator(mode="after")
+    def _spark_is_asked_for(self) -> Self:
+        if self.engine == "local" and (self.spark_master or self.partitions):
+            raise ValueError("spark_master and partitions are for engine=spark")
+        return self
+
+
+class Preprocess(OnEngine):
+    """Photos and annotations to train.h5 and test.h5."""
+
+    data_uri: str = Field(
+        "", description="photos: empty (built-in synthetic sample), a folder, or any URI that MLflow can download"
+    )
+    image_size: int = Field(224, ge=16, le=1024, description="side of the square images, in pixels")
+    crop: Literal["box", "none"] = Field("box", description="crop each photo to its annotated box, or not")
+    margin: Fraction = Field(0.0, description="context kept around the box, as a fraction of the box's side")
+    classes: int = Field(0, ge=0, description="keep the first n classes only, for quick tries (0: all)")
+    validation_fraction: float = Field(
+        0.1, ge=0.0, lt=1.0, description="part of the training photos kept for validation"
+    )
+    max_bad_fraction: Fraction = Field(0.01, description="stop when more than this part of the photos is unusable")
+    sample_photos: int = Field(100, ge=4, description="built-in sample: photos a class, a fifth of them for the test")
+    sample_classes: int = Field(8, ge=2, le=8, description="built-in sample: number of classes")
+    seed: Seed = Field(0, description="seed of the validation split and of the built-in sample")
+
+
+class Augment(OnEngine):
+    """Augmented copies of the training rows, beside the originals."""
+
+    store_uri: str = Field("", description="folder with train.h5, the `data` output of preprocess")
+    copies: int = Field(1, ge=0, le=100, description="augmented copies of each training row (0: main skips the step)")
+    crop: float = Field(0.15, ge=0.0, lt=1.0, description="largest part of a side that is cut away (0: off)")
+    pad: float = Field(0.1, ge=0.0, lt=1.0, description="largest part of a side that is padded (0: off)")
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip (0: off)")
+    transform: str = Field(
+        "",
+        pattern=r"^([\w.]+:\w+)?$",
+        description="package.module:function of yours, after crop, pad, flip (empty: none)",
+    )
+    seed: Seed = Field(0, description="seed; an image depends on (seed, source row, copy) alone")
+
+
+class Train(Settings):
+    """A network fitted on the stores."""
+
+    store_uri: str = Field("", description="folder with train.h5, the `data` output of preprocess")
+    augmented_uri: str = Field("", description="folder with augmented.h5, the output of augment (empty: none)")
+    backbone: str = Field("resnet", description="resnet (ours, with Scale) or a keras.applications name: MobileNetV2 …")
+    depth: Depth = Field(50, description="layers of the residual network")
+    width: int = Field(64, ge=4, le=256, description="channels of the residual network's first stage")
+    weights: str = Field("none", description="none, imagenet (Keras downloads them), or a Keras weights file")
+    freeze: bool = Field(False, description="train the classifier head alone")
+    epochs: int = Field(30, ge=1, description="passes over the training rows")
+    batch_size: int = Field(32, ge=1, description="rows a step, on each process")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW")
+    learning_rate: float = Field(0.05, gt=0.0, description="peak learning rate, after the warm-up")
+    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="momentum of SGD")
+    weight_decay: float = Field(1e-4, ge=0.0, description="decoupled weight decay; none on biases and Scale")
+    warmup_epochs: float = Field(1.0, ge=0.0, description="epochs of linear warm-up before the cosine decay")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="label smoothing of the cross-entropy")
+    random_crop: Fraction = Field(1.0, description="on the device: smallest area of a resized crop (1: off)")
+    random_flip: bool = Field(False, description="on the device: horizontal flips")
+    mixup: float = Field(0.0, ge=0.0, description="on the device: alpha of mixup's Beta distribution (0: off)")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: mixed precision where it is fast"
+    )
+    early_stop: int = Field(0, ge=0, description="stop after so many epochs without a better val_loss (0: off)")
+    processes: int = Field(0, ge=0, description="processes that train together (0: one for each slot of hosts, or one)")
+    hosts: str = Field("", description="machines to train on by ssh, HOST:SLOTS,HOST:SLOTS (empty: this one)")
+    launcher: Literal["ssh", "spark"] = Field(
+        "ssh", description="how other machines are reached: ssh or Spark executors"
+    )
+    spark_master: str = Field("", description="Spark cluster of launcher=spark (empty: as for preprocess)")
+    scale_learning_rate: bool = Field(True, description="multiply the learning rate by the number of processes")
+    compression: Literal["none", "float16", "bfloat16"] = Field(
+        "none", description="how processes send gradients: as they are, or rounded to half the size"
+    )
+    resume: str = Field("", description="run id of an unfinished train run, whose last checkpoint is continued")
+    seed: Seed = Field(0, description="seed of weights, order and on-device augmentation")
+
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, name: str) -> str:
+        if name not in ("resnet", *APPLICATIONS):
+            raise ValueError(f"not resnet or one of {', '.join(APPLICATIONS)}")
+        return name
+
+    @field_validator("hosts")
+    @classmethod
+    def _hosts_have_slots(cls, hosts: str) -> str:
+        if hosts and not re.fullmatch(r"[\w.@-]+:[1-9]\d*(,[\w.@-]+:[1-9]\d*)*", hosts):
+            raise ValueError("not HOST:SLOTS,HOST:SLOTS")
+        return hosts
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_are_there(cls, weights: str) -> str:
+        if weights in ("none", "imagenet"):
+            return weights
+        if not (file := Path(weights).expanduser()).is_file():
+            raise ValueError("not none, imagenet, or a Keras weights file that is there")
+        return str(file)
+
+    @model_validator(mode="after")
+    def _imagenet_has_this_network(self) -> Self:
+        if (
+            self.backbone == "resnet"
+            and self.weights == "imagenet"
+            and (self.depth not in PUBLISHED or self.width != 64)
+        ):
+            raise ValueError(f"weights=imagenet are there for width=64 and the depths {', '.join(map(str, PUBLISHED))}")
+        return self
+
+
+class Evaluate(Settings):
+    """A logged model's accuracy on the test store."""
+
+    store_uri: str = Field("", description="folder with test.h5, the `data` output of preprocess")
+    model_uri: str = Field("", description="any logged Keras model: runs:/RUN/model, models:/NAME/VERSION …")
+    batch_size: int = Field(64, ge=1, description="rows a forward pass")
+    mistakes: int = Field(16, ge=1, le=100, description="worst mistakes shown in the picture")
+
+
+class PackagePyfunc(Settings):
+    """The classifier that takes Base64 photos: logged, registered, checked."""
+
+    model_uri: str = Field("", description="the Keras model logged by train")
+    evaluation_uri: str = Field("", description="the `report` output of evaluate: its accuracy decides on `champion`")
+    store_uri: str = Field(
+        "", description="folder with test.h5; its photos check the folding and the registered version"
+    )
+    registered_model_name: str = Field("carmodel", pattern=r"^[^/:]+$", description="name in the model registry")
+    min_accuracy: Fraction = Field(0.5, description="test top-1 below which `champion` never moves to this version")
+    folded: bool = Field(True, description="fold BatchNorm and Scale into the convolutions")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: where the processor has it and the answers allow it"
+    )
+    max_rows: int = Field(256, ge=1, description="rows answered per request; the others get an error")
+    max_bytes: int = Field(20_000_000, ge=1, description="photos in larger files are refused")
+    max_pixels: int = Field(50_000_000, ge=1, description="photos with more pixels are refused before decoding")
+    max_decoded_bytes: int = Field(
+        1_000_000_000, ge=1, description="memory for decoding photos, of all requests together, at 20 bytes a pixel"
+    )
+    example_pictures: int = Field(
+        3, ge=0, le=10, description="training photos of each class kept in the run, for the page (0: none)"
+    )
+
+
+STEPS: dict[str, type[Settings]] = {
+    "preprocess": Preprocess,
+    "augment": Augment,
+    "train": Train,
+    "evaluate": Evaluate,
+    "package_pyfunc": PackagePyfunc,
+}
+
+# How the steps hang together: each output, and the parameter by which later steps take it. main fills these; on a step
+# run alone the user names them.
+LINK_OF = {"data": "store_uri", "augmented": "augmented_uri", "model": "model_uri", "report": "evaluation_uri"}
