@@ -13,6 +13,10 @@ from carmodel.data.writer import Header, Rows, Writer
 from tests.tiny import Endpoint, tiny_endpoint
 
 
+# albumentations asks a server for a newer version when it is imported.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+
 def _from_environment(variable: str, what: str) -> Path:
     if not (value := os.environ.get(variable)):
         pytest.skip(f"no real data here: set {variable} to {what}")
