@@ -12,7 +12,6 @@ from carmodel.data import sample as built_in
 from carmodel.data.writer import Header, Rows, Writer
 from tests.tiny import Endpoint, tiny_endpoint
 
-
 # albumentations asks a server for a newer version when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
