@@ -127,8 +127,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--depth", type=int, default=50)
     parser.add_argument("--image_size", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=16, help="of all ranks together")
-    parser.add_argument("--steps", type=int, default=8, help="measured, in each turn")
+    parser.add_argument("--batch", type=int, default=32, help="of all ranks together")
+    parser.add_argument("--steps", type=int, default=6, help="measured, in each turn")
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     turns = [{way: one_run(way, arguments) for way in WAYS} for _ in range(arguments.turns)]
