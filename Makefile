@@ -10,7 +10,7 @@ PORT ?= 5001
 PAGE_PORT ?= 5002
 PAGE_HOST ?= 127.0.0.1
 
-.PHONY: help install demo serve test test-hosts bench load schema lint horovod spark lock clean
+.PHONY: help install demo serve test test-hosts bench fuzz load schema lint horovod spark lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -62,8 +62,12 @@ lint: .venv/dev .venv/page  ## ruff, formatting, types
 	ruff format --check .
 	mypy
 
-bench: .venv/runtime .venv/horovod  ## measure training on two ranks (wants an idle machine)
+bench: .venv/runtime .venv/horovod  ## measure training on two ranks, and serving (wants an idle machine)
 	python -m benchmarks.bench_horovod
+	python -m benchmarks.bench_serving
+
+fuzz: .venv/dev  ## 10,000 mutated requests to a live server
+	python -m tests.fuzz_endpoint
 
 load: .venv/runtime  ## 16 clients on the newest candidate's endpoint for a minute, and through its restart for another
 	python -m benchmarks.load

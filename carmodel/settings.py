@@ -169,11 +169,21 @@ class PackagePyfunc(Settings):
 
     model_uri: str = Field("", description="the Keras model logged by train")
     evaluation_uri: str = Field("", description="the `report` output of evaluate: its accuracy decides on `champion`")
-    store_uri: str = Field("", description="folder with test.h5; one of its photos checks the registered version")
+    store_uri: str = Field(
+        "", description="folder with test.h5; its photos check the folding and the registered version"
+    )
     registered_model_name: str = Field("carmodel", pattern=r"^[^/:]+$", description="name in the model registry")
     min_accuracy: Fraction = Field(0.5, description="test top-1 below which `champion` never moves to this version")
-    max_pixels: int = Field(50_000_000, ge=1, description="photos with more pixels are refused before decoding")
+    folded: bool = Field(True, description="fold BatchNorm and Scale into the convolutions")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: where the processor has it and the answers allow it"
+    )
     max_rows: int = Field(256, ge=1, description="rows answered per request; the others get an error")
+    max_bytes: int = Field(20_000_000, ge=1, description="photos in larger files are refused")
+    max_pixels: int = Field(50_000_000, ge=1, description="photos with more pixels are refused before decoding")
+    max_decoded_bytes: int = Field(
+        1_000_000_000, ge=1, description="memory for decoding photos, of all requests together, at 20 bytes a pixel"
+    )
     example_pictures: int = Field(
         3, ge=0, le=10, description="training photos of each class kept in the run, for the page (0: none)"
     )

@@ -18,16 +18,21 @@ from carmodel.settings import PackagePyfunc, require
 from carmodel.tracking import StepRun, fetch
 from steps.command import run_step
 
+CHECKED = 256
+"""Most test photos on which folding and precision are checked."""
+
 
 def work(settings: PackagePyfunc, step: StepRun) -> None:
     """Leave a new version of the registered model that has answered a real request."""
-    model_uri = require("package_pyfunc", "model_uri", settings.model_uri, "train")
+    require("package_pyfunc", "model_uri", settings.model_uri, "train")
     store_uri = require("package_pyfunc", "store_uri", settings.store_uri, "preprocess")
     report = require("package_pyfunc", "evaluation_uri", settings.evaluation_uri, "evaluate")
     top1 = json.loads((fetch(report) / "metrics.json").read_text())["top1"]
     store = open_store(fetch(store_uri) / "test.h5")
 
-    info = log_classifier(model_uri, settings.max_pixels, settings.max_rows)
+    info, served = log_classifier(settings, store.take(spread(len(store), CHECKED)))
+    for note in served.notes:
+        print(f"package_pyfunc: {note}")
     name = settings.registered_model_name
     version = register(info.model_uri, name, top1, content_digest(store))
     answer = check(f"models:/{name}/{version}", store)
@@ -40,8 +45,14 @@ def work(settings: PackagePyfunc, step: StepRun) -> None:
         step.log_output(folder, EXAMPLES)
     step.add_output("classifier", f"models:/{name}/{version}")
     step.summarise(
-        f"{name} version {version}: candidate{' and champion' if promotion.champion else ''}; {promotion.reason}"
+        f"{name} version {version}: candidate{' and champion' if promotion.champion else ''}; {promotion.reason}; "
+        f"{'folded' if served.folded else 'not folded'}, {served.precision}"
     )
+
+
+def spread(rows: int, most: int) -> np.ndarray:
+    """Up to `most` row numbers, int64, evenly over all: of every class where the store is in the order of its classes."""
+    return np.unique(np.linspace(0, rows - 1, min(most, rows)).astype(np.int64))
 
 
 def check(uri: str, store: Store) -> dict[str, object]:

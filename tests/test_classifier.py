@@ -3,49 +3,38 @@
 import base64
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cv2
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 
-from carmodel.data.images import ImageError, prepare
 from carmodel.errors import InputError
-from carmodel.serving.rows import box_of, image_bytes
+from carmodel.settings import PackagePyfunc
+from tests.classified import (
+    BOX,
+    LIMITS,
+    MARGIN,
+    NAMES,
+    NO_BOX,
+    SIZE,
+    check_answer,
+    check_refused,
+    expected,
+    photo,
+    text,
+)
+from tests.endpoint import Endpoint, serve
 from tests.tracked import tracked_in
 
-SIZE = 32
-MARGIN = 0.1
-MAX_PIXELS = 100_000
-MAX_ROWS = 40
-NAMES = [f"Maker Model {i}" for i in range(7)]
 COLUMNS = ["label", "class_id", "probability", "top_k", "error"]
-BOX = {"x1": 10, "y1": 8, "x2": 50, "y2": 40}
-NO_BOX = dict.fromkeys(BOX)
-
-
-def photo(seed: int = 0, width: int = 64, height: int = 48, kind: str = ".jpg") -> bytes:
-    """A file of smooth random colours."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
-    return cv2.imencode(kind, cv2.resize(coarse, (width, height)))[1].tobytes()
-
-
-def text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +62,13 @@ def logged(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
                 network, name="model", metadata=facts, code_paths=[str(ROOT / "carmodel")], pip_requirements=["keras"]
             )
             bare = mlflow.tensorflow.log_model(network, name="bare", pip_requirements=["keras"])
+            given = PackagePyfunc(model_uri=model.model_uri, **LIMITS)
+            photos = np.random.default_rng(0).integers(0, 256, (9, SIZE, SIZE, 3), np.uint8)
             with pytest.raises(InputError, match="not a Keras model logged by train"):
-                log_classifier(bare.model_uri, MAX_PIXELS, MAX_ROWS)
-            yield log_classifier(model.model_uri, MAX_PIXELS, MAX_ROWS).model_uri
+                log_classifier(given.model_copy(update={"model_uri": bare.model_uri}), photos)
+            with pytest.raises(InputError, match="test.h5 has photos of 16 px, the network takes 32"):
+                log_classifier(given, photos[:, :16, :16])
+            yield log_classifier(given, photos)[0].model_uri
 
 
 @pytest.fixture(scope="module")
@@ -90,69 +83,12 @@ def classifier(served: mlflow.pyfunc.PyFuncModel) -> Any:
     return served.unwrap_python_model()
 
 
-def expected(network: Any, data: bytes, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """Probabilities (C,) by way of preprocess."""
-    return network.predict_on_batch(prepare(data, SIZE, box, MARGIN)[None])[0]
-
-
-def check_answer(row: dict[str, Any], probabilities: np.ndarray, top_k: int = 5) -> None:
-    best = np.argsort(-probabilities)[:top_k]
-    assert row["error"] is None
-    assert [item["class_id"] for item in row["top_k"]] == best.tolist()
-    assert [item["label"] for item in row["top_k"]] == [NAMES[i] for i in best]
-    assert [item["probability"] for item in row["top_k"]] == pytest.approx(probabilities[best].tolist(), abs=1e-5)
-    assert {name: row[name] for name in ("label", "class_id", "probability")} == row["top_k"][0]
-    assert (type(row["class_id"]), type(row["probability"])) == (int, float)
-
-
-def check_refused(row: dict[str, Any], words: str) -> None:
-    assert words in row["error"]
-    assert len(row["error"]) < 120
-    assert (row["label"], row["class_id"], row["probability"], row["top_k"]) == (None, None, None, [])
-
-
-BAD_ROWS: list[tuple[dict[str, Any], str]] = [
-    ({"image": None}, "null"),
-    ({"image": float("nan")}, "null"),
-    ({"image": ""}, "empty"),
-    ({"image": b""}, "empty"),
-    ({"image": "data:image/jpeg;base64,"}, "empty"),
-    ({"image": 5}, "of type int"),
-    ({"image": ["x"]}, "of type list"),
-    ({"image": "not base64!"}, "not valid Base64"),
-    ({"image": text(photo())[:-3]}, "not valid Base64"),
-    ({"image": "ümlaut=="}, "not valid Base64"),
-    ({"image": "data:image/jpeg," + text(photo())}, "base64"),
-    ({"image": "https://example.com/car.jpg"}, "never fetched"),
-    ({"image": "file:///etc/hostname"}, "never fetched"),
-    ({"image": text(b"plain words")}, "not a JPEG"),
-    ({"image": text(b"<svg xmlns='http://www.w3.org/2000/svg'/>")}, "not a JPEG"),
-    ({"image": text(photo(width=400, height=300))}, "pixels"),
-    ({"image": text(photo()[:300])}, "damaged"),
-    ({"image": text(photo())} | NO_BOX | {"x1": 3}, "y1 is missing"),
-    ({"image": text(photo())} | BOX | {"x2": 10}, "no area"),
-    ({"image": text(photo())} | BOX | {"x2": 65}, "frame"),
-    ({"image": text(photo())} | BOX | {"x1": -1}, "frame"),
-    ({"image": text(photo())} | BOX | {"y2": 20.5}, "y2 is not a whole number"),
-    ({"image": text(photo())} | BOX | {"y2": "forty"}, "y2 is not a whole number"),
-    ({"image": text(photo())} | BOX | {"y2": True}, "y2 is not a whole number"),
-    ({"image": text(photo())} | BOX | {"y2": float("inf")}, "y2 is not a whole number"),
-    ({"image": text(photo())} | BOX | {"y2": 10**30}, "y2 is out of range"),
-]
-
-
 def test_every_spelling_of_a_photo_gets_the_answer_of_preprocess_and_network(served: Any, network: Any) -> None:
     data = photo(1)
     lines = base64.encodebytes(data).decode()
     frame = pd.DataFrame({"image": [text(data), f"data:image/jpeg;base64,{text(data)}", lines, data, bytearray(data)]})
     for row in served.predict(frame).to_dict("records"):
         check_answer(row, expected(network, data))
-
-
-@pytest.mark.parametrize("kind", [".jpg", ".png", ".webp", ".bmp"])
-def test_every_format_is_read(served: Any, network: Any, kind: str) -> None:
-    data = photo(2, kind=kind)
-    check_answer(served.predict(pd.DataFrame({"image": [text(data)]})).iloc[0].to_dict(), expected(network, data))
 
 
 def test_boxes_crop_as_preprocess_does_in_every_number_type(served: Any, network: Any) -> None:
@@ -182,18 +118,6 @@ def test_a_network_trained_without_cropping_gets_the_whole_photo(classifier: Any
         classifier.crops = True
     check_answer(whole, expected(network, data))
     check_refused(partial, "x1 is missing")
-
-
-@pytest.mark.parametrize(("bad", "words"), BAD_ROWS, ids=[str(i) for i in range(len(BAD_ROWS))])
-def test_a_bad_row_gets_its_own_error_and_the_others_are_answered(
-    served: Any, network: Any, bad: dict[str, Any], words: str
-) -> None:
-    first, last = photo(1), photo(2)
-    frame = pd.DataFrame([{"image": text(first)}, bad, {"image": text(last)}], dtype=object)
-    rows = served.predict(frame).to_dict("records")
-    check_answer(rows[0], expected(network, first))
-    check_refused(rows[1], words)
-    check_answer(rows[2], expected(network, last))
 
 
 def test_index_and_order_are_kept(classifier: Any, network: Any) -> None:
@@ -240,23 +164,6 @@ def test_a_top_k_that_is_no_whole_number_is_an_error(served: Any, classifier: An
             model()
 
 
-def test_rows_beyond_the_limit_get_an_error_and_no_work(served: Any, network: Any) -> None:
-    data = photo(6)
-    rows = served.predict(pd.DataFrame({"image": [text(data)] * (MAX_ROWS + 2)})).to_dict("records")
-    assert len(rows) == MAX_ROWS + 2
-    for row in rows[:MAX_ROWS]:
-        check_answer(row, expected(network, data))
-    for row in rows[MAX_ROWS:]:
-        check_refused(row, f"more than {MAX_ROWS} rows")
-
-
-def test_any_number_of_rows_uses_the_traces_of_the_warm_up(classifier: Any) -> None:
-    traces = classifier._network.predict_function.experimental_get_tracing_count()
-    for rows in (1, 2, 3, 33, 5):
-        classifier.predict(None, pd.DataFrame({"image": [photo(i) for i in range(rows)]}))
-    assert classifier._network.predict_function.experimental_get_tracing_count() == traces
-
-
 def test_concurrent_requests_get_their_own_answers(served: Any, network: Any) -> None:
     photos = [photo(i) for i in range(12)]
     with ThreadPoolExecutor(4) as pool:
@@ -265,8 +172,18 @@ def test_concurrent_requests_get_their_own_answers(served: Any, network: Any) ->
         check_answer(answer.iloc[0].to_dict(), expected(network, data))
 
 
-def test_class_names_and_image_size_are_in_the_models_metadata(served: Any) -> None:
-    assert served.metadata.metadata == {"class_names": NAMES, "image_size": SIZE, "crop": "box", "margin": MARGIN}
+def test_class_names_limits_and_the_trained_network_are_in_the_models_metadata(served: Any) -> None:
+    metadata = dict(served.metadata.metadata)
+    assert mlflow.tensorflow.load_model(metadata.pop("trained_model")).output_shape == (None, len(NAMES))
+    assert metadata == {
+        "class_names": NAMES,
+        "image_size": SIZE,
+        "crop": "box",
+        "margin": MARGIN,
+        "folded": True,
+        "precision": "float32",
+        **LIMITS,
+    }
     inputs = {spec.name: spec.required for spec in served.metadata.signature.inputs}
     assert inputs == {"image": True, "x1": False, "y1": False, "x2": False, "y2": False}
 
@@ -298,98 +215,16 @@ assert sys.modules["carmodel"].__file__.startswith({folder!r})
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-cells = st.one_of(
-    st.none(),
-    st.text(max_size=30),
-    st.binary(max_size=60),
-    st.floats(),
-    st.integers(),
-    st.booleans(),
-    st.just(text(photo(9))),
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(value=cells)
-def test_any_image_cell_becomes_bytes_or_an_error_that_does_not_repeat_it(value: object) -> None:
-    try:
-        assert isinstance(image_bytes(value), bytes)
-    except ImageError as error:
-        assert len(str(error)) < 120
-        assert not (isinstance(value, str) and len(value) > 8 and value in str(error))
-
-
-@settings(max_examples=150, deadline=None)
-@given(values=st.lists(st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=30)), min_size=4, max_size=4))
-def test_any_four_box_cells_become_a_box_none_or_an_error(values: list[object]) -> None:
-    try:
-        box = box_of(values)
-    except ImageError as error:
-        assert len(str(error)) < 120
-    else:
-        assert box is None or [type(side) for side in box] == [int] * 4
-
-
-@settings(max_examples=25, deadline=None)
-@given(rows=st.lists(st.tuples(cells, *[st.one_of(st.none(), st.integers(-5, 70), st.floats())] * 4), max_size=6))
-def test_any_request_gets_a_json_row_for_a_row(classifier: Any, rows: list[tuple[object, ...]]) -> None:
-    frame = pd.DataFrame(rows, columns=["image", *BOX], dtype=object)
-    out = classifier.predict(None, frame)
-    assert len(out) == len(rows)
-    for row in json.loads(json.dumps(out.to_dict("records"), allow_nan=False)):
-        assert (row["error"] is None) == (row["label"] in NAMES) == (len(row["top_k"]) == 5)
-
-
 @pytest.fixture(scope="module")
-def endpoint(logged: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a real `mlflow models serve` process."""
+def endpoint(logged: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """A real `mlflow models serve` process."""
     folder = tmp_path_factory.mktemp("serve")
-    model = mlflow.artifacts.download_artifacts(logged, dst_path=str(folder))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model, "--env-manager", "local"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    # The server is started by the name of its program, which lies beside this interpreter.
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    log = (folder / "log").open("wb")
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
-        cwd=folder,
-        env=environment,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{address}/ping", timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError):
-                assert process.poll() is None, (folder / "log").read_text()[-2000:]
-                time.sleep(0.5)
-        else:
-            pytest.fail(f"no answer in two minutes: {(folder / 'log').read_text()[-2000:]}")
-        yield address
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(timeout=30)
-        log.close()
-
-
-def post(address: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    request = urllib.request.Request(
-        f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as response:
-        # Strict, as other languages' parsers are: NaN is not JSON.
-        return json.load(response, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["predictions"]
+    with serve(mlflow.artifacts.download_artifacts(logged, dst_path=str(folder)), folder) as endpoint:
+        yield endpoint
 
 
 @pytest.mark.slow
-def test_the_endpoint_keeps_the_contract_in_every_request_format(endpoint: str, network: Any, logged: str) -> None:
+def test_the_endpoint_keeps_the_contract_in_every_request_format(endpoint: Endpoint, network: Any, logged: str) -> None:
     data, box = photo(7), tuple(BOX.values())
     mixed = [
         {"image": text(data)} | NO_BOX,
@@ -406,7 +241,7 @@ def test_the_endpoint_keeps_the_contract_in_every_request_format(endpoint: str, 
         "inputs": mixed,
     }
     for name, body in bodies.items():
-        rows = post(endpoint, {name: body, "params": {"top_k": 2}})
+        rows = endpoint.predict({name: body, "params": {"top_k": 2}})
         assert len(rows) == len(mixed), name
         check_answer(rows[0], expected(network, data), 2)
         check_answer(rows[1], expected(network, data, box), 2)
@@ -415,21 +250,21 @@ def test_the_endpoint_keeps_the_contract_in_every_request_format(endpoint: str, 
 
     # Clients that send nothing but photos, by row and by column, and one whose rows lack the box here and there.
     check_answer(
-        post(endpoint, {"dataframe_split": {"columns": ["image"], "data": [[text(data)]]}})[0], expected(network, data)
+        endpoint.predict({"dataframe_split": {"columns": ["image"], "data": [[text(data)]]}})[0],
+        expected(network, data),
     )
-    for row in post(endpoint, {"inputs": {"image": [text(data), text(data)]}}) + post(
-        endpoint, {"inputs": {"image": text(data)}}
-    ):
-        check_answer(row, expected(network, data))
+    for images in ([text(data), text(data)], text(data)):
+        for row in endpoint.predict({"inputs": {"image": images}}):
+            check_answer(row, expected(network, data))
     columns = {name: [value, None] for name, value in BOX.items()}
-    rows = post(endpoint, {"inputs": {"image": [text(data), text(data)]} | columns})
+    rows = endpoint.predict({"inputs": {"image": [text(data), text(data)]} | columns})
     check_answer(rows[0], expected(network, data, box))
     check_answer(rows[1], expected(network, data))
-    rows = post(endpoint, {"dataframe_records": [{"image": text(data)}, {"image": text(data)} | BOX]})
+    rows = endpoint.predict({"dataframe_records": [{"image": text(data)}, {"image": text(data)} | BOX]})
     check_answer(rows[0], expected(network, data))
     check_answer(rows[1], expected(network, data, box))
 
     # The example as MLflow's page of the model shows it.
     folder = Path(mlflow.artifacts.download_artifacts(logged))
-    rows = post(endpoint, json.loads((folder / "serving_input_example.json").read_text()))
+    rows = endpoint.predict(json.loads((folder / "serving_input_example.json").read_text()))
     assert [(row["error"], len(row["top_k"])) for row in rows] == [(None, 3), (None, 3)]

@@ -1,23 +1,24 @@
 """The public commands: `mlflow run` in a subprocess on a copy of the project, cached, loaded elsewhere, served."""
 
 import base64
-import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 from mlflow.entities import Run
 
+from carmodel.data import stanford_cars
+from carmodel.data.store import open_store
+from carmodel.logged_model import load_network
 from carmodel.settings import STEPS
-from carmodel.tracking import ROOT, outputs_of
+from carmodel.tracking import ROOT, fetch, outputs_of
+from tests.endpoint import serve
 from tests.tracked import tracked_in
 
 pytestmark = pytest.mark.slow
@@ -140,55 +141,33 @@ assert answers.shape == (2, 3) and np.allclose(answers.sum(1), 1, atol=1e-5)
 
 
 @pytest.mark.usefixtures("tracked")
-def test_the_registered_classifier_answers_through_mlflow_s_server(project: Project, first: dict[str, str]) -> None:
+def test_mlflow_s_server_gives_each_test_photo_the_probabilities_of_preprocess_and_network(
+    project: Project, first: dict[str, str], tmp_path: Path
+) -> None:
     candidate = mlflow.MlflowClient().get_model_version_by_alias("tiny", "candidate")
     assert candidate.run_id == project.newest("package_pyfunc").info.run_id
-    photo = next(project.folder.glob("sample/*/cars_test/*.jpg")).read_bytes()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        str(MLFLOW),
-        "models",
-        "serve",
-        "-m",
-        "models:/tiny@candidate",
-        "--env-manager",
-        "local",
-        "-p",
-        str(port),
+    folder = next(project.folder.glob("sample/*"))
+    test = stanford_cars.read(folder).photos.query("split == 'test'").set_index("source")
+    store = open_store(fetch(outputs_of(project.newest("preprocess"))["data"]["uri"]) / "test.h5")
+    rows = [
+        [base64.b64encode(Path(path).read_bytes()).decode(), *box]
+        for path, *box in test.loc[store.source, ["path", "x1", "y1", "x2", "y2"]].to_numpy().tolist()
     ]
-    variables = environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{project.folder}/mlflow.db"}
-    server = subprocess.Popen(command, env=variables, start_new_session=True)
-    try:
-        rows = [[base64.b64encode(photo).decode()], ["no photo"]]
-        body = json.dumps({"dataframe_split": {"columns": ["image"], "data": rows}, "params": {"top_k": 2}}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
-        )
-        wait_until_up(f"http://127.0.0.1:{port}/ping", server)
-        with urllib.request.urlopen(request, timeout=120) as response:
-            good, bad = json.load(response)["predictions"]
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(30)
-    assert good["label"].startswith("Synthetic")
-    assert 0 < good["probability"] <= 1
-    assert len(good["top_k"]) == 2
-    assert good["error"] is None
+    columns = ["image", "x1", "y1", "x2", "y2"]
+    body = {"dataframe_split": {"columns": columns, "data": [*rows, ["no photo", *[None] * 4]]}, "params": {"top_k": 3}}
+    with serve("models:/tiny@candidate", tmp_path) as endpoint:
+        *answers, bad = endpoint.predict(body)
+    network, _ = load_network(outputs_of(project.newest("train"))["model"]["uri"])
+    for answer, probabilities in zip(answers, network.predict(store.take(np.arange(len(store)))), strict=True):
+        assert answer["error"] is None
+        assert answer["label"].startswith("Synthetic")
+        served = {item["class_id"]: item["probability"] for item in answer["top_k"]}
+        np.testing.assert_allclose([served[i] for i in range(3)], probabilities, atol=2e-5)
     assert bad["label"] is None
     assert bad["error"]
-
-
-def wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(240):
-        assert server.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError("the server did not come up in two minutes")
+    facts = mlflow.models.get_model_info(f"models:/tiny/{candidate.version}").metadata
+    assert (facts["class_names"], facts["folded"], facts["precision"]) == (store.class_names, True, "float32")
+    assert project.newest("package_pyfunc").data.metrics["folding_max_change"] <= 1e-5
 
 
 def test_the_same_main_again_reuses_every_step(project: Project, first: dict[str, str]) -> None:

@@ -3,8 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -15,12 +16,16 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 # Registers the layer, so that a saved model with it loads.
 import carmodel.model.scale  # noqa: F401
-from carmodel.data.images import ImageError, prepare
+from carmodel.data.images import ImageError, prepare, read_header
+from carmodel.serving.forward import Forward
+from carmodel.serving.memory import BYTES_A_PIXEL, Budget
 from carmodel.serving.rows import BOX_COLUMNS, box_of, image_bytes
+from carmodel.training.precision import onednn_bfloat16
 
 TOP_K = 5
-MICRO_BATCH = 32
-"""Most rows a forward pass: bounds the network's memory, whatever the request's size."""
+
+AHEAD = 32
+"""Rows of a request that are decoded, or about to be, before the network needs them."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +34,15 @@ class CarClassifier(PythonModel):
     """Name the car in each photo of a request.
 
     Needs of its MLflow context the artifacts ``model``, a ``.keras`` file (uint8 (B, H, W, 3) in, probabilities (B, C)
-    out), and ``settings``, a JSON file with class_names, image_size, crop, margin, max_pixels and max_rows.
-    `carmodel.serving.packaging` provides both.
+    out), and ``settings``, a JSON file with class_names, image_size, crop, margin, precision and the limits max_rows,
+    max_bytes, max_pixels and max_decoded_bytes. `carmodel.serving.packaging` provides both.
+
+    Any number of threads may call `predict`: the network is never traced anew, decoding shares a pool of threads and a
+    budget of memory, and nothing else is shared.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the network and run it once, so that the first request does not wait for that.
+        """Load the network, trace it and run it, so that the first request does not wait for that.
 
         Raises:
             ValueError: the network has not as many outputs as there are class names.
@@ -44,17 +52,18 @@ class CarClassifier(PythonModel):
         self.image_size: int = settings["image_size"]
         self.crops: bool = settings["crop"] == "box"
         self.margin: float = settings["margin"]
-        self.max_pixels: int = settings["max_pixels"]
         self.max_rows: int = settings["max_rows"]
+        self.max_bytes: int = settings["max_bytes"]
+        self.max_pixels: int = settings["max_pixels"]
+        self._memory = Budget(settings["max_decoded_bytes"])
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
-        self._network = keras.saving.load_model(context.artifacts["model"], compile=False)
-        # XLA was slower than oneDNN on CPUs, and compiles anew for every batch size.
-        self._network.jit_compile = False
-        if self._network.output_shape[-1] != len(self.class_names):
-            raise ValueError(f"the network has {self._network.output_shape[-1]} outputs, not {len(self.class_names)}")
-        # Keras's traced function takes any batch size from its second size on.
-        for rows in (1, 2):
-            self._forward(np.zeros((rows, self.image_size, self.image_size, 3), np.uint8))
+        bfloat16 = settings["precision"] == "bfloat16"
+        if bfloat16 and not onednn_bfloat16(True):
+            logger.warning("packaged for bfloat16, which this processor does not compute: float32 is used")
+        network = keras.saving.load_model(context.artifacts["model"], compile=False)
+        if network.output_shape[-1] != len(self.class_names):
+            raise ValueError(f"the network has {network.output_shape[-1]} outputs, not {len(self.class_names)}")
+        self._forward = Forward(network, bfloat16)
 
     def predict(
         self,
@@ -86,19 +95,10 @@ class CarClassifier(PythonModel):
         if self._is_column(model_input):
             model_input = model_input.explode("image", ignore_index=True)
         rows = self._rows(model_input)
-        # Only prepared rows are kept: a decoded photo lives no longer than its thread needs it.
-        prepared = list(self._pool.map(self._prepare, rows[: self.max_rows]))
-        answers: list[dict[str, object]] = [
-            {"error": outcome} if isinstance(outcome, str) else {} for outcome in prepared
-        ]
-        good = [i for i, outcome in enumerate(prepared) if isinstance(outcome, np.ndarray)]
-        for start in range(0, len(good), MICRO_BATCH):
-            part = good[start : start + MICRO_BATCH]
-            probabilities = self._forward(np.stack([prepared[i] for i in part]))
-            for i, row in zip(part, probabilities, strict=True):
-                answers[i] = self._answer(row, top_k)
         refused = f"more than {self.max_rows} rows in a request; send the others in another one"
-        answers += [{"error": refused}] * (len(rows) - len(answers))
+        answers: list[dict[str, object]] = [{"error": refused}] * len(rows)
+        for i, outcome in self._outcomes(rows[: self.max_rows]):
+            answers[i] = {"error": outcome} if isinstance(outcome, str) else self._answer(outcome, top_k)
         empty: dict[str, object] = {"label": None, "class_id": None, "probability": None, "top_k": [], "error": None}
         complete = [empty | answer for answer in answers]
         return pd.DataFrame(
@@ -124,20 +124,49 @@ class CarClassifier(PythonModel):
         columns = [frame[name] if name in frame.columns else missing for name in ("image", *BOX_COLUMNS)]
         return list(zip(*columns, strict=True))
 
+    def _outcomes(self, rows: Sequence[tuple[object, ...]]) -> Iterator[tuple[int, str | np.ndarray]]:
+        """Yield the number of each row with its error or its probabilities (C,)."""
+        batch: list[tuple[int, np.ndarray]] = []
+        running: deque[tuple[Sequence[int], Future[np.ndarray]]] = deque()
+        for i, outcome in enumerate(self._prepared(rows)):
+            if isinstance(outcome, str):
+                yield i, outcome
+            else:
+                batch.append((i, outcome))
+            if batch and (len(batch) == self._forward.largest or i == len(rows) - 1):
+                numbers, images = zip(*batch, strict=True)
+                running.append((numbers, self._forward.start(np.stack(images))))
+                batch = []
+            while running and (len(running) > 2 * self._forward.workers or i == len(rows) - 1):
+                numbers, answers = running.popleft()
+                yield from zip(numbers, answers.result(), strict=True)
+
+    def _prepared(self, rows: Sequence[tuple[object, ...]]) -> Iterator[np.ndarray | str]:
+        """Yield each row prepared, in order; the pool goes on with the next ones while the caller works."""
+        waiting: deque[Future[np.ndarray | str]] = deque()
+        for row in rows:
+            waiting.append(self._pool.submit(self._prepare, row))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
     def _prepare(self, row: Sequence[object]) -> np.ndarray | str:
         """Turn a row into uint8 (H, W, 3), exactly as preprocess does, or into the text of its error."""
         try:
-            data, box = image_bytes(row[0]), box_of(row[1:])
-            return prepare(data, self.image_size, box if self.crops else None, self.margin, self.max_pixels)
+            data, box = image_bytes(row[0], self.max_bytes), box_of(row[1:])
+            header = read_header(data, self.max_pixels)
+            needed = BYTES_A_PIXEL * header.width * header.height
+            if needed > self._memory.total:
+                raise ImageError(f"{header.width} x {header.height} pixels take more memory than there is for decoding")
+            with self._memory.hold(needed):
+                return prepare(data, self.image_size, box if self.crops else None, self.margin, self.max_pixels)
         except ImageError as error:
             return str(error)
         except Exception as error:
             # One hostile file must not take the other rows down; its type is for us, its text may hold the payload.
             logger.error("a row failed with %s", type(error).__name__)
             return f"the photo could not be read ({type(error).__name__})"
-
-    def _forward(self, images: np.ndarray) -> np.ndarray:
-        return self._network.predict_on_batch(images)
 
     def _answer(self, probabilities: np.ndarray, top_k: int) -> dict[str, object]:
         best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import cv2
+import keras
 import mlflow
 import numpy as np
 import pandas as pd
@@ -15,14 +16,18 @@ from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, Param
 
 from carmodel.errors import InputError
 from carmodel.logged_model import pinned
-from carmodel.serving import served
+from carmodel.model.scale import Scale
+from carmodel.serving import served as entry
 from carmodel.serving.classifier import TOP_K
+from carmodel.serving.lowering import Served, lower
 from carmodel.serving.rows import BOX_COLUMNS
+from carmodel.settings import PackagePyfunc
 from carmodel.tracking import ROOT, fetch
 
-SERVED = Path(served.__file__)
+SERVED = Path(entry.__file__)
 REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "opencv-python-headless", "pillow")
 METADATA = ("class_names", "image_size", "crop", "margin")
+LIMITS = ("max_rows", "max_bytes", "max_pixels", "max_decoded_bytes")
 
 
 def signature() -> ModelSignature:
@@ -71,39 +76,51 @@ def input_example() -> tuple[pd.DataFrame, dict[str, int]]:
     return pd.DataFrame({"image": [text, text], **boxes}, dtype=object), {"top_k": 3}
 
 
-def log_classifier(model_uri: str, max_pixels: int, max_rows: int, name: str = "classifier") -> ModelInfo:
-    """Log the classifier of a Keras model in the active run.
+def log_classifier(settings: PackagePyfunc, photos: np.ndarray, name: str = "classifier") -> tuple[ModelInfo, Served]:
+    """Log the classifier of a Keras model in the active run, with what was measured of its network as metrics.
+
+    Its metadata are class_names, image_size, crop and margin of the Keras model, `trained_model`, where that model is,
+    `folded` and `precision`, as they came out, and the limits.
 
     Args:
-        model_uri: a Keras model logged with `mlflow.tensorflow`, with the metadata class_names, image_size, crop and
-            margin: any URI that MLflow can download, or its folder.
-        max_pixels: photos with more pixels are refused before they are decoded.
-        max_rows: rows answered per request; the others get an error.
+        settings: `model_uri` names a Keras model logged with `mlflow.tensorflow`, with the metadata class_names,
+            image_size, crop and margin: any URI that MLflow can download, or its folder. `folded`, `precision` and the
+            limits are used.
+        photos: uint8 (N, H, W, 3) of the network's size, on which folding and precision are checked.
         name: the logged model's name.
 
     Raises:
-        InputError: `model_uri` is no such model.
+        InputError: `model_uri` is no such model, or takes photos of another size.
     """
-    folder = fetch(model_uri)
-    network = folder / "data" / "model.keras"
+    folder = fetch(settings.model_uri)
+    file = folder / "data" / "model.keras"
     facts = Model.load(folder).metadata or {} if (folder / "MLmodel").is_file() else {}
-    if not network.is_file() or any(fact not in facts for fact in METADATA):
+    if not file.is_file() or any(fact not in facts for fact in METADATA):
         raise InputError(
-            f"{model_uri} is not a Keras model logged by train: it needs data/model.keras and the metadata "
+            f"{settings.model_uri} is not a Keras model logged by train: it needs data/model.keras and the metadata "
             f"{', '.join(METADATA)}"
         )
-    facts = {fact: facts[fact] for fact in METADATA}
+    trained = keras.saving.load_model(file, custom_objects={"Scale": Scale}, compile=False)
+    if photos.shape[1:] != trained.input_shape[1:]:
+        raise InputError(f"test.h5 has photos of {photos.shape[1]} px, the network takes {trained.input_shape[1]}")
+    served = lower(trained, photos, settings.folded, settings.precision)
+    mlflow.log_metrics(served.metrics)
+    mlflow.log_params({"served_folded": served.folded, "served_precision": served.precision})
+    metadata = {fact: facts[fact] for fact in METADATA} | {"folded": served.folded, "precision": served.precision}
+    metadata |= settings.model_dump(include=set(LIMITS))
     with TemporaryDirectory(prefix="carmodel-") as scratch:
+        served.network.save(network := Path(scratch, "model.keras"))
         # An artifact, since MLflow would log a `model_config` as parameters of the run, where 196 names are too long.
-        settings = Path(scratch, "classifier.json")
-        settings.write_text(json.dumps(facts | {"max_pixels": max_pixels, "max_rows": max_rows}, indent=2) + "\n")
-        return mlflow.pyfunc.log_model(
+        texts = Path(scratch, "classifier.json")
+        texts.write_text(json.dumps(metadata, indent=2) + "\n")
+        info = mlflow.pyfunc.log_model(
             name=name,
             python_model=SERVED,
-            artifacts={"model": str(network), "settings": str(settings)},
+            artifacts={"model": str(network), "settings": str(texts)},
             code_paths=[str(ROOT / "carmodel")],
             signature=signature(),
             input_example=input_example(),
             pip_requirements=pinned(*REQUIREMENTS),
-            metadata=facts,
+            metadata=metadata | {"trained_model": settings.model_uri},
         )
+    return info, served

@@ -6,6 +6,7 @@ Every fault is an `ImageError` whose short text names the column and what to do,
 import base64
 import binascii
 import math
+import string
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,23 +19,32 @@ BOX_COLUMNS = ("x1", "y1", "x2", "y2")
 # No photo is that wide; a longer number would make the error text as long as the client likes.
 _FARTHEST = 10**6
 
+# Of `data:image/jpeg;base64,`, with room for parameters.
+_LONGEST_PREFIX = 1000
 
-def image_bytes(value: object) -> bytes:
+
+def image_bytes(value: object, max_bytes: int) -> bytes:
     """Return the bytes of an image file sent as bytes or as Base64 text, with or without a ``data:…;base64,`` prefix.
 
+    Args:
+        value: what was sent.
+        max_bytes: largest size of the file that is accepted.
+
     Raises:
-        ImageError: null, empty, another type, or text that is not Base64. A URL is refused, never fetched.
+        ImageError: null, empty, too large, another type, or text that is not Base64. A URL is refused, never fetched.
     """
     if isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)
     elif isinstance(value, str):
-        data = _from_base64(value)
+        data = _from_base64(value, max_bytes)
     elif _is_null(value):
         raise ImageError("image is null; send the photo as Base64 text")
     else:
         raise ImageError(f"image is of type {type(value).__name__}; send the photo as Base64 text")
     if not data:
         raise ImageError("image is empty; send the photo as Base64 text")
+    if len(data) > max_bytes:
+        raise _too_large(max_bytes)
     return data
 
 
@@ -55,7 +65,10 @@ def box_of(values: Sequence[object]) -> Box | None:
     return x1, y1, x2, y2
 
 
-def _from_base64(text: str) -> bytes:
+def _from_base64(text: str, max_bytes: int) -> bytes:
+    # Base64 is a third longer than the file, and a little more with line breaks. What is larger is not looked at.
+    if len(text) > 2 * max_bytes + _LONGEST_PREFIX:
+        raise _too_large(max_bytes)
     text = text.strip()
     if text[:8].lower().startswith(("http://", "https://", "ftp://", "file://", "s3://")):
         raise ImageError("image is a URL, which is never fetched; send the photo itself as Base64 text")
@@ -65,9 +78,13 @@ def _from_base64(text: str) -> bytes:
             raise ImageError("image has a data: prefix without ';base64,'; send the photo as Base64 text")
     try:
         # `base64` and MIME encoders break lines; anything else that is no Base64 is an error.
-        return base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode(text.encode("ascii").translate(None, string.whitespace.encode()), validate=True)
     except (binascii.Error, ValueError):
         raise ImageError("image is not valid Base64 text") from None
+
+
+def _too_large(max_bytes: int) -> ImageError:
+    return ImageError(f"image is a file of more than {max_bytes:,} bytes; send a smaller one")
 
 
 def _whole(name: str, value: object) -> int:

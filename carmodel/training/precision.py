@@ -23,6 +23,21 @@ def cpu_flags(cpuinfo: Path) -> frozenset[str]:
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
+def onednn_bfloat16(wanted: bool, cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Set whether oneDNN computes in bfloat16 in this process, of a network in float32; graphs traced before follow too.
+
+    Returns:
+        The processor's instruction sets that do it; empty where it is not wanted or would only be emulated.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return frozenset()
+    import tensorflow as tf
+
+    fast = BF16_FLAGS & cpu_flags(cpuinfo) if wanted else frozenset()
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": bool(fast)})
+    return fast
+
+
 def apply(precision: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Set the process's precision, before the network is built; return in words what is used.
 
@@ -30,18 +45,12 @@ def apply(precision: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     on a CPU with AVX512-BF16 or AMX under TensorFlow (the policy itself is slow there). Elsewhere bfloat16 would only
     be emulated: a warning says so and float32 is used.
     """
-    tensorflow = keras.backend.backend() == "tensorflow"
     on_gpu = precision == "bfloat16" and gpus() > 0
-    fast = BF16_FLAGS & cpu_flags(cpuinfo) if tensorflow else frozenset()
-    on_cpu = precision == "bfloat16" and not on_gpu and bool(fast)
+    fast = onednn_bfloat16(precision == "bfloat16" and not on_gpu, cpuinfo)
     keras.config.set_dtype_policy("mixed_bfloat16" if on_gpu else "float32")
-    if tensorflow:
-        import tensorflow as tf
-
-        tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": on_cpu})
     if on_gpu:
         return "bfloat16: Keras policy mixed_bfloat16 on the GPU"
-    if on_cpu:
+    if fast:
         return f"bfloat16: oneDNN automatic mixed precision ({', '.join(sorted(fast))})"
     if precision == "bfloat16":
         message = (

@@ -1,0 +1,106 @@
+"""From the trained to the served network: folded and rounded only as far as the answers allow."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from carmodel.model.resnet import resnet
+from carmodel.model.scale import Scale
+from carmodel.serving.lowering import BFLOAT16_BOUND, judge_bfloat16, lower
+from carmodel.training.precision import BF16_FLAGS, cpu_flags
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def trained() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    model = resnet(14, 6, SIZE, width=4)
+    for layer in model.layers:
+        if isinstance(layer, Scale):
+            layer.gamma.assign(keras.random.uniform(layer.gamma.shape, 0.5, 1.5))
+    return model
+
+
+@pytest.fixture(scope="module")
+def photos() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (40, SIZE, SIZE, 3), np.uint8)
+
+
+def scales(network: keras.Model) -> int:
+    return sum(isinstance(layer, Scale) for layer in network.layers)
+
+
+def test_the_network_is_folded_and_its_largest_change_reported(trained: keras.Model, photos: np.ndarray) -> None:
+    served = lower(trained, photos, folded=True, precision="float32")
+    assert (served.folded, served.precision, served.notes) == (True, "float32", [])
+    assert served.metrics["folding_max_change"] <= 1e-5
+    assert (scales(served.network), scales(trained)) == (0, 17)
+    np.testing.assert_allclose(served.network(photos), trained(photos), atol=1e-5)
+
+
+def test_unfolded_is_the_trained_network_itself(trained: keras.Model, photos: np.ndarray) -> None:
+    served = lower(trained, photos, folded=False, precision="float32")
+    assert served.network is trained
+    assert not served.folded
+
+
+def test_a_network_that_folding_would_change_is_served_as_trained_with_a_note(photos: np.ndarray) -> None:
+    keras.utils.set_random_seed(2)
+    image = keras.Input((SIZE, SIZE, 3), dtype="uint8")
+    # A faint signal on a large constant: what is equal in algebra is not in float32.
+    seen = keras.layers.Conv2D(4, 3, use_bias=False)(keras.layers.Rescaling(1e-6, offset=1.0)(image))
+    bn = keras.layers.BatchNormalization(center=False, scale=False, epsilon=1e-12)
+    x = keras.layers.Dense(3, activation="softmax")(keras.layers.Flatten()(bn(seen)))
+    values = keras.Model(image, seen)(photos).numpy()
+    bn.moving_mean.assign(values.mean((0, 1, 2)))
+    bn.moving_variance.assign(values.var((0, 1, 2)))
+    model = keras.Model(image, x)
+    served = lower(model, photos, folded=True, precision="float32")
+    assert served.network is model
+    assert not served.folded
+    assert "not folded: that changes a probability by" in served.notes[0]
+
+
+def test_bfloat16_is_used_where_the_processor_has_it_and_said_where_not(
+    trained: keras.Model, photos: np.ndarray
+) -> None:
+    served = lower(trained, photos, folded=True, precision="bfloat16")
+    if BF16_FLAGS & cpu_flags(Path("/proc/cpuinfo")):
+        assert {"bfloat16_max_change", "bfloat16_top1_agreement"} <= set(served.metrics)
+    else:
+        assert served.precision == "float32"
+        assert "this processor computes no bfloat16" in served.notes[0]
+
+
+def test_bfloat16_that_moves_a_probability_or_an_answer_too_far_is_not_used() -> None:
+    exact = np.full((400, 4), 0.1)
+    exact[:, 0] = 0.7
+    near = exact + np.array([-0.8 * BFLOAT16_BOUND, 0, 0, 0.8 * BFLOAT16_BOUND])
+    assert judge_bfloat16(near, exact)[::2] == ("bfloat16", "")
+    far = exact.copy()
+    far[7] -= [2 * BFLOAT16_BOUND, 0, 0, 0]
+    precision, measured, note = judge_bfloat16(far, exact)
+    assert precision == "float32"
+    assert measured == {"bfloat16_max_change": pytest.approx(0.1), "bfloat16_top1_agreement": 1.0}
+    assert "changes a probability by 0.100" in note
+    close = np.tile([0.26, 0.25, 0.25, 0.24], (400, 1))
+    swapped = close.copy()
+    swapped[:3] = [0.25, 0.26, 0.25, 0.24]
+    precision, measured, note = judge_bfloat16(swapped, close)
+    assert (precision, measured["bfloat16_top1_agreement"]) == ("float32", 0.9925)
+    assert "keeps 99.25% of the best classes" in note
+
+
+def test_a_network_trained_in_bfloat16_is_served_in_float32(photos: np.ndarray) -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        trained = resnet(14, 6, SIZE, width=4)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for folded in (True, False):
+        served = lower(trained, photos, folded, "float32")
+        assert served.folded == folded
+        assert {layer.compute_dtype for layer in served.network.layers} == {"float32"}

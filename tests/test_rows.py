@@ -1,0 +1,217 @@
+"""Every kind of row: a photo of any kind gets its answer, anything else its own error, and the others theirs."""
+
+import json
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from carmodel.data.images import ImageError
+from carmodel.serving.classifier import CarClassifier
+from carmodel.serving.rows import box_of, image_bytes
+from tests.classified import (
+    BOX,
+    NAMES,
+    NO_BOX,
+    check_answer,
+    check_refused,
+    encoded,
+    expected,
+    photo,
+    small_classifier,
+    small_network,
+    text,
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> keras.Model:
+    return small_network()
+
+
+@pytest.fixture(scope="module")
+def classifier(network: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> CarClassifier:
+    return small_classifier(network, tmp_path_factory.mktemp("classifier"))
+
+
+def picture(mode: str = "RGB", width: int = 40, height: int = 24) -> Image.Image:
+    numbers = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
+    return Image.fromarray(numbers).resize((width, height)).convert(mode)
+
+
+def frames(format: str, count: int = 3) -> bytes:
+    return encoded(picture(), format, save_all=True, append_images=[picture().rotate(90 * i) for i in range(1, count)])
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(picture(), "JPEG", exif=exif)
+
+
+SIXTEEN_BITS = Image.fromarray(np.linspace(0, 65535, 24 * 40).astype(np.uint16).reshape(24, 40))
+
+PHOTOS: dict[str, bytes] = {
+    "JPEG": photo(kind=".jpg"),
+    "PNG": photo(kind=".png"),
+    "WebP": photo(kind=".webp"),
+    "BMP": photo(kind=".bmp"),
+    "progressive JPEG": encoded(picture(), "JPEG", progressive=True),
+    "1 x 1": encoded(picture(width=1, height=1), "PNG"),
+    "16-bit PNG": encoded(SIXTEEN_BITS, "PNG"),
+    "CMYK JPEG": encoded(picture("CMYK"), "JPEG"),
+    "grey JPEG": encoded(picture("L"), "JPEG"),
+    "grey PNG": encoded(picture("L"), "PNG"),
+    "bitmap PNG": encoded(picture("1"), "PNG"),
+    "palette PNG": encoded(picture("P"), "PNG"),
+    "palette PNG with transparency": encoded(picture("P"), "PNG", transparency=0),
+    "grey PNG with alpha": encoded(picture("LA"), "PNG"),
+    "PNG with alpha": encoded(picture("RGBA"), "PNG"),
+    "WebP with alpha": encoded(picture("RGBA"), "WebP", lossless=True),
+    "JPEG turned by EXIF": turned(),
+    "two pictures in a JPEG (MPO), the first counts": frames("MPO"),
+    "bytes after the JPEG's end": photo() + b"trailing",
+}
+
+BAD_ROWS: list[tuple[dict[str, Any], str]] = [
+    ({"image": None}, "null"),
+    ({"image": float("nan")}, "null"),
+    ({"image": ""}, "empty"),
+    ({"image": b""}, "empty"),
+    ({"image": "data:image/jpeg;base64,"}, "empty"),
+    ({"image": 5}, "of type int"),
+    ({"image": ["x"]}, "of type list"),
+    ({"image": "not base64!"}, "not valid Base64"),
+    ({"image": text(photo())[:-3]}, "not valid Base64"),
+    ({"image": "ümlaut=="}, "not valid Base64"),
+    ({"image": "data:image/jpeg," + text(photo())}, "base64"),
+    ({"image": "https://example.com/car.jpg"}, "never fetched"),
+    ({"image": "file:///etc/hostname"}, "never fetched"),
+    ({"image": text(b"plain words")}, "not a JPEG"),
+    ({"image": text(b"<svg xmlns='http://www.w3.org/2000/svg'/>")}, "not a JPEG"),
+    ({"image": text(photo(width=400, height=300))}, "pixels"),
+    ({"image": text(photo()[:300])}, "damaged"),
+    ({"image": text(photo())} | NO_BOX | {"x1": 3}, "y1 is missing"),
+    ({"image": text(photo())} | BOX | {"x2": 10}, "no area"),
+    ({"image": text(photo())} | BOX | {"x2": 65}, "frame"),
+    ({"image": text(photo())} | BOX | {"x1": -1}, "frame"),
+    ({"image": text(photo())} | BOX | {"y2": 20.5}, "y2 is not a whole number"),
+    ({"image": text(photo())} | BOX | {"y2": "forty"}, "y2 is not a whole number"),
+    ({"image": text(photo())} | BOX | {"y2": True}, "y2 is not a whole number"),
+    ({"image": text(photo())} | BOX | {"y2": float("inf")}, "y2 is not a whole number"),
+    ({"image": text(photo())} | BOX | {"y2": 10**30}, "y2 is out of range"),
+    ({"image": text(photo())} | BOX | {"x1": [1]}, "x1 is not a whole number"),
+    ({"image": True}, "of type bool"),
+    ({"image": {"b64": "x"}}, "of type dict"),
+    ({"image": text(frames("GIF"))}, "not a JPEG"),
+    ({"image": text(encoded(picture(), "GIF"))}, "not a JPEG"),
+    ({"image": text(frames("TIFF"))}, "not a JPEG"),
+    ({"image": text(frames("PNG"))}, "an animation of 3 frames"),
+    ({"image": text(frames("WebP"))}, "an animation of 3 frames"),
+    ({"image": text(b"%PDF-1.7")}, "not a JPEG"),
+    ({"image": text(photo(kind=".png")[:-40])}, "damaged"),
+    ({"image": text(photo()[:200] + bytes(60) + photo()[260:400])}, "damaged"),
+    ({"image": photo(kind=".bmp") * 5}, "more than 40,000 bytes"),
+    ({"image": text(photo(kind=".bmp") * 5)}, "more than 40,000 bytes"),
+    ({"image": "A" * 1_000_000}, "more than 40,000 bytes"),
+    ({"image": "data:" + "A" * 80_000}, "data: prefix without"),
+]
+
+
+@pytest.mark.parametrize("kind", PHOTOS)
+def test_a_photo_of_any_kind_gets_the_answer_of_preprocess_and_network(
+    classifier: CarClassifier, network: keras.Model, kind: str
+) -> None:
+    (row,) = classifier.predict(None, pd.DataFrame({"image": [text(PHOTOS[kind])]})).to_dict("records")
+    check_answer(row, expected(network, PHOTOS[kind]))
+
+
+@pytest.mark.parametrize(("bad", "words"), BAD_ROWS, ids=[str(i) for i in range(len(BAD_ROWS))])
+def test_a_bad_row_gets_its_own_error_and_the_others_are_answered(
+    classifier: CarClassifier, network: keras.Model, bad: dict[str, Any], words: str
+) -> None:
+    first, last = photo(1), photo(2)
+    frame = pd.DataFrame([{"image": text(first)}, bad, {"image": text(last)}], dtype=object)
+    rows = classifier.predict(None, frame).to_dict("records")
+    check_answer(rows[0], expected(network, first))
+    check_refused(rows[1], words)
+    check_answer(rows[2], expected(network, last))
+
+
+def test_no_error_repeats_what_was_sent_or_shows_a_stack(classifier: CarClassifier) -> None:
+    marked = [b"SECRETPAYLOAD" * 9, photo()[:200] + b"SECRETPAYLOAD" * 9, b"\x89PNG\r\n\x1a\n" + b"SECRETPAYLOAD" * 9]
+    cells = [text(data) for data in marked] + ["SECRETPAYLOAD!", "https://SECRETPAYLOAD", "data:SECRETPAYLOAD,x"]
+    frame = pd.DataFrame(
+        [{"image": cell} | NO_BOX for cell in cells] + [{"image": text(photo())} | BOX | {"x1": "SECRETPAYLOAD"}]
+    )
+    for row in classifier.predict(None, frame).to_dict("records"):
+        assert row["error"]
+        assert not any(words in row["error"] for words in ("SECRET", "U0VDUkVU", "Traceback", 'File "', "0x"))
+
+
+def test_rows_beyond_the_limit_get_an_error_and_no_work(classifier: CarClassifier, network: keras.Model) -> None:
+    rows = classifier.predict(None, pd.DataFrame({"image": [text(photo(6))] * (classifier.max_rows + 2)}))
+    for row in rows.iloc[:-2].to_dict("records"):
+        check_answer(row, expected(network, photo(6)))
+    for row in rows.iloc[-2:].to_dict("records"):
+        check_refused(row, f"more than {classifier.max_rows} rows")
+
+
+def test_photos_after_bad_ones_and_in_many_batches_keep_their_places(
+    classifier: CarClassifier, network: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier, "max_rows", 200)
+    cells = [text(photo(i)) if i % 3 else "bad!" for i in range(150)]
+    rows = classifier.predict(None, pd.DataFrame({"image": cells})).to_dict("records")
+    for i, row in enumerate(rows):
+        if i % 3:
+            check_answer(row, expected(network, photo(i)))
+        else:
+            check_refused(row, "Base64")
+
+
+cells = st.one_of(
+    st.none(),
+    st.text(max_size=30),
+    st.binary(max_size=60),
+    st.floats(),
+    st.integers(),
+    st.booleans(),
+    st.just(text(photo(9))),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(value=cells)
+def test_any_image_cell_becomes_bytes_or_an_error_that_does_not_repeat_it(value: object) -> None:
+    try:
+        assert isinstance(image_bytes(value, 1000), bytes)
+    except ImageError as error:
+        assert len(str(error)) < 120
+        assert not (isinstance(value, str) and len(value) > 8 and value in str(error))
+
+
+@settings(max_examples=150, deadline=None)
+@given(values=st.lists(st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=30)), min_size=4, max_size=4))
+def test_any_four_box_cells_become_a_box_none_or_an_error(values: list[object]) -> None:
+    try:
+        box = box_of(values)
+    except ImageError as error:
+        assert len(str(error)) < 120
+    else:
+        assert box is None or [type(side) for side in box] == [int] * 4
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.lists(st.tuples(cells, *[st.one_of(st.none(), st.integers(-5, 70), st.floats())] * 4), max_size=6))
+def test_any_request_gets_a_json_row_for_a_row(classifier: Any, rows: list[tuple[object, ...]]) -> None:
+    frame = pd.DataFrame(rows, columns=["image", *BOX], dtype=object)
+    out = classifier.predict(None, frame)
+    assert len(out) == len(rows)
+    for row in json.loads(json.dumps(out.to_dict("records"), allow_nan=False)):
+        assert (row["error"] is None) == (row["label"] in NAMES) == (len(row["top_k"]) == 5)
