@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ BATCHES = (1, 8, 32)
 FOLDED, UNFOLDED, PLAIN = "ours, folded", "ours, unfolded", "plain pyfunc"
 LIMIT, LIMIT_UNFOLDED, LIMIT_BFLOAT16 = "forward pass", "forward pass, unfolded", "forward pass, folded, bfloat16"
 
-Rates = dict[tuple[str, int], list[float]]
+Numbers = dict[tuple[str, int], list[float]]
 
 
 class PlainClassifier(PythonModel):
@@ -112,12 +112,18 @@ def measure(name: str, arguments: argparse.Namespace, texts: list[str], folder: 
     with ExitStack() as stack:
         servers = {way: stack.enter_context(serve(model, scratch(folder, way))) for way, model in models.items()}
         over_http = {way: partial(ask, server, texts) for way, server in servers.items()}
-        http, local = take_turns(over_http, in_process, arguments.rounds)
+        http, local, processor = take_turns(over_http, in_process, arguments.rounds)
         started = {way: (server.start_seconds, server.memory() / 2**20) for way, server in servers.items()}
     title = f"ResNet-{name} with Scale" if name.isdigit() else name
-    report(
-        f"{title}, {size} px, photos {arguments.photo_width} px wide, {arguments.rounds} rounds", http, local, started
+    print(
+        f"\n{title}, {size} px, photos {arguments.photo_width} px wide, {len(os.sched_getaffinity(0))} cores, "
+        f"{arguments.rounds} rounds; rows/s: median (slowest to fastest)"
     )
+    report(http, local)
+    compare(http, local, processor)
+    header("server", ("seconds from start to first answer", "memory after the rounds, MB"))
+    for way, (seconds, megabytes) in started.items():
+        print(f"| {way} | {seconds:.1f} | {megabytes:.0f} |", flush=True)
 
 
 def log_all(network: keras.Model, size: int) -> dict[str, str]:
@@ -170,53 +176,72 @@ def run(forward: Forward, photos: np.ndarray, rows: int) -> None:
 
 def take_turns(
     over_http: dict[str, Callable[[int], None]], in_process: dict[str, Callable[[int], None]], rounds: int
-) -> tuple[Rates, Rates]:
-    """Time every way at every batch size once a round, after one round that does not count: rows a second."""
-    http: Rates = defaultdict(list)
-    local: Rates = defaultdict(list)
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Time every way at every batch size once a round, after one round that does not count.
+
+    Returns:
+        Rows a second over HTTP and in process, and milliseconds of processor time a row in process.
+    """
+    http, local, processor = defaultdict(list), defaultdict(list), defaultdict(list)
     for turn in range(rounds + 1):
         for rows in BATCHES:
-            for rates, ways in ((http, over_http), (local, in_process)):
-                for way, answer in ways.items():
-                    requests = max(1, 8 // rows)
-                    began = time.perf_counter()
-                    for _ in range(requests):
-                        answer(rows)
-                    if turn:
-                        rates[way, rows].append(requests * rows / (time.perf_counter() - began))
-    return http, local
+            for way, answer in over_http.items():
+                seconds, _ = clock(answer, rows)
+                http[way, rows].append(1 / seconds)
+            for way, answer in in_process.items():
+                seconds, used = clock(answer, rows)
+                local[way, rows].append(1 / seconds)
+                processor[way, rows].append(used * 1e3)
+        if turn == 0:
+            for numbers in (http, local, processor):
+                numbers.clear()
+    return http, local, processor
 
 
-def report(title: str, http: Rates, local: Rates, started: dict[str, tuple[float, float]]) -> None:
-    """Print the tables of a network: medians, and in parentheses the slowest and the fastest round."""
-    print(f"\n{title}, {len(os.sched_getaffinity(0))} cores; rows/s: median (slowest to fastest)\n")
-    print("| way | " + " | ".join(f"batch {rows}" for rows in BATCHES) + " |")
-    print("|---|" + "---|" * len(BATCHES))
+def clock(answer: Callable[[int], None], rows: int) -> tuple[float, float]:
+    """Seconds a row, and seconds of this process's processor time a row, over at least eight rows."""
+    requests = max(1, 8 // rows)
+    began, used = time.perf_counter(), time.process_time()
+    for _ in range(requests):
+        answer(rows)
+    total = requests * rows
+    return (time.perf_counter() - began) / total, (time.process_time() - used) / total
+
+
+def report(http: Numbers, local: Numbers) -> None:
+    """Print the rates: medians, and in parentheses the slowest and the fastest round."""
+    header("way", [f"batch {rows}" for rows in BATCHES])
     for where, rates in (("over HTTP", http), ("in process", local)):
         for way in dict.fromkeys(way for way, _ in rates):
             seen = [rates[way, rows] for rows in BATCHES]
             cells = [f"{median(rate):.1f} ({min(rate):.1f} to {max(rate):.1f})" for rate in seen]
             print(f"| {where}: {way} | {' | '.join(cells)} |")
-    if not any(way == LIMIT_BFLOAT16 for way, _ in local):
+    if (LIMIT_BFLOAT16, BATCHES[0]) not in local:
         print(f"| in process: {LIMIT_BFLOAT16} | " + " | ".join(["not available on this CPU"] * len(BATCHES)) + " |")
-    print("\n| ratio, median of the rounds | " + " | ".join(f"batch {rows}" for rows in BATCHES) + " |")
-    print("|---|" + "---|" * len(BATCHES))
+
+
+def compare(http: Numbers, local: Numbers, processor: Numbers) -> None:
+    """Print the ratios of rates, and of the processor's time, which other programs on the machine disturb less."""
+    header("ratio, median of the rounds", [f"batch {rows}" for rows in BATCHES])
     ratios = [
         ("over HTTP: ours, folded, of the plain pyfunc", http, FOLDED, http, PLAIN),
-        ("over HTTP: ours, folded, of the forward pass", http, FOLDED, local, LIMIT),
         ("in process: ours, folded, of the forward pass", local, FOLDED, local, LIMIT),
         ("forward pass: folded, of unfolded", local, LIMIT, local, LIMIT_UNFOLDED),
         ("forward pass: bfloat16, of unfolded float32", local, LIMIT_BFLOAT16, local, LIMIT_UNFOLDED),
+        ("processor time: forward pass, of ours, folded", processor, LIMIT, processor, FOLDED),
+        ("processor time: forward pass, unfolded, of folded", processor, LIMIT_UNFOLDED, processor, LIMIT),
+        ("processor time: plain pyfunc, of ours, folded", processor, PLAIN, processor, FOLDED),
     ]
-    for name, rates, way, others, other in ratios:
-        if (way, BATCHES[0]) in rates:
+    for name, numbers, way, others, other in ratios:
+        if (way, BATCHES[0]) in numbers:
             # Neighbours in time are compared, so that a machine that slows down is no result.
-            pairs = [zip(rates[way, rows], others[other, rows], strict=True) for rows in BATCHES]
+            pairs = [zip(numbers[way, rows], others[other, rows], strict=True) for rows in BATCHES]
             print(f"| {name} | " + " | ".join(f"{median(a / b for a, b in pair):.2f}" for pair in pairs) + " |")
-    print("\n| server | seconds from start to first answer | memory after the rounds, MB |")
-    print("|---|---|---|")
-    for way, (seconds, megabytes) in started.items():
-        print(f"| {way} | {seconds:.1f} | {megabytes:.0f} |")
+
+
+def header(first: str, others: Sequence[str]) -> None:
+    """Print the head of a table."""
+    print(f"\n| {first} | {' | '.join(others)} |\n|---|" + "---|" * len(others))
 
 
 if __name__ == "__main__":

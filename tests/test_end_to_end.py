@@ -99,6 +99,7 @@ def test_every_step_logs_its_parameters_outputs_metrics_and_pictures(project: Pr
         "augment": "before_after.png",
         "train": "training_curves.png",
         "evaluate": "report/mistakes.png",
+        "package_pyfunc": "examples/0.jpg",
     }
     for step, settings in STEPS.items():
         run = project.newest(step)

@@ -86,6 +86,14 @@ def test_pixels_beyond_the_cap_are_refused_from_the_header_alone() -> None:
     assert read_header(data, max_pixels=960).width == 40
 
 
+def test_a_progressive_jpeg_of_thousands_of_tiny_scans_is_refused_before_decoding() -> None:
+    data = encoded(two_halves(), "JPEG", progressive=True)
+    assert decode(data).shape == (24, 40, 3)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    with pytest.raises(ImageError, match="more than 50 scans"):
+        decode(data[:-2] + 5000 * scan + data[-2:])
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()

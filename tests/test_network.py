@@ -96,7 +96,7 @@ def test_the_network_runs_under_jax() -> None:
     code = (
         "import keras, numpy as np\n"
         "from carmodel.model.network import build\n"
-        "from carmodel.settings import Train\n"
+        "from carmodel.parameters import Train\n"
         "assert keras.backend.backend() == 'jax'\n"
         "model = build(Train(depth=14, width=4), 5, 32)\n"
         "y = model.predict_on_batch(np.zeros((2, 32, 32, 3), 'uint8'))\n"

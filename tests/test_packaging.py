@@ -33,7 +33,7 @@ def test_every_locked_package_has_a_hash_and_no_address() -> None:
 
 
 def test_every_entry_point_has_its_step_and_every_declared_parameter_reaches_it() -> None:
-    from carmodel.settings import STEPS
+    from carmodel.parameters import STEPS
 
     assert set(MLPROJECT["entry_points"]) == {*STEPS, "main"}
     for name, entry in MLPROJECT["entry_points"].items():

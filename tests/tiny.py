@@ -16,8 +16,6 @@ from carmodel.serving.server import served
 
 SIZE = 32
 MARGIN = 0.1
-MAX_PIXELS = 1_000_000
-MAX_ROWS = 64
 NAMES = class_names(8)
 
 
@@ -49,6 +47,7 @@ def log_tiny(network: Any) -> str:
     import mlflow
 
     from carmodel.serving.packaging import log_classifier
+    from carmodel.parameters import PackagePyfunc
     from carmodel.tracking import ROOT
 
     model = mlflow.tensorflow.log_model(
@@ -58,7 +57,9 @@ def log_tiny(network: Any) -> str:
         code_paths=[str(ROOT / "carmodel")],
         pip_requirements=["keras"],
     )
-    return log_classifier(model.model_uri, MAX_PIXELS, MAX_ROWS).model_uri
+    photos = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+    info, _ = log_classifier(PackagePyfunc(model_uri=model.model_uri), photos)
+    return info.model_uri
 
 
 @contextmanager

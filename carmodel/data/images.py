@@ -15,6 +15,9 @@ MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _NAMES = {"MPO": "JPEG", "WEBP": "WebP"}
 _END_OF_JPEG = b"\xff\xd9"
+_SCAN_OF_JPEG = b"\xff\xda"
+# Encoders write about ten. Each is a pass over all pixels and may be 40 bytes long, so many would take hours.
+_MAX_SCANS = 50
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap width and height
 
 Box = tuple[int, int, int, int]
@@ -147,6 +150,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{width} x {height} is more than {max_pixels:,} pixels")
+    if _format(image) == "JPEG" and data.count(_SCAN_OF_JPEG) > _MAX_SCANS:
+        raise ImageError(f"a JPEG of more than {_MAX_SCANS} scans")
     return image
 
 
