@@ -143,6 +143,12 @@ def test_a_bad_row_gets_its_own_error_and_the_others_are_answered(
     check_answer(rows[2], expected(network, last))
 
 
+def test_of_two_columns_of_one_name_the_first_counts(classifier: CarClassifier, network: keras.Model) -> None:
+    frame = pd.DataFrame([[text(photo(1)), "broken!"]], columns=["image", "image"])
+    (row,) = classifier.predict(None, frame).to_dict("records")
+    check_answer(row, expected(network, photo(1)))
+
+
 def test_no_error_repeats_what_was_sent_or_shows_a_stack(classifier: CarClassifier) -> None:
     marked = [b"SECRETPAYLOAD" * 9, photo()[:200] + b"SECRETPAYLOAD" * 9, b"\x89PNG\r\n\x1a\n" + b"SECRETPAYLOAD" * 9]
     cells = [text(data) for data in marked] + ["SECRETPAYLOAD!", "https://SECRETPAYLOAD", "data:SECRETPAYLOAD,x"]
