@@ -31,11 +31,11 @@ def small_network() -> keras.Model:
     return fold(resnet(14, len(NAMES), SIZE, width=8))
 
 
-def small_classifier(network: keras.Model, folder: Path, **limits: int) -> CarClassifier:
-    """The classifier of a network as MLflow would load it; its files are left in `folder`."""
+def small_classifier(network: keras.Model, folder: Path, **changed: object) -> CarClassifier:
+    """The classifier of a network as MLflow would load it, with changed settings; its files are left in `folder`."""
     network.save(folder / "model.keras")
     facts = {"class_names": NAMES, "image_size": SIZE, "crop": "box", "margin": MARGIN, "precision": "float32"}
-    (folder / "classifier.json").write_text(json.dumps(facts | LIMITS | limits))
+    (folder / "classifier.json").write_text(json.dumps(facts | LIMITS | changed))
     artifacts = {"model": str(folder / "model.keras"), "settings": str(folder / "classifier.json")}
     classifier = CarClassifier()
     classifier.load_context(PythonModelContext(artifacts, model_config={}))

@@ -32,6 +32,7 @@ from tests.classified import (
     text,
 )
 from tests.endpoint import Endpoint, serve
+from tests.fuzz_endpoint import GOOD, fuzz
 from tests.tracked import tracked_in
 
 COLUMNS = ["label", "class_id", "probability", "top_k", "error"]
@@ -268,3 +269,10 @@ def test_the_endpoint_keeps_the_contract_in_every_request_format(endpoint: Endpo
     folder = Path(mlflow.artifacts.download_artifacts(logged))
     rows = endpoint.predict(json.loads((folder / "serving_input_example.json").read_text()))
     assert [(row["error"], len(row["top_k"])) for row in rows] == [(None, 3), (None, 3)]
+
+
+@pytest.mark.slow
+def test_mutated_requests_neither_crash_the_endpoint_nor_change_the_answers_beside_them(endpoint: Endpoint) -> None:
+    statuses, broken, _ = fuzz(endpoint, 400, GOOD)
+    assert broken == []
+    assert set(statuses) == {200, 400}

@@ -1,6 +1,7 @@
 """Every kind of row: a photo of any kind gets its answer, anything else its own error, and the others theirs."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -141,6 +142,19 @@ def test_a_bad_row_gets_its_own_error_and_the_others_are_answered(
     check_answer(rows[0], expected(network, first))
     check_refused(rows[1], words)
     check_answer(rows[2], expected(network, last))
+
+
+def test_a_classifier_packaged_for_bfloat16_answers_on_any_processor(network: keras.Model, tmp_path: Path) -> None:
+    classifier = small_classifier(network, tmp_path, precision="bfloat16")
+    (row,) = classifier.predict(None, pd.DataFrame({"image": [text(photo(1))]})).to_dict("records")
+    assert row["error"] is None
+    assert row["probability"] == pytest.approx(expected(network, photo(1)).max(), abs=0.05)
+
+
+def test_of_two_columns_of_one_name_the_first_counts(classifier: CarClassifier, network: keras.Model) -> None:
+    frame = pd.DataFrame([[text(photo(1)), "broken!"]], columns=["image", "image"])
+    (row,) = classifier.predict(None, frame).to_dict("records")
+    check_answer(row, expected(network, photo(1)))
 
 
 def test_no_error_repeats_what_was_sent_or_shows_a_stack(classifier: CarClassifier) -> None:

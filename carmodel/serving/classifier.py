@@ -78,7 +78,8 @@ class CarClassifier(PythonModel):
             model_input: `image` (Base64 text with or without a ``data:`` prefix, or bytes) and optionally `x1`, `y1`,
                 `x2`, `y2`: all four whole numbers (0-based pixels of the photo as displayed, x2 and y2 exclusive) or
                 all null. A network that was trained without cropping checks that they are numbers and does not use
-                them. A frame of nothing but one list of photos counts as a row for each.
+                them. A frame of nothing but one list of photos counts as a row for each. Of columns of one name the
+                first counts.
             params: `top_k`, how many classes to list, 5 unless given; less than 1 counts as 1, more than C as C.
 
         Returns:
@@ -92,6 +93,7 @@ class CarClassifier(PythonModel):
         top_k = self._top_k(params or {})
         if not isinstance(model_input, pd.DataFrame) or "image" not in model_input.columns:
             raise MlflowException.invalid_parameter_value("the request needs a column 'image' with Base64 photos")
+        model_input = model_input.loc[:, ~model_input.columns.duplicated()]
         if self._is_column(model_input):
             model_input = model_input.explode("image", ignore_index=True)
         rows = self._rows(model_input)
