@@ -46,8 +46,8 @@ def log_tiny(network: Any) -> str:
     """Log the classifier in the active run; its URI."""
     import mlflow
 
-    from carmodel.serving.packaging import log_classifier
     from carmodel.parameters import PackagePyfunc
+    from carmodel.serving.packaging import log_classifier
     from carmodel.tracking import ROOT
 
     model = mlflow.tensorflow.log_model(
