@@ -2,9 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from carmodel.serving.server import served
+from tests.tiny import free_port
 
 
 @dataclass(frozen=True)
@@ -47,42 +47,9 @@ class Endpoint:
 @contextmanager
 def serve(model: str, folder: Path) -> Iterator[Endpoint]:
     """Serve the model in a folder, with its log in `folder`, and end the server afterwards."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model, "--env-manager", "local"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    # The server is started by the name of its program, which lies beside this interpreter.
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     began = time.perf_counter()
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
-            cwd=folder,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        address = f"http://127.0.0.1:{port}"
-        try:
-            _wait(address, process, folder / "log")
-            yield Endpoint(address, time.perf_counter() - began, process.pid)
-        finally:
-            os.killpg(process.pid, 15)
-            process.wait(timeout=30)
-
-
-def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"{address}/ping", timeout=5).close()
-            return
-        except OSError:
-            assert process.poll() is None, log.read_text()[-2000:]
-            time.sleep(0.1)
-    raise AssertionError(f"no answer in three minutes: {log.read_text()[-2000:]}")
+    with (folder / "log").open("wb") as log, served(model, free_port(), log) as (address, process):
+        yield Endpoint(address, time.perf_counter() - began, process.pid)
 
 
 def _group(process: Path) -> int | None:
