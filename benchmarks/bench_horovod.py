@@ -26,10 +26,12 @@ class Way:
     ranks: int
     compression: str = "none"
     fused: bool = True
+    exchanges: bool = True
 
 
 WAYS = (
     Way("1 process, all threads", 1),
+    Way("2 processes that exchange nothing (the limit)", 2, exchanges=False),
     Way("ranks, float32", 2),
     Way("ranks, float32, one tensor at a time", 2, fused=False),
     Way("ranks, float16", 2, "float16"),
@@ -60,8 +62,9 @@ def measure(folder: str, way: str, sizes: str) -> None:
     network.compile(keras.optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy", jit_compile=False)
     clock = Clock()
     callbacks: list[keras.callbacks.Callback] = [keras.callbacks.LambdaCallback(on_train_batch_end=clock.tick)]
-    if ranks > 1:
-        clock.average = distribute(network.optimizer, json.loads(way)["compression"])
+    own = Way(**json.loads(way))
+    if ranks > 1 and own.exchanges:
+        clock.average = distribute(network.optimizer, own.compression)
         callbacks.append(Together(clock.average, share))
     numbers = np.random.default_rng(rank)
     images = numbers.integers(0, 256, (share, side, side, 3), np.uint8)
@@ -151,7 +154,7 @@ def main() -> None:
             f"| {way.name} | {rate:.2f} | {ratio:.3f} | {1e3 * wait:.0f} | {share:.1%} | {seen[0]['bytes'] / 1e6:.1f} |"
         )
 
-    measured = turns[0][WAYS[1]]["bytes"] / parameters(arguments.depth)
+    measured = turns[0][WAYS[2]]["bytes"] / parameters(arguments.depth)
     size = measured * parameters(PUBLISHED_DEPTH)
     print(
         f"\nPredicted by a model, not measured: efficiency of ResNet-{PUBLISHED_DEPTH} at batch {PUBLISHED_BATCH} a GPU, "
