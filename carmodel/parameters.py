@@ -195,7 +195,7 @@ class PackagePyfunc(Settings):
     max_bytes: int = Field(20_000_000, ge=1, description="photos in larger files are refused")
     max_pixels: int = Field(50_000_000, ge=1, description="photos with more pixels are refused before decoding")
     max_decoded_bytes: int = Field(
-        1_000_000_000, ge=1, description="memory for decoding photos, of all requests together, at 20 bytes a pixel"
+        1_200_000_000, ge=1, description="memory for decoding photos, of all requests together, at 24 bytes a pixel"
     )
     example_pictures: int = Field(
         3, ge=0, le=10, description="training photos of each class kept in the run, for the page (0: none)"

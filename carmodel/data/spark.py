@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import pandas as pd
@@ -86,7 +86,8 @@ def apply_batch(
     def typed(tasks: pd.DataFrame) -> pd.DataFrame:
         return pd.concat([work(pd.DataFrame(task)) for task in tasks.to_dict("records")])
 
-    typed.__annotations__["return"] = ps.DataFrame[zip(RETURNED, RETURNED.values(), strict=True)]  # type: ignore[misc]
+    frame_of: Any = ps.DataFrame  # its brackets are no type hint that checkers know
+    typed.__annotations__["return"] = frame_of[zip(RETURNED, RETURNED.values(), strict=True)]
     rows = table.reset_index(drop=True).rename_axis(ROW).reset_index()
     tasks = rows.groupby(rows[ROW] // rows_a_task).agg(list)
     with job_progress(session, title, len(tasks)), warnings.catch_warnings():

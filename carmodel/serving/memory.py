@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition, Lock
 
-BYTES_A_PIXEL = 20
-"""Most that a photo's decoding holds at a time, for each of its pixels: Pillow's copies of a picture with transparency."""
+BYTES_A_PIXEL = 24
+"""Most that a photo's decoding holds at a time, for each of its pixels: the copies that Pillow makes of a WebP."""
 
 
 class Budget:
