@@ -65,6 +65,7 @@ lint: .venv/dev .venv/page  ## ruff, formatting, types
 # BENCH_DATA=/data/stanford_cars make bench: with real photos; without, with drawn ones.
 bench: .venv/runtime .venv/horovod .venv/spark  ## measure both engines, training on two ranks, and serving (wants an idle machine)
 	python -m benchmarks.bench_engines --data_uri "$(BENCH_DATA)"
+	python -m benchmarks.bench_engines --data_uri "$(BENCH_DATA)" --times 8 --turns 1
 	python -m benchmarks.bench_horovod
 	python -m benchmarks.bench_serving
 
@@ -79,7 +80,7 @@ schema: .venv/runtime  ## write docs/openapi.json again from the classifier's si
 
 horovod: .venv/horovod  ## build Horovod against the installed TensorFlow
 
-spark: .venv/spark  ## install PySpark, for training on a Spark cluster
+spark: .venv/spark  ## install PySpark: preprocess, augment or train on a Spark cluster
 
 lock: .venv/uv  ## resolve requirements.lock again from pyproject.toml
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --all-extras --no-annotate --no-header pyproject.toml -o requirements.lock

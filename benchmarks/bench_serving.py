@@ -109,6 +109,7 @@ def measure(name: str, arguments: argparse.Namespace, texts: list[str], folder: 
         in_process[way] = partial(run, loaded[of].unwrap_python_model()._forward, photos)
     if onednn_bfloat16(True):
         in_process[LIMIT_BFLOAT16] = partial(run, Forward(fold(network), bfloat16=True), photos)
+        onednn_bfloat16(False)
     with ExitStack() as stack:
         servers = {way: stack.enter_context(serve(model, scratch(folder, way))) for way, model in models.items()}
         over_http = {way: partial(ask, server, texts) for way, server in servers.items()}

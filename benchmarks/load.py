@@ -3,7 +3,7 @@
     python -m benchmarks.load --clients 16 --seconds 60
 
 serves the newest candidate of the registry with MLflow's server, sends drawn photos and broken ones, compares every answer
-with the one that the same row got alone, and prints latencies and rows a second. With --restart the server is killed in the
+with the one that the same row got alone, and prints latencies and rows a second. Then the server is killed in the
 middle and started again; the clients' own retries must bring every row through.
 """
 

@@ -52,7 +52,7 @@ class OnEngine(Settings):
     def _work_folder_is_there(cls, folder: str) -> str:
         if folder and not Path(folder).expanduser().is_dir():
             raise ValueError("not a folder that is there")
-        return folder
+        return str(Path(folder).expanduser().resolve()) if folder else ""
 
     @model_validator(mode="after")
     def _spark_is_asked_for(self) -> Self:

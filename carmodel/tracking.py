@@ -41,6 +41,9 @@ LISTING_TAG = "carmodel.listing"
 # Parameters that name an input: its contents go into the key, not its address.
 INPUTS = (*LINK_OF.values(), "data_uri", "weights")
 
+# Parameters that say where work is done, and change nothing of what comes out.
+PLACES = ("spark_master", "work_folder")
+
 
 @dataclass
 class StepRun:
@@ -259,10 +262,10 @@ def cache_key(name: str, settings: Settings) -> str:
     values = settings.model_dump()
     parts = {
         "step": name,
-        "parameters": {k: v for k, v in values.items() if k not in INPUTS},
+        "parameters": {k: v for k, v in values.items() if k not in (*INPUTS, *PLACES)},
         "inputs": {k: digest_of_input(v) for k, v in values.items() if k in INPUTS},
         "sources": digest_of_sources(ROOT / "steps" / f"{name}.py"),
-        "transform": digest_of_path(file) if (file := file_of(str(values.get("transform", "")))) else "",
+        "transform": digest_of_sources(file) if (file := file_of(str(values.get("transform", "")))) else "",
         "lock": digest_of_path(ROOT / "requirements.lock"),
     }
     return _digest(json.dumps(parts, sort_keys=True).encode())
@@ -270,7 +273,7 @@ def cache_key(name: str, settings: Settings) -> str:
 
 def digest_of_sources(file: Path) -> str:
     """Digest of a source file and all that it imports of the project."""
-    return _digest("\n".join(f"{p.relative_to(ROOT)} {digest_of_path(p)}" for p in sources_of(file)).encode())
+    return _digest("\n".join(f"{os.path.relpath(p, ROOT)} {digest_of_path(p)}" for p in sources_of(file)).encode())
 
 
 def sources_of(file: Path) -> list[Path]:
@@ -288,7 +291,7 @@ def sources_of(file: Path) -> list[Path]:
                 names = [alias.name for alias in node.names]
             else:
                 continue
-            for module in (name.replace(".", "/") for name in names if name.split(".")[0] in ("carmodel", "steps")):
+            for module in (name.replace(".", "/") for name in names):
                 packages = [Path(module), *Path(module).parents][:-1]
                 pending += [ROOT / f"{module}.py", *(ROOT / package / "__init__.py" for package in packages)]
     return sorted(found)

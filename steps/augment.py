@@ -10,20 +10,22 @@ from carmodel.data.store import open_store
 from carmodel.data.transform import load_transform
 from carmodel.parameters import Augment
 from carmodel.settings import SettingsError, require
-from carmodel.tracking import StepRun, fetch
+from carmodel.tracking import StepRun, fetch, local_path
 from steps.command import run_step
-from steps.engine import engine_of, output_folder
+from steps.engine import engine_of, output_folder, seen_by_all
 
 
 def work(settings: Augment, step: StepRun) -> None:
     """Leave the output `augmented` (augmented.h5) and a picture of some rows before and after."""
     if settings.copies == 0:
         raise SettingsError("copies=0 leaves nothing to do; main skips the step then")
-    train = fetch(require("augment", "store_uri", settings.store_uri, "preprocess")) / "train.h5"
+    stores = fetch(require("augment", "store_uri", settings.store_uri, "preprocess"))
     transform = load_transform(settings.transform) if settings.transform else None
     own = settings.transform.partition(".")[0].partition(":")[0]
     with output_folder(settings, step, "augmented") as folder, engine_of(settings, (own,) if own else ()) as engine:
-        augmented = folder / "augmented.h5"
+        if local_path(settings.store_uri) is None:
+            stores = seen_by_all(stores, settings, folder.parent)
+        train, augmented = stores / "train.h5", folder / "augmented.h5"
         began = time.perf_counter()
         strengths = settings.model_dump(include={"copies", "crop", "pad", "flip", "seed"})
         augment_store(train, augmented, **strengths, transform=transform, engine=engine)

@@ -1,5 +1,6 @@
 """Where a step makes its images: the engine of its parameters, and the folder it writes to."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +26,7 @@ def engine_of(settings: OnEngine, packages: tuple[str, ...] = ()) -> Iterator[En
         return
     with spark_session(settings.spark_master) as session:
         ship(session, ["carmodel", *packages])
-        context = session.sparkContext
-        print(f"{type(settings).__name__.lower()}: Spark {session.version} on {context.master}, {context.uiWebUrl}")
+        print(f"{type(settings).__name__.lower()}: Spark {session.version} on {session.conf.get('spark.master', '?')}")
         yield cluster(session, settings.partitions)
 
 
@@ -34,6 +34,15 @@ def engine_of(settings: OnEngine, packages: tuple[str, ...] = ()) -> Iterator[En
 def output_folder(settings: OnEngine, step: StepRun, name: str) -> Iterator[Path]:
     """An empty folder for the output `name`, on storage that the nodes share where `work_folder` says so."""
     with TemporaryDirectory(prefix=".carmodel-", dir=settings.work_folder or step.folder) as work:
+        if settings.work_folder:  # executors may run under another name
+            Path(work).chmod(Path(settings.work_folder).stat().st_mode)
         folder = Path(work) / name
         folder.mkdir()
+        if settings.work_folder:
+            folder.chmod(Path(work).stat().st_mode)
         yield folder
+
+
+def seen_by_all(path: Path, settings: OnEngine, scratch: Path) -> Path:
+    """A folder that this machine has made or downloaded, where the executors see it: a copy if there is a `work_folder`."""
+    return Path(shutil.copytree(path, scratch / "input")) if settings.work_folder else path

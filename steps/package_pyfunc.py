@@ -29,7 +29,8 @@ def work(settings: PackagePyfunc, step: StepRun) -> None:
     store_uri = require("package_pyfunc", "store_uri", settings.store_uri, "preprocess")
     report = require("package_pyfunc", "evaluation_uri", settings.evaluation_uri, "evaluate")
     top1 = json.loads((fetch(report) / "metrics.json").read_text())["top1"]
-    store = open_store(fetch(store_uri) / "test.h5")
+    stores = fetch(store_uri)
+    store = open_store(stores / "test.h5")
 
     info, served = log_classifier(settings, store.take(spread(len(store), CHECKED)))
     for note in served.notes:
@@ -40,7 +41,7 @@ def work(settings: PackagePyfunc, step: StepRun) -> None:
     print(f"package_pyfunc: {name} version {version} answered {answer['label']!r} ({answer['probability']:.3f})")
     promotion = promote(mlflow.MlflowClient(), name, version, settings.min_accuracy)
 
-    if settings.example_pictures and (train := fetch(store_uri) / "train.h5").is_file():
+    if settings.example_pictures and (train := stores / "train.h5").is_file():
         (folder := step.folder / EXAMPLES).mkdir()
         class_examples(train, folder, settings.example_pictures)
         step.log_output(folder, EXAMPLES)

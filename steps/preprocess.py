@@ -14,9 +14,9 @@ from carmodel.data.preprocessing import check_stores, write_stores
 from carmodel.data.sources import ReadyStores, open_folder
 from carmodel.data.store import open_store
 from carmodel.parameters import Preprocess
-from carmodel.tracking import StepRun, digest_of_sources, fetch
+from carmodel.tracking import StepRun, digest_of_sources, fetch, local_path
 from steps.command import run_step
-from steps.engine import engine_of, output_folder
+from steps.engine import engine_of, output_folder, seen_by_all
 
 SYNTHETIC = "built-in synthetic sample: drawn cars, no photos"
 
@@ -30,16 +30,18 @@ def work(settings: Preprocess, step: StepRun) -> None:
 def write(settings: Preprocess, step: StepRun, data: Path) -> None:
     """Fill the folder `data`, and log it."""
     folder = fetch(settings.data_uri) if settings.data_uri else draw_sample(settings)
-    source = open_folder(folder, step.folder, settings.seed)
+    if not settings.data_uri or local_path(settings.data_uri) is None:
+        folder = seen_by_all(folder, settings, data.parent)
+    source = open_folder(folder, data.parent, settings.seed)
     if isinstance(source, ReadyStores):
         report = check_stores(source.folder)
         for name in ("train.h5", "test.h5"):
             copy_store(source.folder / name, data)
     else:
-        began = time.perf_counter()
         with engine_of(settings) as engine:
+            began = time.perf_counter()
             report = write_stores(source, data, settings, "" if settings.data_uri else SYNTHETIC, engine)
-        mlflow.log_metric("photos_per_second", report["photos"] / (time.perf_counter() - began))
+            mlflow.log_metric("photos_per_second", report["photos"] / (time.perf_counter() - began))
     for said in report["notes"]:
         print(f"preprocess: {said}")
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
@@ -169,6 +170,19 @@ def test_mlflow_s_server_gives_each_test_photo_the_probabilities_of_preprocess_a
     facts = mlflow.models.get_model_info(f"models:/tiny/{candidate.version}").metadata
     assert (facts["class_names"], facts["folded"], facts["precision"]) == (store.class_names, True, "float32")
     assert project.newest("package_pyfunc").data.metrics["folding_max_change"] <= 1e-5
+
+
+def test_a_build_context_for_docker_holds_the_classifier_and_its_versions(
+    project: Project, first: dict[str, str], tmp_path: Path
+) -> None:
+    command = [str(MLFLOW), "models", "generate-dockerfile", "-m", "models:/tiny@candidate", "-d", str(tmp_path)]
+    tracked = environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{project.folder}/mlflow.db"}
+    done = subprocess.run(command, env=tracked, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "COPY model_dir" in (tmp_path / "Dockerfile").read_text()
+    pinned = (tmp_path / "model_dir" / "requirements.txt").read_text().splitlines()
+    assert {f"{name}=={version(name)}" for name in ("tensorflow", "keras", "opencv-python-headless")} <= set(pinned)
+    assert (tmp_path / "model_dir" / "code" / "carmodel" / "serving" / "classifier.py").is_file()
 
 
 def test_the_same_main_again_reuses_every_step(project: Project, first: dict[str, str]) -> None:

@@ -29,6 +29,8 @@ from tests.tracked import tracked_in
 
 pytestmark = pytest.mark.slow
 
+expect.set_options(timeout=30_000)  # milliseconds, for a browser, a page and a network on two busy cores
+
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update"]
 WINDOWS = {"desk": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import psutil
@@ -18,6 +20,7 @@ import pytest
 
 from carmodel.data.augmentation import augment_store
 from carmodel.data.engines import Engine
+from carmodel.data.parts import parts_folder
 from carmodel.data.preprocessing import write_stores
 from carmodel.data.report import Report
 from carmodel.data.spark import cluster
@@ -81,18 +84,19 @@ def test_preprocess_makes_the_stores_of_the_local_engine(
     assert reports[0] == reports[1]
     for name in ("train", "test"):
         assert same(open_store(tmp_path / "local" / f"{name}.h5"), open_store(tmp_path / "spark" / f"{name}.h5"))
-    assert len(list((tmp_path / "spark" / "train.parts").iterdir())) == {0: 1, 1: 1, 2: 2, 7: 6}[partitions]
+    assert len(list((tmp_path / "spark" / "train.parts").iterdir())) == max(partitions, 1)
 
 
-@pytest.mark.parametrize("partitions", [1, 2, 7])
+@pytest.mark.parametrize(("partitions", "parts"), [(0, 3), (1, 3), (2, 4), (7, 7)])
 def test_augment_makes_the_copies_of_the_local_engine(
-    engine: Callable[..., Engine], train: Path, partitions: int
+    engine: Callable[..., Engine], train: Path, partitions: int, parts: int
 ) -> None:
-    settings = {"copies": 3, "seed": 5, "transform": weather, **STRENGTHS}
-    one, parts = train.with_name("one.h5"), train.with_name("parts.h5")
+    settings = {"copies": 40, "seed": 5, "transform": weather, **STRENGTHS}
+    one, linked = train.with_name("one.h5"), train.with_name("linked.h5")
     augment_store(train, one, **settings)
-    augment_store(train, parts, engine=engine(partitions), **settings)
-    assert same(open_store(one), open_store(parts))
+    augment_store(train, linked, engine=engine(partitions), **settings)
+    assert same(open_store(one), open_store(linked))
+    assert len(list(parts_folder(linked).iterdir())) == parts
 
 
 def test_training_sees_the_same_batches(engine: Callable[..., Engine], sample: Path, tmp_path: Path) -> None:
@@ -201,7 +205,7 @@ def test_no_java_is_an_error_that_names_the_package(tmp_path: Path, monkeypatch:
         check_java("engine=spark")
 
 
-def test_a_master_that_does_not_answer_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_master_that_does_not_answer_is_an_error_at_once() -> None:
     program = "from carmodel.data.spark_session import check_master; check_master('spark://127.0.0.1:9')"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "spark_master=spark://127.0.0.1:9 does not answer (Connection refused)" in done.stderr
@@ -240,7 +244,8 @@ def standalone(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
     finally:
         for process in started:
             for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-                child.kill()
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
             process.wait()
 
 
@@ -249,6 +254,26 @@ def wait_until(happened: Callable[[], bool], what: str, seconds: float) -> None:
     while not happened():
         assert time.monotonic() < end, f"{what}: nothing for {seconds} s"
         time.sleep(0.1)
+
+
+def test_main_s_parameters_reach_the_cluster(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    tracking = f"sqlite:///{tmp_path}/mlflow.db"
+    experiment = mlflow.MlflowClient(tracking).create_experiment("spark", (tmp_path / "artifacts").as_uri())
+    settings = "preprocess.image_size=32,preprocess.sample_photos=10,preprocess.sample_classes=2"
+    given = ["-P", "engine=spark", "-P", f"work_folder={shared}", "-P", f"set={settings}"]
+    done = subprocess.run(
+        ["mlflow", "run", str(ROOT), "-e", "preprocess", "--env-manager", "local", "--experiment-id", experiment, *given],
+        cwd=tmp_path, env=os.environ | {"MLFLOW_TRACKING_URI": tracking}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    client = mlflow.MlflowClient(tracking)
+    (run,) = client.search_runs([experiment])
+    data = Path(client.download_artifacts(run.info.run_id, "data", str(tmp_path)))
+    open_store(data / "train.h5").verify()
+    assert (data / "train.parts").is_dir()
+    assert not list(shared.iterdir())
 
 
 def test_an_executor_that_is_killed_in_the_middle_changes_nothing(
@@ -270,12 +295,14 @@ def test_an_executor_that_is_killed_in_the_middle_changes_nothing(
         "steps.augment",
         *(word for k, v in options.items() for word in (f"--{k}", str(v))),
     ]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking, "SPARK_LOCAL_IP": "127.0.0.1"}
-    environment["MLFLOW_ARTIFACT_ROOT"] = str(tmp_path)
+    client = mlflow.MlflowClient(tracking)
+    experiment = client.create_experiment("cluster", (tmp_path / "artifacts").as_uri())
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking, "MLFLOW_EXPERIMENT_ID": experiment}
     with (tmp_path / "driver.log").open("w+") as log:
         driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
             wait_until(lambda: len(list(shared.rglob("*.h5"))) >= 4 or driver.poll() is not None, "parts", 120)
+            assert driver.poll() is None, (tmp_path / "driver.log").read_text()[-3000:]
             victim = next(child for child in workers[0].children(recursive=True) if "Executor" in str(child.cmdline()))
             victim.kill()
             driver.wait(timeout=180)
@@ -284,10 +311,7 @@ def test_an_executor_that_is_killed_in_the_middle_changes_nothing(
         said = (tmp_path / "driver.log").read_text()
     assert driver.returncode == 0, said[-3000:]
     assert len(list(tmp_path.glob("worker-1/app-*/*"))) > 1, "the worker started no second executor"
-    import mlflow
-
-    client = mlflow.MlflowClient(tracking)
-    (run,) = client.search_runs(["0"])
+    (run,) = client.search_runs([experiment])
     made = open_store(Path(client.download_artifacts(run.info.run_id, "augmented", str(tmp_path))) / "augmented.h5")
     assert same(made, open_store(expected))
     assert not list(shared.iterdir())

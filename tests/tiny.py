@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from carmodel.data.images import prepare
+from carmodel.data.images import Box, prepare
 from carmodel.data.sample import class_names
 from carmodel.serving.server import served
 
@@ -28,9 +28,9 @@ class Endpoint:
     model: Path
     network: Any
 
-    def expected(self, photo: bytes) -> np.ndarray:
+    def expected(self, photo: bytes, box: Box | None = None) -> np.ndarray:
         """Probabilities (C,) by way of preprocess and the bare network."""
-        return self.network.predict_on_batch(prepare(photo, SIZE, None, MARGIN)[None])[0]
+        return self.network.predict_on_batch(prepare(photo, SIZE, box, MARGIN)[None])[0]
 
 
 def tiny_network() -> Any:

@@ -72,25 +72,31 @@ def link_parts(header: Header, rows: Rows, made: pd.DataFrame) -> None:
         name = f"{folder.name}/{made['part'].iloc[start]}"
         layout[start:end] = h5py.VirtualSource(name, "images", (end - start, size, size, 3))
     unfinished = header.path.with_name(f".{header.path.name}.{os.getpid()}.partial")
+    with h5py.File("store", "w", driver="core", backing_store=False) as file:
+        file.create_virtual_dataset("images", layout)
+        header.write(file, rows, made["crc32"].to_numpy())
+        data = _bytes_of(file)
     try:
-        with h5py.File(unfinished, "w") as file:
-            file.create_virtual_dataset("images", layout)
-            header.write(file, rows, made["crc32"].to_numpy())
+        unfinished.write_bytes(data)
         open_store(unfinished).verify()
         unfinished.replace(header.path)
     finally:
         unfinished.unlink(missing_ok=True)
     for file in folder.iterdir():
         if file.name not in linked:
-            file.unlink()
+            file.unlink(missing_ok=True)  # a task that ran twice may be renaming its own just now
 
 
 def _file_of(images: np.ndarray) -> bytes:
     """An HDF5 file with the data set `images`, as bytes."""
     with h5py.File("part", "w", driver="core", backing_store=False) as file:
         create_images(file, len(images), images.shape[1])[:] = images
-        file.flush()
-        return bytes(file.id.get_file_image())
+        return _bytes_of(file)
+
+
+def _bytes_of(file: h5py.File) -> bytes:
+    file.flush()
+    return bytes(file.id.get_file_image())
 
 
 def _keep(data: bytes, folder: Path) -> str:

@@ -136,7 +136,7 @@ class _Problems:
         first = zip(*(self.all[name].head(5) for name in ("split", "source", "problem", "detail")), strict=True)
         listed = "; ".join(f"{split}/{source}: {problem}, {detail}" for split, source, problem, detail in first)
         raise InputError(
-            f"{bad} of {self._total} photos cannot be used ({counts}), more than max_bad_fraction={self._allowed:g} "
+            f"{bad} of {self._total} photos cannot be used so far ({counts}), more than max_bad_fraction={self._allowed:g} "
             f"allows. The first: {listed}. Repair them, or leave them out with a max_bad_fraction of at least "
             f"{np.ceil(1000 * bad / self._total) / 1000:g}"
         )

@@ -42,11 +42,11 @@ def cluster(session: "SparkSession", partitions: int = 0) -> Engine:
 
     def write(header: Header, make: Make, table: pd.DataFrame, watch: Watch, describe: Describe) -> None:
         folder = parts_folder(header.path)
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         batch_rows = rows_a_batch(header.image_size)
-        rows_a_task = max(1, -(-len(table) // partitions)) if partitions else batch_rows
+        tasks = min(partitions, len(table)) or -(-len(table) // batch_rows)
         work = partial(_write_parts, make=make, folder=folder.resolve(), batch_rows=batch_rows)
-        told = apply_batch(session, work, table, rows_a_task, f"writing {header.path.name}")
+        told = apply_batch(session, work, table, tasks, f"writing {header.path.name}")
         fine = told["problem"] == ""
         if not fine.all():
             watch(table.join(told[~fine], how="inner"))
@@ -64,16 +64,16 @@ def apply_batch(
     session: "SparkSession",
     work: Callable[[pd.DataFrame], pd.DataFrame],
     table: pd.DataFrame,
-    rows_a_task: int,
+    tasks: int,
     title: str,
 ) -> pd.DataFrame:
-    """Apply a function to consecutive slices of a table, each a Spark task.
+    """Apply a function to consecutive slices of a table, each a Spark task, whose sizes differ by at most one row.
 
     Args:
         session: of Spark.
         work: of a slice with the column `ROW`, the number of each row in the table; returns `RETURNED`.
         table: its columns are sent.
-        rows_a_task: rows a slice.
+        tasks: slices, at most as many as rows.
         title: of the progress bar, which counts tasks.
 
     Returns:
@@ -83,18 +83,21 @@ def apply_batch(
     from pyspark.errors import PySparkException
     from pyspark.pandas.utils import PandasAPIOnSparkAdviceWarning
 
-    def typed(tasks: pd.DataFrame) -> pd.DataFrame:
-        return pd.concat([work(pd.DataFrame(task)) for task in tasks.to_dict("records")])
+    if table.empty:
+        return pd.DataFrame(columns=list(RETURNED)[1:], index=table.index)
+
+    def typed(given: pd.DataFrame) -> pd.DataFrame:
+        return pd.concat([work(pd.DataFrame(task)) for task in given.to_dict("records")])
 
     frame_of: Any = ps.DataFrame  # its brackets are no type hint that checkers know
     typed.__annotations__["return"] = frame_of[zip(RETURNED, RETURNED.values(), strict=True)]
     rows = table.reset_index(drop=True).rename_axis(ROW).reset_index()
-    tasks = rows.groupby(rows[ROW] // rows_a_task).agg(list)
-    with job_progress(session, title, len(tasks)), warnings.catch_warnings():
+    slices_of_rows = rows.groupby(rows[ROW] * tasks // len(rows)).agg(list)
+    with job_progress(session, title, tasks), warnings.catch_warnings():
         # It advises against collecting: what is told of each row, without its pixels, is little.
         warnings.simplefilter("ignore", PandasAPIOnSparkAdviceWarning)
         # From one partition Spark deals the tasks out evenly, from several at random.
-        frame = ps.DataFrame(tasks).spark.coalesce(1).spark.repartition(len(tasks))
+        frame = ps.DataFrame(slices_of_rows).spark.coalesce(1).spark.repartition(tasks)
         try:
             told = frame.pandas_on_spark.apply_batch(typed).to_pandas()
         except PySparkException as error:

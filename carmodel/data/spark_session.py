@@ -107,7 +107,7 @@ def ship(session: "SparkSession", packages: list[str]) -> None:
     # Executors that start later fetch it too: it stays as long as this process.
     folder = Path(mkdtemp(prefix="carmodel-ship-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for package in packages:
+    for package in dict.fromkeys(packages):
         if (ROOT / package).is_dir():
             shutil.copytree(ROOT / package, folder / "staged" / package, ignore=shutil.ignore_patterns("__pycache__"))
         elif (ROOT / f"{package}.py").is_file():
@@ -144,3 +144,4 @@ def job_progress(session: "SparkSession", title: str, tasks: int) -> Iterator[No
         finally:
             done.set()
             follower.join()
+            context.setLocalProperty("spark.jobGroup.id", None)  # the session may be somebody else's

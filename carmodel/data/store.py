@@ -110,8 +110,8 @@ class Store:
         for segment in self._segments:
             for image in segment:
                 if zlib.crc32(image) != self.crc32[row]:
-                    files = ", ".join(str(path) for path in self.paths)
-                    raise StoreError(f"{files}: row {row} ({self.source[row]}) is damaged: its checksum differs")
+                    file = getattr(segment, "filename", self.paths[0])
+                    raise StoreError(f"{file}: row {row} ({self.source[row]}) is damaged: its checksum differs")
                 row += 1
 
 

@@ -15,7 +15,7 @@ import cv2
 from nicegui import events, ui
 
 from carmodel.data.images import ImageError, decode
-from carmodel.serving.client import EndpointError, ask, connect, row_of
+from carmodel.serving.client import BATCH, EndpointError, ask, connect, row_of
 from carmodel.serving.rows import BOX_COLUMNS
 
 TOP_K = 5
@@ -70,7 +70,9 @@ def _page(endpoint: str, model: str, examples: Mapping[int, Path]) -> None:
         busy.set_visibility(True)
         began = time.perf_counter()
         try:
-            answers = await asyncio.to_thread(ask, http, endpoint, rows, TOP_K)
+            answers = []
+            for start in range(0, len(rows), BATCH):
+                answers += await asyncio.to_thread(ask, http, endpoint, rows[start : start + BATCH], TOP_K)
             seconds = time.perf_counter() - began
             previews = [await asyncio.to_thread(preview, photo) for _, photo in photos]
         except EndpointError as error:

@@ -47,7 +47,8 @@ def main() -> None:
     parser.add_argument("--page-port", type=int, default=5002, help="of the page (%(default)s)")
     given = parser.parse_args()
     # So that the server ends with this process when it is told to terminate, too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda *_: sys.exit(0))
     try:
         serve(given.model, given.port, given.page_host, given.page_port)
     except InputError as error:

@@ -90,5 +90,6 @@ def _wait_until_up(address: str, process: subprocess.Popen[bytes]) -> None:
                 if http.request("GET", f"{address}/ping").status == 200:
                     return
             except HTTPError:
-                time.sleep(0.25)
+                pass
+            time.sleep(0.25)
     raise InputError(f"MLflow's server has not answered within {_PATIENCE:.0f} seconds")
