@@ -256,6 +256,16 @@ def wait_until(happened: Callable[[], bool], what: str, seconds: float) -> None:
         time.sleep(0.1)
 
 
+def executors(worker: psutil.Process) -> list[psutil.Process]:
+    """The running executors of a worker."""
+    found = []
+    for child in worker.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # what has just ended
+            if any("ExecutorBackend" in word for word in child.cmdline()):
+                found.append(child)
+    return found
+
+
 def test_main_s_parameters_reach_the_cluster(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -303,7 +313,7 @@ def test_an_executor_that_is_killed_in_the_middle_changes_nothing(
         try:
             wait_until(lambda: len(list(shared.rglob("*.h5"))) >= 4 or driver.poll() is not None, "parts", 120)
             assert driver.poll() is None, (tmp_path / "driver.log").read_text()[-3000:]
-            victim = next(child for child in workers[0].children(recursive=True) if "Executor" in str(child.cmdline()))
+            victim, *_ = executors(workers[0])
             victim.kill()
             driver.wait(timeout=180)
         finally:
