@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+SparkMaster = Annotated[str, Field(pattern=r"^$|^local(\[[^\]]+\])?$|^yarn$|^(spark|k8s)://\S+$")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # -P gives texts, and pydantic turns no text into a Literal's number by itself.
 Depth = Annotated[Literal[14, 26, 50, 101, 152], BeforeValidator(lambda v: int(v) if str(v).isdigit() else v)]
@@ -39,7 +40,7 @@ class OnEngine(Settings):
     engine: Literal["local", "spark"] = Field(
         "local", description="this machine's cores, or a Spark cluster; same images"
     )
-    spark_master: str = Field(
+    spark_master: SparkMaster = Field(
         "", description="Spark cluster, spark://HOST:PORT (empty: the active session, Spark's settings, or local cores)"
     )
     partitions: int = Field(0, ge=0, description="Spark tasks a store (0: one for about 128 images)")
@@ -126,7 +127,7 @@ class Train(Settings):
     launcher: Literal["ssh", "spark"] = Field(
         "ssh", description="how other machines are reached: ssh or Spark executors"
     )
-    spark_master: str = Field("", description="Spark cluster of launcher=spark (empty: as for preprocess)")
+    spark_master: SparkMaster = Field("", description="Spark cluster of launcher=spark (empty: as for preprocess)")
     scale_learning_rate: bool = Field(True, description="multiply the learning rate by the number of processes")
     compression: Literal["none", "float16", "bfloat16"] = Field(
         "none", description="how processes send gradients: as they are, or rounded to half the size"

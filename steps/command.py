@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import NoReturn
@@ -17,12 +18,16 @@ def run_step(name: str, work: Callable[..., None]) -> None:
 
     Bad input ends the process with code 2 and one clear message; the run, once open, is then FAILED.
     """
+    # `mlflow run` ends a step so when it is interrupted: scratch folders are removed and the run is FAILED, not RUNNING.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         settings, recipe = parse_step(name, sys.argv[1:])
         with step_run(name, settings, recipe) as step:
             work(settings, step)
     except InputError as error:
         fail(name, error)
+    except KeyboardInterrupt:
+        sys.exit(f"\n{name}: interrupted")
 
 
 def parse_step(name: str, arguments: list[str]) -> tuple[Settings, str]:

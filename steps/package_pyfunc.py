@@ -35,10 +35,10 @@ def work(settings: PackagePyfunc, step: StepRun) -> None:
     info, served = log_classifier(settings, store.take(spread(len(store), CHECKED)))
     for note in served.notes:
         print(f"package_pyfunc: {note}")
+    answer = check(info.model_uri, store)
+    print(f"package_pyfunc: the classifier answered {answer['label']!r} ({answer['probability']:.3f})")
     name = settings.registered_model_name
     version = register(info.model_uri, name, top1, content_digest(store))
-    answer = check(f"models:/{name}/{version}", store)
-    print(f"package_pyfunc: {name} version {version} answered {answer['label']!r} ({answer['probability']:.3f})")
     promotion = promote(mlflow.MlflowClient(), name, version, settings.min_accuracy)
 
     if settings.example_pictures and (train := stores / "train.h5").is_file():
@@ -58,16 +58,19 @@ def spread(rows: int, most: int) -> np.ndarray:
 
 
 def check(uri: str, store: Store) -> dict[str, object]:
-    """Load the registered version and have it answer for the first test photo, sent as clients send it.
+    """Load the logged classifier and have it answer for the first test photo, sent as clients send it.
 
     Raises:
-        InputError: it answers with an error or not at all.
+        InputError: it answers with an error; it is not registered then.
     """
     png = cv2.imencode(".png", cv2.cvtColor(store.take(np.array([0]))[0], cv2.COLOR_RGB2BGR))[1].tobytes()
     request = pd.DataFrame({"image": [base64.b64encode(png).decode()]})
     (answer,) = mlflow.pyfunc.load_model(uri).predict(request).to_dict("records")
     if answer["error"] is not None or answer["label"] not in store.class_names:
-        raise InputError(f"{uri} was registered, but does not answer a photo of test.h5: {answer['error']}")
+        raise InputError(
+            f"the classifier does not answer a photo of test.h5, so it is not registered: {answer['error']}. Its limits are "
+            "max_bytes, max_pixels and max_decoded_bytes"
+        )
     return answer
 
 

@@ -160,6 +160,26 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{empty}", "{out}"], "has no photos"),
+        (["{photos}", "{out}", "--endpoint", "localhost:5001"], "needs http:// or https:// before it"),
+        (["{photos}", "{out}/nowhere/answers.csv"], "is no folder to write to"),
+    ],
+)
+def test_what_cannot_be_sent_is_an_error_in_words(
+    folder: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (empty := tmp_path / "empty").mkdir()
+    given = [word.format(empty=empty, photos=folder, out=tmp_path / "answers.csv") for word in arguments]
+    done = run(*given)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "answers.csv").exists()
+
+
 def test_a_folder_of_drawn_cars_gets_the_endpoints_answers(endpoint: Endpoint, sample: Path, tmp_path: Path) -> None:
     done = run(str(sample / "cars_test"), str(tmp_path / "answers.csv"), "--endpoint", endpoint.address)
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -58,6 +59,9 @@ def spark_session(master: str = "", needs: str = "engine=spark") -> Iterator["Sp
     check_master(master)
     builder = SparkSession.builder.appName("carmodel").config("spark.ui.showConsoleProgress", "false")
     session = (builder.master(master) if master else builder).getOrCreate()
+    if threading.current_thread() is threading.main_thread():
+        # PySpark's own handler talks to Java in the middle of whatever is being said to Java.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         session.sparkContext.setLogLevel("ERROR")
         yield session

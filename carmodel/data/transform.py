@@ -53,7 +53,7 @@ def transformed(image: np.ndarray, rng: np.random.Generator, transform: Transfor
     name = getattr(transform, "__qualname__", type(transform).__name__)
     try:
         changed = transform(image.copy(), rng)
-    except Exception as error:  # whatever the user's code raises is told with its row
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is told with its row
         raise TransformError(f"transform {name} raised {type(error).__name__}: {error}") from None
     if not isinstance(changed, np.ndarray):
         raise TransformError(f"transform {name} returned a {type(changed).__name__}, not an image")

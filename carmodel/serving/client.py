@@ -104,9 +104,11 @@ def classify_folder(folder: Path, table: Path, endpoint: str, batch: int = 16, r
 
     Raises:
         EndpointError: see `ask`.
-        OSError: a photo can't be read, or the table can't be written.
+        OSError: there are no photos, one can't be read, or the table can't be written.
     """
     photos = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not photos:
+        raise FileNotFoundError(f"{folder} has no photos ({', '.join(SUFFIXES)})")
     http = connect(retries)
     errors = 0
     partial = table.with_name(f".{table.name}.{os.getpid()}.partial")
@@ -145,6 +147,10 @@ def main() -> None:
         parser.error(f"{given.folder} is no folder")
     if given.batch < 1:
         parser.error("--batch is at least 1")
+    if not given.endpoint.startswith(("http://", "https://")):
+        parser.error(f"--endpoint {given.endpoint} needs http:// or https:// before it")
+    if not given.table.parent.is_dir():
+        parser.error(f"{given.table.parent} is no folder to write to")
     try:
         errors = classify_folder(given.folder, given.table, given.endpoint, given.batch, given.retries)
     except (EndpointError, OSError) as error:

@@ -7,7 +7,7 @@ import sys
 import mlflow
 
 from carmodel.errors import InputError
-from carmodel.serving.examples import examples_of
+from carmodel.serving.examples import examples_of, require_classifier
 from carmodel.serving.page import show
 from carmodel.serving.registry import newest_candidate
 from carmodel.serving.server import HOST, require_free, served
@@ -30,6 +30,9 @@ def serve(model: str, port: int, page_host: str, page_port: int) -> None:
     if not model:
         raise InputError("no classifier is registered here yet: run `make demo` first, or name one with MODEL=…")
     require_free(page_host, page_port)
+    if port == page_port:
+        raise InputError(f"the endpoint and the page can't both be at port {port}; choose another for one of them")
+    require_classifier(model)
     examples = examples_of(model)
     print(f"loading {model} …", flush=True)
     with served(model, port) as (address, _):
