@@ -34,7 +34,6 @@ from carmodel.data.table import CarTable
 from carmodel.parameters import Preprocess
 
 STRENGTHS = {"crop": 0.15, "pad": 0.1, "flip": 0.5}
-MARGIN = 0.05
 
 
 class Memory:
@@ -71,11 +70,16 @@ def on_all_cores(work: Callable[[pd.DataFrame], None], table: pd.DataFrame) -> N
         list(pool.map(work, (table.iloc[core::cores] for core in range(cores))))
 
 
-def bare_decode(photos: pd.DataFrame, size: int) -> None:
-    """The limit of preprocess: OpenCV decodes, cuts and resizes; nothing is checked, nothing kept."""
+def bare_decode(photos: pd.DataFrame, size: int, file: Path | None = None) -> None:
+    """The limit of preprocess: OpenCV decodes, cuts and resizes; nothing is checked, and nothing kept but in `file`."""
+    stream = file.open("wb") if file else None
     for path, x1, y1, x2, y2 in zip(*(photos[name] for name in ("path", "x1", "y1", "x2", "y2")), strict=True):
         pixels = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_COLOR_RGB)
-        cv2.resize(pixels[y1:y2, x1:x2], (size, size), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(pixels[y1:y2, x1:x2], (size, size), interpolation=cv2.INTER_AREA)
+        if stream:
+            image.tofile(stream)
+    if stream:
+        stream.close()
 
 
 def bare_augment(rows: pd.DataFrame, images: np.ndarray) -> None:
@@ -166,16 +170,30 @@ def main() -> None:
 
         data = folder / "kept"
         data.mkdir()
-        write_stores(table, data, Preprocess(image_size=size, margin=MARGIN))
+        write_stores(table, data, Preprocess(image_size=size))
         store = open_store(data / "train.h5")
         rows = pd.DataFrame({"row": np.flatnonzero(~store.validation)})
         images = store.take(np.arange(min(1000, len(store))))
-        decode: dict[str, list[tuple[float, float]]] = {"bare decode + resize": [], "local": [], "spark": []}
+        decode: dict[str, list[tuple[float, float]]] = {
+            "bare decode + resize": [],
+            "the same, written to plain files": [],
+            "local": [],
+            "spark": [],
+        }
         change: dict[str, list[tuple[float, float]]] = {"bare crop, pad, flip": [], "local": [], "spark": []}
         for _ in range(arguments.turns):
             decode["bare decode + resize"].append(
                 timed(lambda: on_all_cores(lambda part: bare_decode(part, size), table.photos))
             )
+            decode["the same, written to plain files"].append(
+                timed(
+                    lambda: on_all_cores(
+                        lambda part: bare_decode(part, size, folder / f"{part.index[0]}.raw"), table.photos
+                    )
+                )
+            )
+            for file in folder.glob("*.raw"):
+                file.unlink()
             decode["local"].append(timed(lambda: preprocess(table, folder, size, local)))
             decode["spark"].append(timed(lambda: preprocess(table, folder, size, spark)))
             change["bare crop, pad, flip"].append(
