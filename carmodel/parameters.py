@@ -43,7 +43,7 @@ class OnEngine(Settings):
     spark_master: SparkMaster = Field(
         "", description="Spark cluster, spark://HOST:PORT (empty: the active session, Spark's settings, or local cores)"
     )
-    partitions: int = Field(0, ge=0, description="Spark tasks a store (0: one for about 128 images)")
+    partitions: int = Field(0, ge=0, description="Spark tasks a store (0: eight a core at most)")
     work_folder: str = Field(
         "", description="folder that driver and executors share, for unfinished stores (empty: a temporary one here)"
     )

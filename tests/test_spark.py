@@ -17,13 +17,15 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from carmodel.data.augmentation import augment_store
 from carmodel.data.engines import Engine
 from carmodel.data.parts import parts_folder
 from carmodel.data.preprocessing import write_stores
 from carmodel.data.report import Report
-from carmodel.data.spark import cluster
+from carmodel.data.spark import cluster, tasks_of
 from carmodel.data.spark_session import check_java, ship, spark_session
 from carmodel.data.stanford_cars import read
 from carmodel.data.store import Store, open_store
@@ -97,6 +99,27 @@ def test_augment_makes_the_copies_of_the_local_engine(
     augment_store(train, linked, engine=engine(partitions), **settings)
     assert same(open_store(one), open_store(linked))
     assert len(list(parts_folder(linked).iterdir())) == parts
+
+
+@given(
+    rows=st.integers(0, 3000), batch_rows=st.integers(1, 128), partitions=st.integers(0, 40), cores=st.integers(1, 64)
+)
+def test_rows_are_dealt_in_order_and_evenly_in_whole_parts(
+    rows: int, batch_rows: int, partitions: int, cores: int
+) -> None:
+    tasks = tasks_of(rows, batch_rows, partitions, cores)
+    used, sizes = np.unique(tasks, return_counts=True)
+    assert (np.diff(tasks) >= 0).all()
+    assert used.tolist() == list(range(len(used)))
+    if partitions and rows:
+        assert len(used) == min(partitions, rows)
+        assert sizes.max() - sizes.min() <= 1
+    elif rows:
+        parts = np.array([len(part) for part in np.split(tasks, range(batch_rows, rows, batch_rows))])
+        assert len(used) == min(len(parts), 8 * cores)
+        assert (np.diff(tasks)[np.arange(rows - 1) % batch_rows != batch_rows - 1] == 0).all()
+        whole = -(-sizes // batch_rows)
+        assert whole.max() - whole.min() <= 1
 
 
 def test_training_sees_the_same_batches(engine: Callable[..., Engine], sample: Path, tmp_path: Path) -> None:

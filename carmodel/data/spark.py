@@ -1,8 +1,7 @@
 """The engine of a cluster: the pandas API on Spark (Koalas, when the article was written).
 
 Spark moves file names and row numbers, not pixels: a task reads its photos, or the rows of a store, from storage that all
-nodes share, and writes one part file there; the driver links the parts (`carmodel.data.parts`). A table is cut into the same
-tasks whatever the cluster, one a part, unless `partitions` says otherwise.
+nodes share, and writes part files there; the driver links the parts (`carmodel.data.parts`).
 """
 
 import re
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
+import numpy as np
 import pandas as pd
 
 from carmodel.data.engines import Describe, Engine, Make, Watch, rows_a_batch, slices
@@ -24,6 +24,7 @@ from carmodel.errors import InputError
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+TASKS_A_CORE = 8
 ROW = "__row__"
 RETURNED = {ROW: int, "digest": bytes, "problem": str, "detail": str, "part": str, "place": int, "crc32": int}
 
@@ -33,7 +34,7 @@ def cluster(session: "SparkSession", partitions: int = 0) -> Engine:
 
     Args:
         session: its executors have this project (`carmodel.data.spark_session.ship`) and the packages it needs.
-        partitions: tasks to cut a table into (0: as many as there are parts).
+        partitions: tasks to cut a table into (0: some a core).
 
     Returns:
         an engine. It shows problems to `watch` when all rows are done, and raises `InputError` where the executors lack a
@@ -44,7 +45,7 @@ def cluster(session: "SparkSession", partitions: int = 0) -> Engine:
         folder = parts_folder(header.path)
         folder.mkdir(exist_ok=True)
         batch_rows = rows_a_batch(header.image_size)
-        tasks = min(partitions, len(table)) or -(-len(table) // batch_rows)
+        tasks = tasks_of(len(table), batch_rows, partitions, cores_of(session))
         work = partial(_write_parts, make=make, folder=folder.resolve(), batch_rows=batch_rows)
         told = apply_batch(session, work, table, tasks, f"writing {header.path.name}")
         fine = told["problem"] == ""
@@ -60,20 +61,39 @@ def cluster(session: "SparkSession", partitions: int = 0) -> Engine:
     return write
 
 
+def tasks_of(rows: int, batch_rows: int, partitions: int, cores: int) -> np.ndarray:
+    """Deal rows to tasks, int64 (rows,), rising from 0.
+
+    A task costs Spark some tenths of a second, so there are a few a core; and they take whole parts, so that the parts are the
+    same whatever the cluster. With a number of `partitions` there are as many tasks, of sizes that differ by one at most.
+    """
+    row = np.arange(rows)
+    if partitions:
+        return row * min(partitions, rows) // max(rows, 1)
+    parts = -(-rows // batch_rows)
+    return row // batch_rows * min(parts, TASKS_A_CORE * cores) // max(parts, 1)
+
+
+def cores_of(session: "SparkSession") -> int:
+    """Cores of the cluster; Spark Connect does not tell, and gets a task for every part of most stores."""
+    context = getattr(session, "_sc", None)
+    return context.defaultParallelism if context else 1000
+
+
 def apply_batch(
     session: "SparkSession",
     work: Callable[[pd.DataFrame], pd.DataFrame],
     table: pd.DataFrame,
-    tasks: int,
+    tasks: np.ndarray,
     title: str,
 ) -> pd.DataFrame:
-    """Apply a function to consecutive slices of a table, each a Spark task, whose sizes differ by at most one row.
+    """Apply a function to consecutive slices of a table, each a Spark task.
 
     Args:
         session: of Spark.
         work: of a slice with the column `ROW`, the number of each row in the table; returns `RETURNED`.
         table: its columns are sent.
-        tasks: slices, at most as many as rows.
+        tasks: the task of each row, as `tasks_of` deals them.
         title: of the progress bar, which counts tasks.
 
     Returns:
@@ -92,12 +112,12 @@ def apply_batch(
     frame_of: Any = ps.DataFrame  # its brackets are no type hint that checkers know
     typed.__annotations__["return"] = frame_of[zip(RETURNED, RETURNED.values(), strict=True)]
     rows = table.reset_index(drop=True).rename_axis(ROW).reset_index()
-    slices_of_rows = rows.groupby(rows[ROW] * tasks // len(rows)).agg(list)
-    with job_progress(session, title, tasks), warnings.catch_warnings():
+    slices_of_rows = rows.groupby(tasks).agg(list)
+    with job_progress(session, title, len(slices_of_rows)), warnings.catch_warnings():
         # It advises against collecting: what is told of each row, without its pixels, is little.
         warnings.simplefilter("ignore", PandasAPIOnSparkAdviceWarning)
         # From one partition Spark deals the tasks out evenly, from several at random.
-        frame = ps.DataFrame(slices_of_rows).spark.coalesce(1).spark.repartition(tasks)
+        frame = ps.DataFrame(slices_of_rows).spark.coalesce(1).spark.repartition(len(slices_of_rows))
         try:
             told = frame.pandas_on_spark.apply_batch(typed).to_pandas()
         except PySparkException as error:

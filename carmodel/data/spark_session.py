@@ -132,7 +132,7 @@ def job_progress(session: "SparkSession", title: str, tasks: int) -> Iterator[No
     group, done = uuid.uuid4().hex, threading.Event()
     tracker = context.statusTracker()
     context.setJobGroup(group, title)
-    with tqdm(total=tasks, desc=title, unit="part", mininterval=1) as bar:
+    with tqdm(total=tasks, desc=title, unit="task", mininterval=1) as bar:
 
         def follow() -> None:
             while not done.wait(0.5):
