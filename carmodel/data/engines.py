@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from carmodel.data.writer import Header, Rows, Writer
+from carmodel.data.writer import Header, Rows, Writer, checksums
 
 BATCH_ROWS = 128
 BATCH_BYTES = 32 << 20
@@ -41,15 +41,21 @@ has no value twice."""
 
 def local(header: Header, make: Make, table: pd.DataFrame, watch: Watch, describe: Describe) -> None:
     """The engine of one machine: threads on all cores, and a store of one file."""
+
+    def made(batch: pd.DataFrame) -> tuple[np.ndarray, list[int], pd.DataFrame]:
+        images, of_batch = make(batch)
+        fine = of_batch["problem"].eq("").to_numpy()
+        kept = images if fine.all() else images[fine]
+        return kept, checksums(kept), of_batch
+
     told = [pd.DataFrame(columns=TOLD, index=table.index[:0])]
     with Writer(header, len(table)) as writer:
-        for images, of_batch in map_batches(
-            make, table, f"writing {header.path.name}", rows_a_batch(header.image_size)
+        for kept, crc32, of_batch in map_batches(
+            made, table, f"writing {header.path.name}", rows_a_batch(header.image_size)
         ):
-            fine = of_batch["problem"].eq("").to_numpy()
-            if not fine.all():
-                watch(table.join(of_batch[~fine], how="inner"))
-            writer.append(images if fine.all() else images[fine])
+            if len(kept) < len(of_batch):
+                watch(table.join(of_batch[of_batch["problem"] != ""], how="inner"))
+            writer.append(kept, crc32)
             told.append(of_batch)
         writer.describe(describe(pd.concat(told[1:] or told)))
 

@@ -8,7 +8,6 @@ work that it takes for lost, writes the same bytes under the same name.
 import hashlib
 import os
 import uuid
-import zlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import pandas as pd
 from carmodel.data.engines import Make
 from carmodel.data.memory_map import StoreError
 from carmodel.data.store import open_store
-from carmodel.data.writer import Header, Rows, create_images
+from carmodel.data.writer import Header, Rows, checksums, create_images
 
 
 def parts_folder(store: Path) -> Path:
@@ -49,7 +48,7 @@ def write_part(batch: pd.DataFrame, make: Make, folder: Path) -> pd.DataFrame:
         kept = images[fine]
         told.loc[fine, "part"] = _keep(_file_of(kept), folder)
         told.loc[fine, "place"] = np.arange(len(kept))
-        told.loc[fine, "crc32"] = [zlib.crc32(image) for image in kept]
+        told.loc[fine, "crc32"] = checksums(kept)
     return told
 
 

@@ -80,15 +80,25 @@ class Writer:
         self._rows: Rows | None = None
         self._file = h5py.File(self._partial, "w")
         self._images = create_images(self._file, rows, header.image_size)
+        self._file.flush()
+        # Plain writes at the images' place in the file let other threads work meanwhile; h5py's hold Python's lock.
+        self._raw = self._partial.open("r+b")
+        self._raw.seek(self._images.id.get_offset() or 0)
 
     def __enter__(self) -> Self:
         return self
 
-    def append(self, images: np.ndarray) -> None:
-        """Append uint8 (n, H, W, 3)."""
-        end = len(self._crc32) + len(images)
-        self._images[len(self._crc32) : end] = images
-        self._crc32 += [zlib.crc32(image) for image in images]
+    def append(self, images: np.ndarray, crc32: Sequence[int] | None = None) -> None:
+        """Append uint8 (n, H, W, 3), with their `checksums` where they are known.
+
+        Raises:
+            StoreError: more images than were announced, or of another size.
+        """
+        crc32 = checksums(images) if crc32 is None else crc32
+        if images.shape[1:] != self._images.shape[1:] or len(self._crc32) + len(images) > len(self._images):
+            raise StoreError(f"{self._header.path}: {images.shape} appended to {self._images.shape}")
+        self._raw.write(np.ascontiguousarray(images, np.uint8).data)
+        self._crc32 += crc32
 
     def describe(self, rows: Rows) -> None:
         """Say what all rows are, in the order in which their images came."""
@@ -101,11 +111,13 @@ class Writer:
             if kind is None:
                 self._finish()
         finally:
+            self._raw.close()
             self._file.close()
             self._partial.unlink(missing_ok=True)
             self._shorter.unlink(missing_ok=True)
 
     def _finish(self) -> None:
+        self._raw.close()
         if len(self._crc32) < len(self._images):
             self._trim()
         self._header.write(self._file, self._rows, self._crc32)
@@ -123,6 +135,11 @@ class Writer:
         self._file.close()
         self._shorter.replace(self._partial)
         self._file = h5py.File(self._partial, "r+")
+
+
+def checksums(images: np.ndarray) -> list[int]:
+    """CRC-32 of each image of uint8 (n, H, W, 3)."""
+    return [zlib.crc32(image) for image in images]
 
 
 def create_images(file: h5py.File, rows: int, size: int) -> h5py.Dataset:
