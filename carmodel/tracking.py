@@ -40,7 +40,6 @@ LISTING_TAG = "carmodel.listing"
 
 # Parameters that name an input: its contents go into the key, not its address.
 INPUTS = (*LINK_OF.values(), "data_uri", "weights")
-
 # Parameters that say where work is done, and change nothing of what comes out.
 PLACES = ("spark_master", "work_folder")
 

@@ -34,12 +34,11 @@ def engine_of(settings: OnEngine, packages: tuple[str, ...] = ()) -> Iterator[En
 def output_folder(settings: OnEngine, step: StepRun, name: str) -> Iterator[Path]:
     """An empty folder for the output `name`, on storage that the nodes share where `work_folder` says so."""
     with TemporaryDirectory(prefix=".carmodel-", dir=settings.work_folder or step.folder) as work:
-        if settings.work_folder:  # executors may run under another name
-            Path(work).chmod(Path(settings.work_folder).stat().st_mode)
         folder = Path(work) / name
         folder.mkdir()
-        if settings.work_folder:
-            folder.chmod(Path(work).stat().st_mode)
+        if settings.work_folder:  # executors may run under another name
+            for made in (folder.parent, folder):
+                made.chmod(Path(settings.work_folder).stat().st_mode)
         yield folder
 
 
