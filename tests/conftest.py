@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +67,22 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """A small untrained classifier behind a real `mlflow models serve`."""
     with tiny_endpoint(tmp_path_factory.mktemp("endpoint")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    """A small untrained network, as a `keras.Model`."""
+    from tests.classified import small_network
+
+    return small_network()
+
+
+@pytest.fixture(scope="module")
+def classifier(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The classifier of `network`, loaded in this process."""
+    from tests.classified import small_classifier
+
+    return small_classifier(network, tmp_path_factory.mktemp("classifier"))
 
 
 @pytest.hookimpl(wrapper=True)

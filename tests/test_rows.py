@@ -25,19 +25,8 @@ from tests.classified import (
     expected,
     photo,
     small_classifier,
-    small_network,
     text,
 )
-
-
-@pytest.fixture(scope="module")
-def network() -> keras.Model:
-    return small_network()
-
-
-@pytest.fixture(scope="module")
-def classifier(network: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> CarClassifier:
-    return small_classifier(network, tmp_path_factory.mktemp("classifier"))
 
 
 def picture(mode: str = "RGB", width: int = 40, height: int = 24) -> Image.Image:
