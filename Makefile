@@ -39,6 +39,10 @@ help:  ## list the targets
 	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra spark
 	touch $@
 
+.venv/azure: .venv/runtime
+	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra azure
+	touch $@
+
 .venv/page: .venv/runtime
 	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra page
 	touch $@
@@ -51,7 +55,7 @@ demo: .venv/runtime  ## run the whole pipeline on the built-in synthetic sample
 serve: .venv/page  ## the endpoint, and a page to drop photos on: make serve MODEL=models:/NAME@ALIAS PORT=5001 PAGE_PORT=5002
 	@python -m carmodel.serving.serve --model "$(MODEL)" --port $(PORT) --page-port $(PAGE_PORT) --page-host $(PAGE_HOST)
 
-test: .venv/dev .venv/horovod .venv/spark .venv/page  ## install everything and run all tests
+test: .venv/dev .venv/horovod .venv/spark .venv/page .venv/azure  ## install everything and run all tests
 	python -m pytest
 
 test-hosts: .venv/dev .venv/horovod  ## training by ssh on two loopback addresses; needs an sshd: apt-get install openssh-server
