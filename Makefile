@@ -69,6 +69,7 @@ lint: .venv/dev .venv/page  ## ruff, formatting, types
 # BENCH_DATA=/data/stanford_cars make bench: with real photos; without, with drawn ones.
 bench: .venv/runtime .venv/horovod .venv/spark  ## measure both engines, training on two ranks, and serving (wants an idle machine)
 	python -m benchmarks.bench_engines --data_uri "$(BENCH_DATA)"
+	python -m benchmarks.bench_engines --data_uri "$(BENCH_DATA)" --enlarge 2.2
 	python -m benchmarks.bench_engines --data_uri "$(BENCH_DATA)" --times 8 --turns 1
 	python -m benchmarks.bench_horovod
 	python -m benchmarks.bench_serving

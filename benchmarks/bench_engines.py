@@ -99,6 +99,21 @@ def repeated(table: CarTable, times: int) -> CarTable:
     return replace(table, photos=pd.concat(copies, ignore_index=True))
 
 
+def enlarged(table: CarTable, factor: float, folder: Path) -> CarTable:
+    """The same photos and boxes, so many times as wide and high: small photos stand for those of a camera."""
+    folder.mkdir()
+    corners = (table.photos[["x1", "y1", "x2", "y2"]] * factor).astype(int)
+    paths = [folder / f"{row}.jpg" for row in range(len(table.photos))]
+
+    def enlarge(rows: pd.DataFrame) -> None:
+        for path, larger in zip(rows["path"], rows["larger"], strict=True):
+            pixels = cv2.resize(cv2.imread(path), None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+            cv2.imwrite(str(larger), pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
+
+    on_all_cores(enlarge, table.photos.assign(larger=paths))
+    return replace(table, photos=table.photos.assign(path=[str(path) for path in paths], **corners))
+
+
 def timed(work: Callable[[], object]) -> tuple[float, float]:
     """Seconds, and most memory in MB."""
     with Memory() as memory:
@@ -138,6 +153,16 @@ def table_of(title: str, rows: int, limit: str, measured: dict[str, list[tuple[f
         )
 
 
+def photos_of(arguments: argparse.Namespace, folder: Path) -> CarTable:
+    """The photos that the arguments ask for; what has to be made goes into `folder`."""
+    table = read(Path(arguments.data_uri) if arguments.data_uri else sample.draw(folder / "drawn", 8, 250, 0))
+    # One class: some hundred photos are not of all classes, and labels cost no time.
+    table = first_photos(replace(table, photos=table.photos.assign(label=0), class_names=["car"]), arguments.photos)
+    if arguments.enlarge != 1:
+        table = enlarged(table, arguments.enlarge, folder / "enlarged")
+    return repeated(table, arguments.times)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -145,15 +170,13 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=0, help="the first n photos of each split (default: all)")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--times", type=int, default=1, help="repeat the photos, to see what grows with their number")
+    parser.add_argument("--enlarge", type=float, default=1.0, help="make the photos so many times as wide and high")
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     size = arguments.image_size
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="carmodel-bench-")))
-        table = read(Path(arguments.data_uri) if arguments.data_uri else sample.draw(folder / "drawn", 8, 250, 0))
-        # One class: some hundred photos are not of all classes, and labels cost no time.
-        table = first_photos(replace(table, photos=table.photos.assign(label=0), class_names=["car"]), arguments.photos)
-        table = repeated(table, arguments.times)
+        table = photos_of(arguments, folder)
 
         began = time.perf_counter()
         session = stack.enter_context(spark_session(f"local[{len(os.sched_getaffinity(0))}]"))
@@ -204,6 +227,8 @@ def main() -> None:
 
     cores = len(os.sched_getaffinity(0))
     what = "photos of data_uri" if arguments.data_uri else "drawn (synthetic) photos"
+    if arguments.enlarge != 1:
+        what += f", enlarged {arguments.enlarge:g} times"
     print(f"\n{len(table.photos)} {what}, {size} px, {cores} cores, {arguments.turns} turns.")
     table_of("preprocess", len(table.photos), "bare decode + resize", decode)
     table_of("augment, one copy", len(rows), "bare crop, pad, flip", change)

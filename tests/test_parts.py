@@ -1,6 +1,7 @@
 """A store of parts: it reads as a store of one file does, moves with its parts, and names one that is missing or damaged."""
 
 import shutil
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +21,15 @@ SIZE = 4
 ATTRS = {"split": "train", "crop": "box", "margin": 0.1, "seed": 3, "created_by": "a test"}
 
 
-def make(batch: pd.DataFrame, bad: frozenset[int] = frozenset()) -> tuple[np.ndarray, pd.DataFrame]:
+def images_of(rows: Iterable[int]) -> np.ndarray:
     """An image of random numbers for each row."""
-    images = np.stack([np.random.default_rng(row).integers(0, 256, (SIZE, SIZE, 3), np.uint8) for row in batch.index])
+    return np.stack([np.random.default_rng(row).integers(0, 256, (SIZE, SIZE, 3), np.uint8) for row in rows])
+
+
+def make(batch: pd.DataFrame, images: np.ndarray, bad: frozenset[int] = frozenset()) -> pd.DataFrame:
+    images[:] = images_of(batch.index)
     problems = ["odd" if row in bad else "" for row in batch.index]
-    return images, pd.DataFrame(
-        {"digest": b"", "problem": problems, "detail": problems}, columns=TOLD, index=batch.index
-    )
+    return pd.DataFrame({"digest": b"", "problem": problems, "detail": problems}, columns=TOLD, index=batch.index)
 
 
 def described(rows: int) -> Rows:
@@ -38,7 +41,7 @@ def linked(path: Path, rows: int = 10, batch_rows: int = 4, bad: frozenset[int] 
     """A store of parts, as an engine makes it."""
     parts_folder(path).mkdir(parents=True)
     table = pd.DataFrame(index=range(rows))
-    write = partial(write_part, make=partial(make, bad=bad), folder=parts_folder(path))
+    write = partial(write_part, make=partial(make, bad=bad), size=SIZE, folder=parts_folder(path))
     made = pd.concat([write(batch) for batch in slices(table, batch_rows)])
     fine = made[made["problem"] == ""]
     link_parts(Header(path, SIZE, ["a", "b"], **ATTRS), described(len(fine)), fine)
@@ -48,7 +51,7 @@ def linked(path: Path, rows: int = 10, batch_rows: int = 4, bad: frozenset[int] 
 def test_it_reads_as_a_store_of_one_file(tmp_path: Path) -> None:
     parts, rows = linked(tmp_path / "parts.h5"), np.arange(10)
     with Writer(Header(tmp_path / "one.h5", SIZE, ["a", "b"], **ATTRS), 10) as writer:
-        writer.append(make(pd.DataFrame(index=rows))[0])
+        writer.append(images_of(rows))
         writer.describe(described(10))
     one = open_store(tmp_path / "one.h5")
     assert np.array_equal(parts.take(rows[::-1]), one.take(rows[::-1]))
@@ -67,7 +70,7 @@ def test_rows_without_an_image_are_left_out_however_the_table_is_cut(
     fine = [row for row in range(rows) if row not in bad]
     assert len(store) == len(fine)
     if fine:
-        assert np.array_equal(store.take(np.arange(len(fine))), make(pd.DataFrame(index=fine))[0])
+        assert np.array_equal(store.take(np.arange(len(fine))), images_of(fine))
 
 
 def test_the_same_work_makes_the_same_files(tmp_path: Path) -> None:
@@ -83,18 +86,18 @@ def test_batches_of_the_same_content_share_a_part(tmp_path: Path) -> None:
     path = tmp_path / "train.h5"
     parts_folder(path).mkdir()
     batch = pd.DataFrame(index=range(3))
-    twice = pd.concat([write_part(batch, make, parts_folder(path)) for _ in range(2)])
+    twice = pd.concat([write_part(batch, make, SIZE, parts_folder(path)) for _ in range(2)])
     link_parts(Header(path, SIZE, ["a", "b"], **ATTRS), described(6), twice)
     assert len(list(parts_folder(path).iterdir())) == 1
-    assert np.array_equal(open_store(path).take(np.arange(6)), np.tile(make(batch)[0], (2, 1, 1, 1)))
+    assert np.array_equal(open_store(path).take(np.arange(6)), np.tile(images_of(batch.index), (2, 1, 1, 1)))
 
 
 def test_what_lost_work_left_behind_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "train.h5"
     parts_folder(path).mkdir()
-    made = write_part(pd.DataFrame(index=range(3)), make, parts_folder(path))
+    made = write_part(pd.DataFrame(index=range(3)), make, SIZE, parts_folder(path))
     (parts_folder(path) / ".half.partial").write_bytes(b"half")
-    write_part(pd.DataFrame(index=range(7)), make, parts_folder(path))
+    write_part(pd.DataFrame(index=range(7)), make, SIZE, parts_folder(path))
     link_parts(Header(path, SIZE, ["a", "b"], **ATTRS), described(3), made)
     assert [file.name for file in parts_folder(path).iterdir()] == [made["part"].iloc[0]]
 
@@ -132,7 +135,7 @@ def test_a_part_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
 def test_an_image_that_is_not_what_was_made_is_no_store(tmp_path: Path) -> None:
     path = tmp_path / "train.h5"
     parts_folder(path).mkdir()
-    made = write_part(pd.DataFrame(index=range(3)), make, parts_folder(path)).assign(crc32=7)
+    made = write_part(pd.DataFrame(index=range(3)), make, SIZE, parts_folder(path)).assign(crc32=7)
     with pytest.raises(StoreError, match="row 0 .* is damaged"):
         link_parts(Header(path, SIZE, ["a", "b"], **ATTRS), described(3), made)
     assert not path.exists()

@@ -120,9 +120,15 @@ def augment_store(
 
 
 def augment_batch(
-    copies: pd.DataFrame, train_h5: Path, seed: int, change: Transform, transform: Transform | None
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """Make some copies.
+    copies: pd.DataFrame,
+    images: np.ndarray,
+    *,
+    train_h5: Path,
+    seed: int,
+    change: Transform,
+    transform: Transform | None,
+) -> pd.DataFrame:
+    """Make some copies: see `carmodel.data.engines.Make`.
 
     Args:
         copies: row in the store and number of the copy.
@@ -130,11 +136,8 @@ def augment_batch(
         seed: of all copies.
         change: the built-in augmentation.
         transform: follows it, or None.
-
-    Returns:
-        see `carmodel.data.engines.Make`.
     """
-    images = _opened(train_h5, train_h5.stat().st_mtime_ns).take(copies["row"].to_numpy())
+    _opened(train_h5, train_h5.stat().st_mtime_ns).take(copies["row"].to_numpy(), images)
     problems = [""] * len(copies)
     for i, (row, copy) in enumerate(zip(copies["row"].tolist(), copies["copy"].tolist(), strict=True)):
         rng = rng_for(seed, row, copy)
@@ -145,7 +148,7 @@ def augment_batch(
             except TransformError as error:
                 problems[i] = str(error)
     told = {"digest": b"", "problem": ["transform" if problem else "" for problem in problems], "detail": problems}
-    return images, pd.DataFrame(told, columns=TOLD, index=copies.index)
+    return pd.DataFrame(told, columns=TOLD, index=copies.index)
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from carmodel.data.engines import Make
+from carmodel.data.engines import Make, fine_of
 from carmodel.data.memory_map import StoreError
 from carmodel.data.store import open_store
 from carmodel.data.writer import Header, Rows, checksums, create_images
@@ -26,7 +26,7 @@ def parts_folder(store: Path) -> Path:
     return store.with_suffix(".parts")
 
 
-def write_part(batch: pd.DataFrame, make: Make, folder: Path) -> pd.DataFrame:
+def write_part(batch: pd.DataFrame, make: Make, size: int, folder: Path) -> pd.DataFrame:
     """Make the images of a batch and write those that are fine as one part.
 
     The file is made in memory and written from its beginning to its end, since shared folders such as DBFS take no
@@ -35,17 +35,18 @@ def write_part(batch: pd.DataFrame, make: Make, folder: Path) -> pd.DataFrame:
     Args:
         batch: slice of a table.
         make: its images.
+        size: side of the images, in pixels.
         folder: exists, on storage that all nodes share.
 
     Returns:
         what `make` told of each row, and where its image is: `part` (file name, "" without an image), `place` in that
         part, and `crc32` of the image.
     """
-    images, told = make(batch)
-    fine = told["problem"].eq("").to_numpy()
+    images = np.empty((len(batch), size, size, 3), np.uint8)
+    told = make(batch, images)
+    kept, fine = fine_of(images, told), told["problem"].eq("").to_numpy()
     told = told.assign(part="", place=0, crc32=0)
     if fine.any():
-        kept = images[fine]
         told.loc[fine, "part"] = _keep(_file_of(kept), folder)
         told.loc[fine, "place"] = np.arange(len(kept))
         told.loc[fine, "crc32"] = checksums(kept)

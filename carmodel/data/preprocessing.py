@@ -24,14 +24,8 @@ from carmodel.parameters import Preprocess
 CREATED_BY = "carmodel preprocess"
 
 
-def decode_batch(photos: pd.DataFrame, size: int, crop: str, margin: float) -> tuple[np.ndarray, pd.DataFrame]:
-    """Read and prepare each photo, once.
-
-    Returns:
-        uint8 (n, size, size, 3), undefined where there is a problem, and one row a photo, with its index: digest
-        (16 bytes, of the file; empty where it cannot be read), problem and detail ("" where the photo is fine).
-    """
-    images = np.empty((len(photos), size, size, 3), np.uint8)
+def decode_batch(photos: pd.DataFrame, images: np.ndarray, crop: str, margin: float) -> pd.DataFrame:
+    """Read and prepare each photo, once: see `carmodel.data.engines.Make`."""
     told = []
     boxes = zip(*(photos[corner].tolist() for corner in ("x1", "y1", "x2", "y2")), strict=True)
     for i, (path, box) in enumerate(zip(photos["path"], boxes, strict=True)):
@@ -39,13 +33,13 @@ def decode_batch(photos: pd.DataFrame, size: int, crop: str, margin: float) -> t
         try:
             data = Path(path).read_bytes()
             content = digest(data)
-            images[i] = _prepared(data, None if box == NO_BOX else box, size, crop, margin)
+            images[i] = _prepared(data, None if box == NO_BOX else box, images.shape[1], crop, margin)
         except ImageError as error:
             problem, detail = error.problem, str(error)
         except OSError as error:
             problem, detail = "unreadable", str(error.strerror)
         told.append((content, problem, detail))
-    return images, pd.DataFrame(told, columns=TOLD, index=photos.index)
+    return pd.DataFrame(told, columns=TOLD, index=photos.index)
 
 
 def write_stores(table: CarTable, out: Path, settings: Preprocess, note: str = "", engine: Engine = local) -> Report:
@@ -74,7 +68,7 @@ def write_stores(table: CarTable, out: Path, settings: Preprocess, note: str = "
     found = _Problems(table, settings.max_bad_fraction)
     photos = table.photos.sort_values(["split", "source"], ignore_index=True)
     _check_classes(photos, table.class_names)
-    decode = partial(decode_batch, size=settings.image_size, crop=settings.crop, margin=settings.margin)
+    decode = partial(decode_batch, crop=settings.crop, margin=settings.margin)
     attrs = {"crop": crop, "margin": settings.margin, "seed": settings.seed, "note": note, "created_by": CREATED_BY}
     kept: list[pd.DataFrame] = []
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 TASKS_A_CORE = 8
+# Fewer, larger files than the local engine's batches, which are cut to the processor's cache.
+BATCHES_A_PART = 2
 ROW = "__row__"
 RETURNED = {ROW: int, "digest": bytes, "problem": str, "detail": str, "part": str, "place": int, "crc32": int}
 
@@ -44,9 +46,9 @@ def cluster(session: "SparkSession", partitions: int = 0) -> Engine:
     def write(header: Header, make: Make, table: pd.DataFrame, watch: Watch, describe: Describe) -> None:
         folder = parts_folder(header.path)
         folder.mkdir(exist_ok=True)
-        batch_rows = rows_a_batch(header.image_size)
-        tasks = tasks_of(len(table), batch_rows, partitions, cores_of(session))
-        work = partial(_write_parts, make=make, folder=folder.resolve(), batch_rows=batch_rows)
+        size, part_rows = header.image_size, BATCHES_A_PART * rows_a_batch(header.image_size)
+        tasks = tasks_of(len(table), part_rows, partitions, cores_of(session))
+        work = partial(_write_parts, make=make, size=size, folder=folder.resolve(), part_rows=part_rows)
         told = apply_batch(session, work, table, tasks, f"writing {header.path.name}")
         fine = told["problem"] == ""
         if not fine.all():
@@ -61,7 +63,7 @@ def cluster(session: "SparkSession", partitions: int = 0) -> Engine:
     return write
 
 
-def tasks_of(rows: int, batch_rows: int, partitions: int, cores: int) -> np.ndarray:
+def tasks_of(rows: int, part_rows: int, partitions: int, cores: int) -> np.ndarray:
     """Deal rows to tasks, int64 (rows,), rising from 0.
 
     A task costs Spark some tenths of a second, so there are a few a core; and they take whole parts, so that the parts are the
@@ -70,8 +72,8 @@ def tasks_of(rows: int, batch_rows: int, partitions: int, cores: int) -> np.ndar
     row = np.arange(rows)
     if partitions:
         return row * min(partitions, rows) // max(rows, 1)
-    parts = -(-rows // batch_rows)
-    return row // batch_rows * min(parts, TASKS_A_CORE * cores) // max(parts, 1)
+    parts = -(-rows // part_rows)
+    return row // part_rows * min(parts, TASKS_A_CORE * cores) // max(parts, 1)
 
 
 def cores_of(session: "SparkSession") -> int:
@@ -125,10 +127,10 @@ def apply_batch(
     return told.set_index(ROW).sort_index().set_index(table.index)
 
 
-def _write_parts(batch: pd.DataFrame, make: Make, folder: Path, batch_rows: int) -> pd.DataFrame:
+def _write_parts(batch: pd.DataFrame, make: Make, size: int, folder: Path, part_rows: int) -> pd.DataFrame:
     """On an executor: a part for every slice that is small enough for memory."""
     cv2.setNumThreads(1)  # Spark gives a task one core
-    parts = [write_part(rows, make, folder) for rows in slices(batch.set_index(ROW), batch_rows)]
+    parts = [write_part(rows, make, size, folder) for rows in slices(batch.set_index(ROW), part_rows)]
     return pd.concat(parts).reset_index()[list(RETURNED)]
 
 
