@@ -24,6 +24,7 @@ import keras
 import mlflow
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 
@@ -43,6 +44,8 @@ CLASSES = 196
 BATCHES = (1, 8, 32)
 FOLDED, UNFOLDED, PLAIN = "ours, folded", "ours, unfolded", "plain pyfunc"
 LIMIT, LIMIT_UNFOLDED, LIMIT_BFLOAT16 = "forward pass", "forward pass, unfolded", "forward pass, folded, bfloat16"
+WHOLE, WHOLE_UNFOLDED = "one call of the whole batch, folded", "one call of the whole batch, unfolded"
+DECODE = "decoding alone"
 
 Numbers = dict[tuple[str, int], list[float]]
 
@@ -107,6 +110,9 @@ def measure(name: str, arguments: argparse.Namespace, texts: list[str], folder: 
     photos = np.random.default_rng(0).integers(0, 256, (max(BATCHES), size, size, 3), np.uint8)
     for way, of in {LIMIT: FOLDED, LIMIT_UNFOLDED: UNFOLDED}.items():
         in_process[way] = partial(run, loaded[of].unwrap_python_model()._forward, photos)
+    for way, of in {WHOLE: fold(network), WHOLE_UNFOLDED: network}.items():
+        in_process[way] = partial(run_whole, traced(of), photos)
+    in_process[DECODE] = partial(decode, texts, size)
     if onednn_bfloat16(True):
         in_process[LIMIT_BFLOAT16] = partial(run, Forward(fold(network), bfloat16=True), photos)
         onednn_bfloat16(False)
@@ -175,6 +181,23 @@ def run(forward: Forward, photos: np.ndarray, rows: int) -> None:
     forward(photos[:rows])
 
 
+def traced(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The network as one graph for each batch size: the bare forward pass, with nothing of ours around it."""
+    return tf.function(lambda images: network(images, training=False), autograph=False)
+
+
+def run_whole(call: Callable[[tf.Tensor], tf.Tensor], photos: np.ndarray, rows: int) -> None:
+    """Run the network on all rows at once; TensorFlow divides each operation among the cores."""
+    call(tf.constant(photos[:rows])).numpy()
+
+
+def decode(texts: list[str], size: int, rows: int) -> None:
+    """Only decode and resize, on one core: what must be done besides the forward pass."""
+    for text in texts[:rows]:
+        pixels = cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR_RGB)
+        cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
+
+
 def take_turns(
     over_http: dict[str, Callable[[int], None]], in_process: dict[str, Callable[[int], None]], rounds: int
 ) -> tuple[Numbers, Numbers, Numbers]:
@@ -223,13 +246,20 @@ def report(http: Numbers, local: Numbers) -> None:
 
 def compare(http: Numbers, local: Numbers, processor: Numbers) -> None:
     """Print the ratios of rates, and of the processor's time, which other programs on the machine disturb less."""
+    both = {
+        (LIMIT, rows): [a + b for a, b in zip(processor[LIMIT, rows], processor[DECODE, rows], strict=True)]
+        for rows in BATCHES
+    }
     header("ratio, median of the rounds", [f"batch {rows}" for rows in BATCHES])
     ratios = [
         ("over HTTP: ours, folded, of the plain pyfunc", http, FOLDED, http, PLAIN),
         ("in process: ours, folded, of the forward pass", local, FOLDED, local, LIMIT),
+        ("in process: ours, folded, of one call of the whole batch", local, FOLDED, local, WHOLE),
         ("forward pass: folded, of unfolded", local, LIMIT, local, LIMIT_UNFOLDED),
+        ("one call of the whole batch: folded, of unfolded", local, WHOLE, local, WHOLE_UNFOLDED),
         ("forward pass: bfloat16, of unfolded float32", local, LIMIT_BFLOAT16, local, LIMIT_UNFOLDED),
         ("processor time: forward pass, of ours, folded", processor, LIMIT, processor, FOLDED),
+        ("processor time: forward pass and bare decoding, of ours, folded", both, LIMIT, processor, FOLDED),
         ("processor time: forward pass, unfolded, of folded", processor, LIMIT_UNFOLDED, processor, LIMIT),
         ("processor time: plain pyfunc, of ours, folded", processor, PLAIN, processor, FOLDED),
     ]
