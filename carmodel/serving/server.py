@@ -37,22 +37,27 @@ def served(model_uri: str, port: int, log: IO[bytes] | None = None) -> Iterator[
         InputError: the port is taken, or the server ends or stays silent; its lines say why.
     """
     require_free(HOST, port)
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model_uri, "--env-manager", "local"]
-    # The server is started by the name of its program, which lies beside this interpreter.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    process = subprocess.Popen(
-        [*command, "--host", HOST, "--port", str(port), "--workers", "1"],
-        env=os.environ | {"PATH": path},
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
+    process = start(model_uri, port, log)
     address = f"http://{HOST}:{port}"
     try:
         _wait_until_up(address, process)
         yield address, process
     finally:
         end(process)
+
+
+def start(model_uri: str, port: int, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    """Start ``mlflow models serve`` for this machine alone, as the leader of a process group of its own."""
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model_uri, "--env-manager", "local"]
+    # The server is started by the name of its program, which lies beside this interpreter.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.Popen(
+        [*command, "--host", HOST, "--port", str(port), "--workers", "1"],
+        env=os.environ | {"PATH": path},
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
 
 
 def end(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> None:

@@ -1,0 +1,73 @@
+"""What a deployment is to be, what it is, and the error that says why it is not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from carmodel.errors import InputError
+
+Say = Callable[[str], None]
+"""Tells people what goes on, a line at a time."""
+
+
+class Wanted(NamedTuple):
+    """What the user asks for.
+
+    Attributes:
+        target: local, docker, aci, aks, online or kubernetes-online.
+        name: of the service or endpoint.
+        model_uri: ``models:/NAME/VERSION``.
+        settings_file: the service's settings, ``backends/…``.
+        folder: for what is kept on this machine: a local server's log, a docker context.
+        port: of a server on this machine.
+        traffic: percent of the requests that a new version of an online endpoint gets until it is promoted.
+        timeout: seconds that a deployment may take.
+    """
+
+    target: str
+    name: str
+    model_uri: str
+    settings_file: Path
+    folder: Path
+    port: int
+    traffic: int
+    timeout: float
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """Name and version of the registered model."""
+        name, _, version = self.model_uri.removeprefix("models:/").rpartition("/")
+        return name, version
+
+    def command(self, action: str) -> str:
+        """The command that does something else to this deployment."""
+        return (
+            f"mlflow run . -e deploy --env-manager local -P target={self.target} -P name={self.name} -P action={action}"
+        )
+
+
+class Deployed(NamedTuple):
+    """What is there.
+
+    Attributes:
+        state: in the service's own word.
+        address: that photos are posted to; empty where there is none yet.
+        headers: that a request needs, the key among them. Never printed, never logged.
+        envelope: the key of a request's JSON under which the rows are: Azure ML's own server of MLflow models takes
+            ``input_data``, MLflow's ``dataframe_split``.
+        detail: a line for people.
+    """
+
+    state: str
+    address: str = ""
+    headers: dict[str, str] = {}  # noqa: RUF012 (never changed)
+    envelope: str = "dataframe_split"
+    detail: str = ""
+
+    def __repr__(self) -> str:
+        """Show nothing of the headers: they hold a key."""
+        return f"Deployed({self.state!r}, {self.address!r}, {self.detail!r})"
+
+
+class DeployError(InputError):
+    """The service's own message, what is there now, and the command that helps."""
