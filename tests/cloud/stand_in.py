@@ -116,8 +116,25 @@ class Authority(NamedTuple):
         return {name: str(self.root) for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")}
 
 
+# Hosts that clients make up from an account's name, a region or a workspace; `tests.cloud.proxy` leads them here.
+CLOUD_HOSTS = (
+    "login.microsoftonline.com",
+    "management.azure.com",
+    "ml.azure.com",
+    "*.azureml.ms",
+    "*.api.azureml.ms",
+    "*.workspace.westeurope.api.azureml.ms",
+    "*.westeurope.inference.ml.azure.com",
+    "*.azuredatabricks.net",
+    "*.blob.core.windows.net",
+    "*.dfs.core.windows.net",
+    "*.file.core.windows.net",
+    "*.azurecr.io",
+)
+
+
 def make_authority(folder: Path) -> Authority:
-    """Make an authority, valid for a day, in `folder`."""
+    """Make an authority, valid for a day, in `folder`; its certificate is good for localhost and `CLOUD_HOSTS`."""
     now = datetime.datetime.now(datetime.UTC)
 
     def sign(name: str, key, issuer: str, issuer_key, *extensions) -> bytes:
@@ -145,7 +162,8 @@ def make_authority(folder: Path) -> Authority:
         (usage, True),
         (identifier, False),
     )
-    hosts = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    names = [x509.DNSName(name) for name in ("localhost", *CLOUD_HOSTS)]
+    hosts = [*names, x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     certificate = sign(
         "localhost",
         key,
