@@ -207,5 +207,6 @@ def serve(app: FastAPI, authority: Authority) -> Iterator[Wire]:
     try:
         yield wire
     finally:
-        server.should_exit = True
+        # Not waiting for clients that keep their connection open.
+        server.should_exit = server.force_exit = True
         thread.join(10)
