@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from mlflow.types.schema import Schema, TensorSpec
 
 from carmodel.errors import InputError
 from carmodel.model.scale import Scale
+from carmodel.service import has_no_such_call
 from carmodel.tracking import ROOT, fetch
 
 # What a process needs to load the network and run it; everything else of the project stays at home.
@@ -59,10 +61,9 @@ def log_network(
     """
     image = TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]))
     probabilities = TensorSpec(np.dtype("float32"), (-1, network.output_shape[-1]))
-    return Model.log(
-        artifact_path=None,
-        name="model",
-        flavor=TensorflowAndKeras,
+    return log_model(
+        "model",
+        TensorflowAndKeras,
         model=network,
         custom_objects={"Scale": Scale},
         code_paths=[str(ROOT / "carmodel")],
@@ -72,6 +73,39 @@ def log_network(
         metadata=metadata,
         params=params,
     )
+
+
+def log_model(
+    name: str, flavor: Any, metadata: dict[str, Any], params: dict[str, Any] | None = None, **saved: Any
+) -> ModelInfo:
+    """Log a model to the active run: as MLflow's logged model, or as artifacts of the run where the service has none.
+
+    Azure ML has none for MLflow 3 (https://github.com/Azure/azure-sdk-for-python/issues/44896), and says so by a 404
+    before anything is written.
+
+    Args:
+        name: of the model, and of the folder in the run.
+        flavor: its ``save_model(path, mlflow_model, **saved)`` writes the model.
+        metadata: kept in the model.
+        params: shown beside a logged model.
+        saved: the rest of what `flavor` saves.
+
+    Returns:
+        Its `model_uri` is ``models:/m-…``, or ``runs:/RUN/NAME``.
+    """
+    try:
+        return Model.log(artifact_path=None, name=name, flavor=flavor, metadata=metadata, params=params, **saved)
+    except MlflowException as error:
+        if not has_no_such_call(error):
+            raise
+    print(f"{name}: this tracking service has no logged models: kept as artifacts of the run")
+    run = mlflow.active_run()
+    assert run  # Model.log needs one too
+    model = Model(artifact_path=name, run_id=run.info.run_id, metadata=metadata)
+    with TemporaryDirectory(prefix="carmodel-") as scratch:
+        flavor.save_model(path=str(folder := Path(scratch, name)), mlflow_model=model, **saved)
+        mlflow.log_artifacts(str(folder), name)
+    return model.get_model_info()
 
 
 def load_network(uri: str) -> tuple[keras.Model, dict[str, Any]]:

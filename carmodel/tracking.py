@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What MLflow raises for an address that is wrong, can't be reached, or needs a client that is not installed.
 UNREACHABLE = (MlflowException, OSError, ImportError, ValueError, NotImplementedError)
-KEY_TAG = "carmodel.key"
+# Without a dot, since not every service that speaks MLflow's API takes quoted names in a search.
+KEY_TAG = "carmodel_key"
 OUTPUTS_TAG = "carmodel.outputs"
 SUMMARY_TAG = "carmodel.summary"
 LISTING_TAG = "carmodel.listing"
@@ -130,12 +131,8 @@ def outputs_of(run: Run) -> dict[str, dict[str, str]]:
 
 def find_reusable(key: str, experiment_id: str) -> Run | None:
     """The newest FINISHED run with this key whose outputs and other artifacts are all still there, else None."""
-    runs = mlflow.MlflowClient().search_runs(
-        [experiment_id],
-        f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time DESC"],
-    )
-    return next((run for run in runs if _whole(run)), None)
+    runs = mlflow.MlflowClient().search_runs([experiment_id], f"tags.{KEY_TAG} = '{key}'")  # newest first
+    return next((run for run in runs if run.info.status == "FINISHED" and _whole(run)), None)
 
 
 def _whole(run: Run) -> bool:

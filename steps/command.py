@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from carmodel.errors import InputError
 from carmodel.parameters import STEPS, Settings
+from carmodel.service import explain
 from carmodel.settings import SettingsError, resolve
 from carmodel.tracking import step_run
 
@@ -28,6 +29,8 @@ def run_step(name: str, work: Callable[..., None]) -> None:
         fail(name, error)
     except KeyboardInterrupt:
         sys.exit(f"\n{name}: interrupted")
+    except Exception as error:
+        stop(name, error)
 
 
 def parse_step(name: str, arguments: list[str]) -> tuple[Settings, str]:
@@ -69,6 +72,13 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str], known: list[str
     if unknown:
         raise SettingsError(f"no parameter {unknown[0].lstrip('-')!r}; there are config, set, {', '.join(known)}")
     return vars(given)
+
+
+def stop(entry: str, error: Exception) -> NoReturn:
+    """Say in words what a service has refused and exit with code 1; raise again what no service has."""
+    if (said := explain(error)) is None:
+        raise error
+    sys.exit(f"\n{entry}: stopped: {said}")
 
 
 def fail(entry: str, error: Exception) -> NoReturn:

@@ -9,10 +9,11 @@ from mlflow.exceptions import ExecutionException
 from carmodel.errors import InputError
 from carmodel.model.weights import find_weights
 from carmodel.parameters import LINK_OF, STEPS, Settings
-from carmodel.serving.registry import promote
+from carmodel.service import AGAIN
+from carmodel.serving.registry import CANDIDATE, address_of, promote
 from carmodel.settings import check, parse_flag, resolve
 from carmodel.tracking import ROOT, SUMMARY_TAG, cache_key, find_reusable, links_from, local_path, outputs_of
-from steps.command import fail, make_parser, parse
+from steps.command import fail, make_parser, parse, stop
 
 
 def main(arguments: list[str]) -> None:
@@ -21,14 +22,19 @@ def main(arguments: list[str]) -> None:
         settings, fresh = parse_main(arguments)
         with mlflow.start_run(run_name="main") as run:
             table = run_chain(settings, fresh, run.info.experiment_id)
+            name = settings["package_pyfunc"].model_dump()["registered_model_name"]
+            candidate = address_of(mlflow.MlflowClient(), name, CANDIDATE)
     except InputError as error:
         fail("main", error)
     except ExecutionException as error:
         # The step has said what is wrong just above; the runs before it are kept and reused next time.
-        sys.exit(f"\nmain: stopped: {error}")
-    print(f"\n{table}\n\n  all runs and pictures: mlflow ui --port 5000, then http://localhost:5000")
-    name = settings["package_pyfunc"].model_dump()["registered_model_name"]
-    print(f"  serve it: mlflow models serve -m models:/{name}@candidate --env-manager local --port 5001\n")
+        sys.exit(f"\nmain: stopped: {error}; {AGAIN}")
+    except Exception as error:
+        stop("main", error)
+    local = mlflow.get_tracking_uri().startswith(("sqlite:", "file:"))
+    seen = "mlflow ui --port 5000, then http://localhost:5000" if local else mlflow.get_tracking_uri()
+    print(f"\n{table}\n\n  all runs and pictures: {seen}")
+    print(f"  serve it: mlflow models serve -m {candidate} --env-manager local --port 5001\n")
 
 
 def parse_main(arguments: list[str]) -> tuple[dict[str, Settings], bool]:

@@ -95,7 +95,7 @@ def train(settings: Train, step: StepRun, rank: int = 0, ranks: int = 1) -> None
     mlflow.log_figure(training_curves(history, str(store.attrs["note"])), "training_curves.png")
     metadata = {key: store.attrs[key] for key in ("image_size", "crop", "margin")} | {"class_names": store.class_names}
     model = log_network(network, store.take(np.array([0])), metadata, settings.model_dump())
-    step.add_output("model", f"models:/{model.model_id}")
+    step.add_output("model", model.model_uri)
     step.summarise(
         f"{network.count_params():,} weights, {len(history['loss'])} epochs, loss {history['loss'][-1]:.3f}, "
         f"{history['images_per_second'][-1]:.0f} images/s"

@@ -15,7 +15,7 @@ from mlflow.models.model import ModelInfo
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
 from carmodel.errors import InputError
-from carmodel.logged_model import pinned
+from carmodel.logged_model import log_model, pinned
 from carmodel.model.scale import Scale
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving import served as entry
@@ -113,8 +113,9 @@ def log_classifier(settings: PackagePyfunc, photos: np.ndarray, name: str = "cla
         # An artifact, since MLflow would log a `model_config` as parameters of the run, where 196 names are too long.
         texts = Path(scratch, "classifier.json")
         texts.write_text(json.dumps(metadata, indent=2) + "\n")
-        info = mlflow.pyfunc.log_model(
-            name=name,
+        info = log_model(
+            name,
+            mlflow.pyfunc,
             python_model=SERVED,
             artifacts={"model": str(network), "settings": str(texts)},
             code_paths=[str(ROOT / "carmodel")],

@@ -1,10 +1,19 @@
-"""Versions of a registered model, and which of them is called `candidate` and which `champion`."""
+"""Versions of a registered model, and which of them is called `candidate` and which `champion`.
+
+Azure ML and Databricks's workspace registry have no aliases: there a version's tag, ``alias.candidate`` or
+``alias.champion``, says it, and addresses name the version.
+"""
 
 from typing import NamedTuple
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ALREADY_EXISTS, RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+
+from carmodel.service import has_no_such_call
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
@@ -32,7 +41,20 @@ def register(model_uri: str, name: str, accuracy: float, test_store: str) -> str
         The version.
     """
     tags = {ACCURACY_TAG: repr(float(accuracy)), STORE_TAG: test_store}
-    return str(mlflow.register_model(model_uri, name, tags=tags).version)
+    if not model_uri.startswith("runs:/"):
+        return str(mlflow.register_model(model_uri, name, tags=tags).version)
+    # `mlflow.register_model` looks for MLmodel where azureml-mlflow does not list it, and then for logged models.
+    client = MlflowClient()
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in (ErrorCode.Name(RESOURCE_ALREADY_EXISTS), ErrorCode.Name(ALREADY_EXISTS)):
+            raise
+    source, (run_id, _) = (
+        RunsArtifactRepository.get_underlying_uri(model_uri),
+        RunsArtifactRepository.parse_runs_uri(model_uri),
+    )
+    return str(client.create_model_version(name, source, run_id, tags=tags).version)
 
 
 def promote(client: MlflowClient, name: str, version: str, min_accuracy: float) -> Promotion:
@@ -40,49 +62,82 @@ def promote(client: MlflowClient, name: str, version: str, min_accuracy: float) 
 
     It has when its test accuracy is at least `min_accuracy` and not below the champion's, measured on the same test
     store. A champion that was measured on another store, or never, stays: the two can't be compared, and the reason
-    says how to move the alias by hand. The first champion has nothing to be compared with.
+    says how to move it by hand. The first champion has nothing to be compared with.
     """
-    client.set_registered_model_alias(name, CANDIDATE, version)
+    call(client, name, CANDIDATE, version)
     tags = client.get_model_version(name, version).tags
     accuracy = float(tags[ACCURACY_TAG])
-    champion = _champion(client, name)
+    champion = version_called(client, name, CHAMPION)
     measured = f"version {version} has test top-1 {accuracy:.4f}"
     if champion is not None and str(champion.version) == version:
         return Promotion(True, f"version {version} is the champion already")
     if accuracy < min_accuracy:
         return Promotion(False, f"{measured}, below min_accuracy {min_accuracy:.4f}; {_stays(champion)}")
     if champion is None:
-        client.set_registered_model_alias(name, CHAMPION, version)
+        call(client, name, CHAMPION, version)
         return Promotion(True, f"{measured}, at least min_accuracy {min_accuracy:.4f}, and is the first champion")
     against = f"the champion, version {champion.version}"
     if ACCURACY_TAG not in champion.tags or champion.tags.get(STORE_TAG) != tags[STORE_TAG]:
         by_hand = f"MlflowClient().set_registered_model_alias({name!r}, {CHAMPION!r}, {version!r})"
+        if _tag(CHAMPION) in champion.tags:
+            by_hand = f"MlflowClient().set_model_version_tag({name!r}, {version!r}, {_tag(CHAMPION)!r}, 'true')"
         return Promotion(
             False,
             f"{measured}, but {against}, was not measured on this test store, so they can't be compared; it stays. "
-            f"Evaluate and package it on this store, or move the alias by hand: {by_hand}",
+            f"Evaluate and package it on this store, or move it by hand: {by_hand}",
         )
     best = float(champion.tags[ACCURACY_TAG])
     if accuracy < best:
         return Promotion(False, f"{measured}, below {best:.4f} of {against}, which stays")
-    client.set_registered_model_alias(name, CHAMPION, version)
+    call(client, name, CHAMPION, version)
     return Promotion(True, f"{measured}, not below {best:.4f} of {against}, and replaces it")
+
+
+def call(client: MlflowClient, name: str, alias: str, version: str) -> None:
+    """Point an alias at a version; where the registry has no aliases, move the tag that stands for it."""
+    try:
+        return client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        if not has_no_such_call(error):
+            raise
+    print(f"{name}: this registry has no aliases: version {version} gets the tag {_tag(alias)}")
+    client.set_model_version_tag(name, version, _tag(alias), "true")
+    for other in _tagged(client, name, alias):
+        if str(other.version) != version:
+            client.delete_model_version_tag(name, str(other.version), _tag(alias))
+    return None
+
+
+def version_called(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """Return the version that an alias, or the tag that stands for it, names."""
+    aliases = client.get_registered_model(name).aliases
+    if alias in aliases:
+        return client.get_model_version(name, aliases[alias])
+    return max(_tagged(client, name, alias), key=lambda version: int(version.version), default=None)
+
+
+def address_of(client: MlflowClient, name: str, alias: str) -> str | None:
+    """Return the address of the version called so: ``models:/NAME@ALIAS``, or ``models:/NAME/VERSION`` without aliases."""
+    version = version_called(client, name, alias)
+    if version is None:
+        return None
+    return f"models:/{name}/{version.version}" if _tag(alias) in version.tags else f"models:/{name}@{alias}"
 
 
 def newest_candidate(client: MlflowClient) -> str | None:
     """Return the address of the registered model that got its candidate last, ``models:/NAME@candidate``, if there is one."""
-    versions = [
-        client.get_model_version(model.name, model.aliases[CANDIDATE])
-        for model in client.search_registered_models()
-        if CANDIDATE in model.aliases
-    ]
-    newest = max(versions, key=lambda version: version.creation_timestamp, default=None)
-    return None if newest is None else f"models:/{newest.name}@{CANDIDATE}"
+    versions = [version_called(client, model.name, CANDIDATE) for model in client.search_registered_models()]
+    called = [version for version in versions if version is not None]
+    newest = max(called, key=lambda version: version.creation_timestamp, default=None)
+    return None if newest is None else address_of(client, newest.name, CANDIDATE)
 
 
-def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
-    aliases = client.get_registered_model(name).aliases
-    return client.get_model_version(name, aliases[CHAMPION]) if CHAMPION in aliases else None
+def _tag(alias: str) -> str:
+    return f"alias.{alias}"
+
+
+def _tagged(client: MlflowClient, name: str, alias: str) -> list[ModelVersion]:
+    return [version for version in client.search_model_versions(f"name='{name}'") if _tag(alias) in version.tags]
 
 
 def _stays(champion: ModelVersion | None) -> str:

@@ -1,0 +1,62 @@
+"""What a tracking service, a registry or a storage account has refused, in words and without credentials."""
+
+import re
+
+import mlflow
+from azure.core.exceptions import AzureError, ClientAuthenticationError
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, ErrorCode
+
+ADVICE = {
+    401: "the credentials are wrong or have expired: sign in again, or renew the secret or token",
+    403: "this identity may not do that: give it a role that allows it (README, Azure ML and Databricks)",
+    404: "there is no such thing: check MLFLOW_TRACKING_URI, the registry and the addresses given",
+    429: "too many requests, also after waiting: try again later",
+}
+AGAIN = "then give the same command again: finished steps are reused"
+# A signed address, or one with a token, is a credential.
+SECRETS = re.compile(r"\?[^\s'\"<>)]*(?:sig|token|X-Amz-[A-Za-z]+)=[^\s'\"<>)]*|(?<=Bearer )\S+", re.IGNORECASE)
+
+
+def has_no_such_call(error: MlflowException) -> bool:
+    """Whether a service, or the client that speaks to it, has refused since it lacks a part of MLflow's API."""
+    return error.error_code == ErrorCode.Name(ENDPOINT_NOT_FOUND) or "is unsupported for" in str(error)
+
+
+def explain(error: BaseException) -> str | None:
+    """The error in words, with what to do; None for an error that no service has made."""
+    status, said = _status_and_message(error)
+    if status is None:
+        return None
+    advice = ADVICE.get(status, "")
+    if not advice and status >= 500:
+        advice = "the service failed, also after retries: try again later"
+    elif not status:
+        advice = "no answer, also after retries: check the network and the address"
+    answered = f" answered {status}" if status else " can't be reached"
+    lines = [f"{mlflow.get_tracking_uri()}{answered}: {SECRETS.sub('…', said)}", *([advice] if advice else []), AGAIN]
+    return "\n  ".join(lines)
+
+
+def _status_and_message(error: BaseException) -> tuple[int | None, str]:
+    """HTTP status, 0 where there was no answer and None where no service was asked, and the service's own words."""
+    if isinstance(error, MlflowException):
+        return _of_mlflow(error)
+    if isinstance(error, AzureError):
+        status = getattr(error, "status_code", None) or (401 if isinstance(error, ClientAuthenticationError) else 0)
+        return status, error.message.splitlines()[0]
+    if type(error) is Exception:  # as azureml-mlflow's artifact client raises them
+        return 409 if "already exists" in str(error) else 400, str(error)
+    return None, ""
+
+
+def _of_mlflow(error: MlflowException) -> tuple[int | None, str]:
+    if isinstance(error, RestException):
+        own = error.json.get("Error") or {}  # Azure ML's
+        return error.get_http_status_code(), own.get("Message") or error.json.get("message") or error.message
+    if not error.message.startswith("API request to"):
+        return None, ""
+    if " failed with error code " in error.message:
+        return error.get_http_status_code(), error.message
+    exhausted = re.search(r"too many (\d+) error responses", error.message)
+    return int(exhausted[1]) if exhausted else 0, error.message
