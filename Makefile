@@ -27,12 +27,9 @@ help:  ## list the targets
 	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra dev
 	touch $@
 
-# Horovod is source only: it compiles against the TensorFlow that is installed, hence without build isolation.
 # HOROVOD_GPU_OPERATIONS=NCCL make horovod: on a machine with NVIDIA GPUs.
-.venv/horovod: .venv/runtime
-	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock cmake wheel packaging setuptools
-	HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 \
-	  MAKEFLAGS=-j$$(nproc) $(BIN)/uv pip install --python $(BIN)/python --no-build-isolation --constraint requirements.lock horovod
+.venv/horovod: .venv/runtime backends/install_horovod.sh
+	backends/install_horovod.sh $(BIN)/python .
 	touch $@
 
 .venv/spark: .venv/runtime

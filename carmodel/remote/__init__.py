@@ -1,0 +1,1 @@
+"""Steps on other machines: Databricks and Azure ML jobs, and which step goes where."""

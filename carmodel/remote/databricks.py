@@ -1,0 +1,66 @@
+"""The project as Databricks runs it since Databricks Runtime 13: an MLflow "Spark job" project.
+
+There a job's Python file runs in the driver's own Python process, with the cluster's Spark session, so `engine=spark` works.
+Such a project has no environment of its own, so it is a copy with another MLproject
+(https://docs.databricks.com/en/mlflow/projects.html#mlflow-databricks-spark-job-project-format)::
+
+    python -m carmodel.remote.databricks FOLDER
+    mlflow run FOLDER -b databricks --backend-config backends/databricks.json
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import yaml
+
+from carmodel.errors import InputError
+from carmodel.remote.project import copy_project
+from carmodel.tracking import ROOT
+
+JOB = "databricks_job.py"
+MODULE = re.compile(r"^python -m steps\.(\w+)")
+
+
+def make_project(folder: Path, tracking_uri: str = "databricks") -> Path:
+    """Write the project into a new folder and return it.
+
+    Args:
+        folder: is not there yet, and not within the project.
+        tracking_uri: where the jobs log: MLflow itself sends all Spark jobs to Databricks' own tracking.
+
+    Raises:
+        InputError: a folder that is there already or within the project, or a tracking URI with a password.
+    """
+    folder = folder.resolve()
+    if folder.exists() or ROOT in folder.parents:
+        raise InputError(f"{folder}: give a new folder outside of the project")
+    if urlsplit(tracking_uri).password:
+        raise InputError(
+            "the tracking URI holds a password, which would be sent with the project: put MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD into spark_env_vars as {{secrets/SCOPE/KEY}} instead"
+        )
+    copy_project(folder)
+    shutil.copy(ROOT / "backends" / JOB, folder / JOB)
+    (folder / "MLproject").write_text(spark_job(yaml.safe_load((ROOT / "MLproject").read_text()), tracking_uri))
+    return folder
+
+
+def spark_job(project: dict, tracking_uri: str) -> str:
+    """An MLproject as YAML whose entry points run in a Spark job; MLflow wants a file there, not a module."""
+    points = {
+        name: point | {"command": MODULE.sub(rf"python {JOB} {tracking_uri} \1", point["command"])}
+        for name, point in project["entry_points"].items()
+    }
+    return yaml.safe_dump({"name": project["name"], "databricks_spark_job": {"python_libraries": []}, "entry_points": points})
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    try:
+        print(make_project(Path(sys.argv[1])))
+    except InputError as error:
+        sys.exit(f"error: {error}")
