@@ -7,6 +7,9 @@ identity and storage are those of `tests.cloud.azureml_tracking`.
 
 import hashlib
 import json
+import sqlite3
+import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ class Jobs:
 
     Attributes:
         workspace: whose jobs they are.
+        database: SQLite file of the `mlflow server` behind the workspace.
         folder: where they run.
         environment: what their machines have in their environment beside what Azure ML puts there.
         running: run id to the running job.
@@ -38,6 +42,7 @@ class Jobs:
     """
 
     workspace: Workspace
+    database: Path
     folder: Path
     environment: dict[str, str]
     running: dict[str, Job] = field(default_factory=dict)
@@ -53,11 +58,14 @@ class Jobs:
             (project / path).write_bytes(content)
         return project
 
-    def track(self, experiment: str, name: str) -> str:
-        """Make the run that a job logs into, as the service does; returns its id."""
-        body = {"experiment_id": experiment, "run_name": name, "start_time": 1782864000000}
+    def track(self, experiment: str, run_id: str) -> None:
+        """Make the run that a job logs into: under the job's name, as the service does and `mlflow server` does not."""
+        body = {"experiment_id": experiment, "run_name": run_id, "start_time": int(time.time() * 1000)}
         answer = requests.post(f"{self.workspace.server}/api/2.0/mlflow/runs/create", json=body, timeout=30)
-        return answer.json()["run"]["info"]["run_id"]
+        made = answer.json()["run"]["info"]["run_id"]
+        with closing(sqlite3.connect(self.database)) as database, database:
+            for table in ("runs", "tags"):
+                database.execute(f"UPDATE {table} SET run_uuid = ? WHERE run_uuid = ?", (run_id, made))
 
     def run(self, run_id: str, experiment: str, command: str, project: Path, **own: str) -> None:
         """Start a job's command in its project, in the environment that Azure ML gives a job."""
@@ -124,18 +132,6 @@ def add_management(app: FastAPI, jobs: Jobs) -> None:
         kind = "Microsoft.MachineLearningServices/workspaces"
         own = {"id": workspace.scope, "name": workspace.name, "type": kind, "location": REGION}
         return JSONResponse(own | {"sku": {"name": "Basic", "tier": "Basic"}, "properties": properties})
-
-
-def add_blobs(app: FastAPI, jobs: Jobs) -> None:
-    """The question after a blob's size, which SDK v1 asks after each upload."""
-    blobs = jobs.workspace.blobs
-
-    @app.head("/{name:path}")
-    def head(name: str, request: Request) -> Response:
-        if (refusal := blobs.refusal(name, "r", request.query_params.get("sig", ""))) is not None:
-            return refusal
-        headers = {"x-ms-blob-type": "BlockBlob", "Content-Length": str(len(blobs.content[name])), "ETag": '"0x1"'}
-        return Response(None, 200, headers | {"Last-Modified": "Mon, 01 Jan 2026 00:00:00 GMT"})
 
 
 def add_jobs(app: FastAPI, jobs: Jobs) -> None:
@@ -223,7 +219,8 @@ def add_jobs(app: FastAPI, jobs: Jobs) -> None:
         if body["SnapshotId"] not in jobs.snapshots:
             return refused(400, "UserError", f"no snapshot {body['SnapshotId']}")
         experiment_id = json.loads(experiment(experiment_name).body)["experimentId"]
-        run_id = jobs.track(experiment_id, "azureml job")
+        run_id = request.query_params["runId"]
+        jobs.track(experiment_id, run_id)
         jobs.definitions[run_id] = body
         project = jobs.unpack(jobs.snapshots[body["SnapshotId"]], run_id)
         command = wanted["command"]
