@@ -10,7 +10,7 @@ PORT ?= 5001
 PAGE_PORT ?= 5002
 PAGE_HOST ?= 127.0.0.1
 
-.PHONY: help install demo serve test test-hosts bench fuzz load schema lint horovod spark lock clean
+.PHONY: help install demo serve test test-hosts bench fuzz load schema lint horovod spark azure lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -83,6 +83,8 @@ schema: .venv/runtime  ## write docs/openapi.json again from the classifier's si
 horovod: .venv/horovod  ## build Horovod against the installed TensorFlow
 
 spark: .venv/spark  ## install PySpark: preprocess, augment or train on a Spark cluster
+
+azure: .venv/azure  ## install the clients of Azure ML and ADLS Gen2
 
 lock: .venv/uv  ## resolve requirements.lock again from pyproject.toml
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --all-extras --no-annotate --no-header pyproject.toml -o requirements.lock

@@ -1,14 +1,19 @@
 """The whole pipeline: every step an MLflow run, children of this one; a step whose inputs did not change is reused."""
 
+import signal
 import sys
 import time
+from pathlib import Path
 
 import mlflow
+from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 
 from carmodel.errors import InputError
 from carmodel.model.weights import find_weights
 from carmodel.parameters import LINK_OF, STEPS, Settings
+from carmodel.remote.placement import Place, check_artifacts, check_placement, load_placement
+from carmodel.remote.waiting import wait
 from carmodel.service import AGAIN
 from carmodel.serving.registry import CANDIDATE, address_of, promote
 from carmodel.settings import check, parse_flag, resolve
@@ -18,10 +23,13 @@ from steps.command import fail, make_parser, parse, stop
 
 def main(arguments: list[str]) -> None:
     """Run or reuse every step in turn; print and log the table of what happened."""
+    # As in the steps: an interrupted `mlflow run` ends main so, which has to cancel what it runs elsewhere.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        settings, fresh = parse_main(arguments)
+        settings, fresh, placement = parse_main(arguments)
         with mlflow.start_run(run_name="main") as run:
-            table = run_chain(settings, fresh, run.info.experiment_id)
+            check_artifacts(placement, run.info.artifact_uri)
+            table = run_chain(settings, fresh, placement, run.info.experiment_id)
             name = settings["package_pyfunc"].model_dump()["registered_model_name"]
             candidate = address_of(mlflow.MlflowClient(), name, CANDIDATE)
     except InputError as error:
@@ -37,20 +45,26 @@ def main(arguments: list[str]) -> None:
     print(f"  serve it: mlflow models serve -m {candidate} --env-manager local --port 5001\n")
 
 
-def parse_main(arguments: list[str]) -> tuple[dict[str, Settings], bool]:
-    """Settings of all steps, and whether to ignore the cache."""
+def parse_main(arguments: list[str]) -> tuple[dict[str, Settings], bool, dict[str, Place]]:
+    """Settings of all steps, whether to ignore the cache, and which steps run elsewhere."""
     # What main fills itself is no parameter of main.
     own = {step: [n for n in model.model_fields if n not in LINK_OF.values()] for step, model in STEPS.items()}
     parser = make_parser("main", __doc__, own)
     parser.add_argument(
         "--fresh", default="", metavar="VALUE", help="true: run every step, reuse nothing (default: false)"
     )
-    names = sorted({name for of in own.values() for name in of} | {"fresh"})
+    parser.add_argument(
+        "--placement", default="", metavar="FILE", help="backends/NAME.yaml: steps that run elsewhere (default: none)"
+    )
+    names = sorted({name for of in own.values() for name in of} | {"fresh", "placement"})
     given = parse(parser, arguments, names)
     overrides = {step: {name: given[name] for name in of} for step, of in own.items()}
     settings = resolve(given["config"], given["set"], overrides)
-    settings["train"] = with_local_weights(settings["train"], settings["preprocess"].model_dump()["data_uri"])
-    return settings, parse_flag("fresh", given["fresh"])
+    placement = load_placement(given["placement"])
+    check_placement(placement, settings, mlflow.get_tracking_uri())
+    if "train" not in placement:
+        settings["train"] = with_local_weights(settings["train"], settings["preprocess"].model_dump()["data_uri"])
+    return settings, parse_flag("fresh", given["fresh"]), placement
 
 
 def with_local_weights(train: Settings, data_uri: str) -> Settings:
@@ -66,7 +80,7 @@ def with_local_weights(train: Settings, data_uri: str) -> Settings:
     return train.model_copy(update={"weights": str(found)})
 
 
-def run_chain(settings: dict[str, Settings], fresh: bool, experiment_id: str) -> str:
+def run_chain(settings: dict[str, Settings], fresh: bool, placement: dict[str, Place], experiment_id: str) -> str:
     """Run the steps as children of the active run, and return the summary table."""
     links: dict[str, str] = {}
     rows = [["step", "", "seconds", "run", "result"]]
@@ -80,7 +94,7 @@ def run_chain(settings: dict[str, Settings], fresh: bool, experiment_id: str) ->
         verb = "reused" if run else "ran"
         if run and name == "package_pyfunc":
             promote_again(outputs_of(run)["classifier"]["uri"], values)
-        run = run or run_step(name, values, experiment_id)
+        run = run or run_step(name, values, placement.get(name), experiment_id)
         links |= links_from(outputs_of(run))
         mlflow.set_tag(f"carmodel.run.{name}", run.info.run_id)
         seconds = f"{time.perf_counter() - began:.1f}"
@@ -104,13 +118,32 @@ def tabulate(rows: list[list[str]]) -> str:
     return "\n".join(f"{step:<15}{verb:<8}{seconds:>8}  {run:<10}{result}" for step, verb, seconds, run, result in rows)
 
 
-def run_step(name: str, values: Settings, experiment_id: str) -> mlflow.entities.Run:
-    """Run one entry point through MLflow Projects, as a child of the active run, in this same environment."""
+def run_step(name: str, values: Settings, place: Place | None, experiment_id: str) -> Run:
+    """Run one entry point as a child of the active run: in this same environment, or where its place is."""
     given = {key: str(value) for key, value in values.model_dump().items() if str(value) != ""}
+    if place is not None:
+        return run_elsewhere(name, given, place, experiment_id)
     submitted = mlflow.projects.run(
         str(ROOT), name, parameters=given, experiment_id=experiment_id, run_name=name, env_manager="local"
     )
     return mlflow.get_run(submitted.run_id)
+
+
+def run_elsewhere(name: str, given: dict[str, str], place: Place, experiment_id: str) -> Run:
+    """Submit a step to its backend and wait for it; its run is FAILED where it does not end well."""
+    if place.backend == "databricks":
+        from carmodel.remote.databricks import submit
+    elif place.backend == "azureml":
+        from carmodel.remote.azureml import submit
+    else:
+        from carmodel.remote.command_job import submit
+    remote = submit(name, given, Path(place.backend_config), experiment_id)
+    try:
+        wait(name, remote)
+    except BaseException:
+        mlflow.MlflowClient().set_terminated(remote.run_id, "FAILED")
+        raise
+    return mlflow.get_run(remote.run_id)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_every_parameter_set_in_an_example_exists() -> None:
     for text in re.findall(r"-P set=(\S+)", README):
         resolve("", text, {})
     names = {name for settings in STEPS.values() for name in settings.model_fields}
-    assert set(re.findall(r"-P (\w+)=", README)) <= names | {"config", "set", "fresh"}
+    assert set(re.findall(r"-P (\w+)=", README)) <= names | {"config", "set", "fresh", "placement"}
 
 
 def test_the_registered_name_that_is_served_is_the_demo_s() -> None:

@@ -8,16 +8,22 @@ Such a project has no environment of its own, so it is a copy with another MLpro
     mlflow run FOLDER -b databricks --backend-config backends/databricks.json
 """
 
+import json
 import re
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
+import mlflow
 import yaml
+from mlflow.projects.databricks import DatabricksJobRunner, run_databricks_spark_job
+from mlflow.projects.utils import get_or_create_run, load_project
 
 from carmodel.errors import InputError
 from carmodel.remote.project import copy_project
+from carmodel.remote.waiting import Remote, State
 from carmodel.tracking import ROOT
 
 JOB = "databricks_job.py"
@@ -54,7 +60,51 @@ def spark_job(project: dict, tracking_uri: str) -> str:
         name: point | {"command": MODULE.sub(rf"python {JOB} {tracking_uri} \1", point["command"])}
         for name, point in project["entry_points"].items()
     }
-    return yaml.safe_dump({"name": project["name"], "databricks_spark_job": {"python_libraries": []}, "entry_points": points})
+    return yaml.safe_dump(
+        {"name": project["name"], "databricks_spark_job": {"python_libraries": []}, "entry_points": points}
+    )
+
+
+def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: str) -> Remote:
+    """Start a step as a job of Databricks, in a run that is a child of the active one.
+
+    MLflow's own backend without the check of `mlflow.projects.run`, which lets jobs of Databricks log to Databricks or to
+    ``http(s)://`` alone, though azureml-mlflow works there as well.
+    """
+    tracking_uri = mlflow.get_tracking_uri()
+    with TemporaryDirectory() as folder:
+        # A profile is this machine's.
+        project = make_project(
+            Path(folder) / "carmodel", "databricks" if tracking_uri.startswith("databricks") else tracking_uri
+        )
+        run = get_or_create_run(None, str(project), experiment_id, str(project), None, step, parameters)
+        client = mlflow.MlflowClient()
+        try:
+            submitted = run_databricks_spark_job(
+                remote_run=run,
+                uri="carmodel",
+                work_dir=str(project),
+                experiment_id=experiment_id,
+                cluster_spec=json.loads(config.read_text()),
+                project_spec=load_project(str(project)),
+                entry_point=step,
+                parameters=parameters,
+            )
+        except BaseException:
+            client.set_terminated(run.info.run_id, "FAILED")
+            raise
+    client.set_tag(run.info.run_id, "mlflow.runName", step)
+    runner, job = DatabricksJobRunner(tracking_uri), submitted._databricks_run_id
+    page = client.get_run(run.info.run_id).data.tags["mlflow.databricks.runURL"]
+
+    def state() -> State:
+        said = runner.jobs_runs_get(job)["state"]
+        result = said.get("result_state", "")
+        return State(
+            result or said["life_cycle_state"], bool(result), result == "SUCCESS", said.get("state_message", "")
+        )
+
+    return Remote(run.info.run_id, f"Databricks run {job}", page, state, lambda: runner.jobs_runs_cancel(job))
 
 
 if __name__ == "__main__":

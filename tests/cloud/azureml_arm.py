@@ -14,7 +14,7 @@ from azure.ai.ml._restclient.arm_ml_service import models
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from tests.cloud.azureml_jobs import CLUSTERS, Jobs, denied, refused
+from tests.cloud.azureml_runs import CLUSTERS, Jobs, denied, refused
 from tests.cloud.azureml_tracking import HOST
 from tests.cloud.containers import Containers
 
@@ -63,7 +63,9 @@ def add_resources(app: FastAPI, resources: Resources) -> None:
     async def check(request: Request, call_next):
         if request.url.path.startswith(scope + "/"):
             if denied(jobs, request):
-                return refused(401, "AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing.")
+                return refused(
+                    401, "AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing."
+                )
             if not VERSION.fullmatch(request.query_params.get("api-version", "")):
                 return refused(400, "MissingApiVersionParameter", "The api-version query parameter is required.")
         return await call_next(request)
@@ -71,7 +73,9 @@ def add_resources(app: FastAPI, resources: Resources) -> None:
     @app.get(f"{scope}/codes/{{name}}/versions")
     def versions(name: str, hash: str = "") -> dict[str, Any]:
         found = [
-            body for body in resources.kept.values() if body["properties"].get("properties", {}).get("hash_sha256") == hash
+            body
+            for body in resources.kept.values()
+            if body["properties"].get("properties", {}).get("hash_sha256") == hash
         ]
         return {"value": found}
 
@@ -116,8 +120,11 @@ def add_resources(app: FastAPI, resources: Resources) -> None:
                 return refused(400, "UserError", f"not found: {missing}")
             resources.kept[path] = body
             project = jobs.unpack(resources.project_of(own["codeId"]), name)
-            jobs.track("0", name)
-            jobs.run(name, "0", resources.command_of(own), project, **own.get("environmentVariables", {}))
+            experiment = jobs.experiment(own["experimentName"]) or jobs.make_experiment(own["experimentName"])
+            jobs.track(experiment, name, own.get("tags", {}))
+            target = own["computeId"].rpartition("/")[2]
+            variables = own.get("environmentVariables", {})
+            jobs.run(name, experiment, target, resources.command_of(own), project, **variables)
         if path not in resources.kept:
             return refused(404, "UserError", f"Job {name} not found.")
         studio = f"https://ml.azure.com/runs/{name}?wsid={scope}"

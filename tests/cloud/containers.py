@@ -1,4 +1,4 @@
-"""What uploads of whole folders ask of Azure Blob Storage beside `tests.cloud.blobs`: signatures of containers, sizes, metadata.
+"""What uploads of folders ask of Azure Blob Storage beside `tests.cloud.blobs`: containers' signatures, sizes, metadata.
 
 https://learn.microsoft.com/en-us/rest/api/storageservices/get-blob-properties, /set-blob-metadata
 """

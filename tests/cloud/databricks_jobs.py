@@ -22,7 +22,7 @@ TOKEN = "dapi-of-a-stand-in"
 FROM_MLFLOW = {"ENV_MANAGER", "SYNCHRONOUS", "DOCKER_ARGS", "STORAGE_DIR", "build_image", "docker_auth"}
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """An answer other than 200: status, the service's code and message."""
 
 
@@ -63,10 +63,10 @@ def check_cluster(spec: dict[str, Any]) -> None:
     """Refuse a cluster that the client's own model of the API does not know, or that could not start."""
     known = {name: value for name, value in spec.items() if name not in FROM_MLFLOW}
     if ClusterSpec.from_dict(known).as_dict() != known:
-        raise Refused(400, "INVALID_PARAMETER_VALUE", f"unknown fields in new_cluster: {sorted(known)}")
+        raise RefusedError(400, "INVALID_PARAMETER_VALUE", f"unknown fields in new_cluster: {sorted(known)}")
     for name in ("spark_version", "node_type_id"):
         if not known.get(name):
-            raise Refused(400, "INVALID_PARAMETER_VALUE", f"Missing required field: new_cluster.{name}")
+            raise RefusedError(400, "INVALID_PARAMETER_VALUE", f"Missing required field: new_cluster.{name}")
 
 
 def make(workspace: Workspace) -> FastAPI:
@@ -78,8 +78,8 @@ def make(workspace: Workspace) -> FastAPI:
     (bin_ / "rsync").write_text('#!/bin/sh\nexec cp -n "$4" "$5"\n')
     (bin_ / "rsync").chmod(0o755)
 
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> JSONResponse:
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> JSONResponse:
         status, code, message = error.args
         return JSONResponse({"error_code": code, "message": message}, status)
 
@@ -100,14 +100,14 @@ def make(workspace: Workspace) -> FastAPI:
         path = request.query_params.get("path") or (await request.json())["path"]
         file = workspace.folder / "dbfs" / path.lstrip("/")
         if not file.is_file():
-            raise Refused(404, "RESOURCE_DOES_NOT_EXIST", f"No file or directory exists on path {path}.")
+            raise RefusedError(404, "RESOURCE_DOES_NOT_EXIST", f"No file or directory exists on path {path}.")
         return {"path": path, "is_dir": False, "file_size": file.stat().st_size}
 
     @app.post("/dbfs/{path:path}")
     async def upload(path: str, request: Request) -> dict[str, Any]:
         file = workspace.folder / "dbfs" / path
         if file.exists():
-            raise Refused(409, "RESOURCE_ALREADY_EXISTS", "File already exists")
+            raise RefusedError(409, "RESOURCE_ALREADY_EXISTS", "File already exists")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(await request.body())
         return {}
@@ -116,11 +116,11 @@ def make(workspace: Workspace) -> FastAPI:
     async def submit(request: Request) -> dict[str, int]:
         body = await request.json()
         if missing := {"run_name", "new_cluster"} - set(body):
-            raise Refused(400, "INVALID_PARAMETER_VALUE", f"Missing {missing}")
+            raise RefusedError(400, "INVALID_PARAMETER_VALUE", f"Missing {missing}")
         check_cluster(body["new_cluster"])
         for library in body.get("libraries", []):
             if not library or Library.from_dict(library).as_dict() != library:
-                raise Refused(400, "INVALID_PARAMETER_VALUE", f"Invalid library {library}")
+                raise RefusedError(400, "INVALID_PARAMETER_VALUE", f"Invalid library {library}")
         run_id = 7000 + len(workspace.jobs)
         workspace.requests[run_id] = body
         workspace.jobs[run_id] = run(workspace, run_id, body)
@@ -129,7 +129,7 @@ def make(workspace: Workspace) -> FastAPI:
     @app.get("/api/2.0/jobs/runs/get")
     def get(run_id: int) -> dict[str, Any]:
         if run_id not in workspace.jobs:
-            raise Refused(400, "INVALID_PARAMETER_VALUE", f"Run {run_id} does not exist.")
+            raise RefusedError(400, "INVALID_PARAMETER_VALUE", f"Run {run_id} does not exist.")
         first, job = run_id not in workspace.asked, workspace.jobs[run_id]
         workspace.asked.add(run_id)
         code = job.wait(0 if first else workspace.patience)
@@ -166,11 +166,10 @@ def run(workspace: Workspace, run_id: int, body: dict[str, Any]) -> Job:
         (driver / "job.py").write_text(workspace.on_driver(file.read_text()))
         command = ["python", "job.py", *task["parameters"]]
     else:
-        raise Refused(400, "INVALID_PARAMETER_VALUE", f"no task in {json.dumps(body)[:200]}")
-    job = start(
+        raise RefusedError(400, "INVALID_PARAMETER_VALUE", f"no task in {json.dumps(body)[:200]}")
+    return start(
         ["bash", "-c", 'PATH="$0:$PATH" exec "$@"', str(workspace.folder / "bin"), *command],
         driver,
         driver / "log",
         environment,
     )
-    return job

@@ -1,0 +1,174 @@
+"""A stand-in of an Azure ML workspace's jobs, however they were submitted: their machines and the run history's part of them.
+
+What is known of the run history's API is the source of azureml-core and azure-ai-ml. Tracking, identity and storage are those
+of `tests.cloud.azureml_tracking`.
+"""
+
+import sqlite3
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from tests.cloud.azureml_tracking import HOST, MANAGEMENT, Workspace
+from tests.cloud.remote_machine import Job, start
+
+NOW = "2026-07-01T00:00:00.0000000+00:00"
+CLUSTERS = {"cpu-cluster": "STANDARD_D16DS_V5", "gpu-cluster": "STANDARD_NC64AS_T4_V3"}
+
+
+@dataclass
+class Jobs:
+    """Jobs of a workspace.
+
+    Attributes:
+        workspace: whose jobs they are.
+        database: SQLite file of the `mlflow server` behind the workspace.
+        folder: where they run.
+        environment: what their machines have in their environment beside what Azure ML puts there.
+        running: run id to the running job.
+        targets: run id to the name of its cluster.
+        snapshots: snapshot id to the files of the project, ``{path: bytes}``.
+        environments: those that were registered, by name.
+    """
+
+    workspace: Workspace
+    database: Path
+    folder: Path
+    environment: dict[str, str]
+    running: dict[str, Job] = field(default_factory=dict)
+    targets: dict[str, str] = field(default_factory=dict)
+    snapshots: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    environments: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def unpack(self, files: dict[str, bytes], name: str) -> Path:
+        """Write the files of a project into a new folder."""
+        project = self.folder / name
+        for path, content in files.items():
+            (project / path).parent.mkdir(parents=True, exist_ok=True)
+            (project / path).write_bytes(content)
+        return project
+
+    def experiment(self, name: str) -> str | None:
+        """Id of an experiment."""
+        where = f"{self.workspace.server}/api/2.0/mlflow/experiments/get-by-name"
+        answer = requests.get(where, params={"experiment_name": name}, timeout=30)
+        return answer.json()["experiment"]["experiment_id"] if answer.ok else None
+
+    def make_experiment(self, name: str) -> str:
+        """Make an experiment and return its id."""
+        where = f"{self.workspace.server}/api/2.0/mlflow/experiments/create"
+        return requests.post(where, json={"name": name}, timeout=30).json()["experiment_id"]
+
+    def track(self, experiment: str, run_id: str, tags: dict[str, str]) -> None:
+        """Make the run that a job logs into: under the job's name, as the service does and `mlflow server` does not."""
+        body: dict[str, Any] = {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
+        body |= {"experiment_id": experiment, "run_name": run_id, "start_time": int(time.time() * 1000)}
+        answer = requests.post(f"{self.workspace.server}/api/2.0/mlflow/runs/create", json=body, timeout=30)
+        made = answer.json()["run"]["info"]["run_id"]
+        with closing(sqlite3.connect(self.database)) as database, database:
+            for table in ("runs", "tags"):
+                database.execute(f"UPDATE {table} SET run_uuid = ? WHERE run_uuid = ?", (run_id, made))
+
+    def run(self, run_id: str, experiment: str, target: str, command: str, project: Path, **own: str) -> None:
+        """Start a job's command in its project, in the environment that Azure ML gives a job."""
+        tracking = {
+            "MLFLOW_TRACKING_URI": self.workspace.uri,
+            "MLFLOW_TRACKING_TOKEN": self.workspace.identity.issue(MANAGEMENT),
+            "MLFLOW_RUN_ID": run_id,
+            "MLFLOW_EXPERIMENT_ID": experiment,
+        }
+        log = self.folder / f"{run_id}.log"
+        self.targets[run_id] = target
+        self.running[run_id] = start(["bash", "-c", command], project, log, self.environment | tracking | own)
+
+    def status(self, run_id: str) -> str:
+        """State of a job as the run history names it."""
+        job = self.running[run_id]
+        code = job.wait(0)
+        if code is None:
+            return "Running"
+        return "Canceled" if job.cancelled else "Completed" if code == 0 else "Failed"
+
+    def error(self, run_id: str) -> dict[str, Any] | None:
+        """Why a job failed, as the run history says it."""
+        if self.status(run_id) != "Failed":
+            return None
+        said = " ".join(self.running[run_id].said().split()[-30:])
+        return {"error": {"code": "UserError", "message": f"Execution failed. The last words: {said}"}}
+
+
+def denied(jobs: Jobs, request: Request) -> bool:
+    """Whether a caller has no token for Azure Resource Manager, under its new or, as SDK v1 says it, its old name."""
+    sent = request.headers.get("authorization", "")
+    audiences = (MANAGEMENT, "https://management.core.windows.net")
+    return all(jobs.workspace.identity.refusal(sent, audience) for audience in audiences)
+
+
+def refused(status: int, code: str, message: str) -> JSONResponse:
+    """An error as Azure's services send it."""
+    return JSONResponse({"error": {"code": code, "message": message}}, status)
+
+
+def add_history(app: FastAPI, jobs: Jobs) -> None:
+    """Experiments, runs, their details and their end."""
+    workspace, scope = jobs.workspace, jobs.workspace.scope
+
+    @app.middleware("http")
+    async def authenticate(request: Request, call_next):
+        if not request.url.path.startswith("/discovery") and denied(jobs, request):
+            return refused(401, "UserError", "Bearer token not provided or expired.")
+        return await call_next(request)
+
+    @app.get(f"/history/v1.0{scope}/experiments/{{name}}")
+    def experiment(name: str) -> Response:
+        if (experiment_id := jobs.experiment(name)) is None:
+            return refused(404, "UserError", f"Experiment {name} not found.")
+        return JSONResponse({"experimentId": experiment_id, "name": name})
+
+    def run_dto(run_id: str) -> dict[str, Any]:
+        own = {"runId": run_id, "runUuid": run_id, "status": jobs.status(run_id), "createdUtc": NOW, "tags": {}}
+        cancel = f"https://{HOST}/execution/v1.0{scope}/runs/{run_id}/cancel"
+        return own | {
+            "properties": {},
+            "runType": "azureml.scriptrun",
+            "cancelUri": cancel,
+            "rootRunId": run_id,
+            "runNumber": 1,
+        }
+
+    paths = [
+        f"/history/v1.0{scope}/{{kind}}/{{experiment_id}}/runs/{{run_id}}",
+        f"/history/v1.0{scope}/runs/{{run_id}}",
+    ]
+    for path in paths:
+
+        @app.patch(path)
+        @app.get(path)
+        def get_run(run_id: str) -> Response:
+            if run_id not in jobs.running:
+                return refused(404, "UserError", f"Run {run_id} not found.")
+            return JSONResponse(run_dto(run_id))
+
+    @app.get(paths[0] + "/details")
+    def details(run_id: str) -> dict[str, Any]:
+        jobs.running[run_id].wait(5)
+        own = {
+            "runId": run_id,
+            "status": jobs.status(run_id),
+            "target": jobs.targets[run_id],
+        }
+        log = f"jobs/{run_id}/std_log.txt"
+        workspace.blobs.content[log] = jobs.running[run_id].said().encode()
+        files = {"user_logs/std_log.txt": workspace.blobs.sign(log, "r")}
+        return own | {"properties": {}, "logFiles": files, "error": jobs.error(run_id), "startTimeUtc": NOW}
+
+    @app.post(f"/execution/v1.0{scope}/runs/{{run_id}}/cancel")
+    def cancel(run_id: str) -> dict[str, Any]:
+        jobs.running[run_id].cancel()
+        return {}
