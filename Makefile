@@ -84,7 +84,7 @@ horovod: .venv/horovod  ## build Horovod against the installed TensorFlow
 
 spark: .venv/spark  ## install PySpark: preprocess, augment or train on a Spark cluster
 
-azure: .venv/azure  ## install the clients of Azure ML and ADLS Gen2
+azure: .venv/azure  ## install the Azure SDK: deployments, remote runs, data in ADLS
 
 lock: .venv/uv  ## resolve requirements.lock again from pyproject.toml
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --all-extras --no-annotate --no-header pyproject.toml -o requirements.lock

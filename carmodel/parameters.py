@@ -203,6 +203,42 @@ class PackagePyfunc(Settings):
     )
 
 
+class Deploy(Settings):
+    """A registered classifier, answering photos somewhere: deployed, looked at, promoted, rolled back or deleted."""
+
+    target: Literal["local", "docker", "aci", "aks", "online", "kubernetes-online"] = Field(
+        "local",
+        description="this machine, a container, or Azure ML: online is recommended; Azure has retired aci and aks",
+    )
+    action: Literal["deploy", "status", "promote", "rollback", "delete"] = Field(
+        "deploy", description="promote and rollback move the traffic of an online endpoint"
+    )
+    model_uri: str = Field(
+        "", pattern=r"^$|^models:/[^/@]+(/\d+|@[\w.-]+)$", description="models:/NAME/VERSION or models:/NAME@ALIAS"
+    )
+    name: str = Field(
+        "carmodel",
+        pattern=r"^[a-z][a-z0-9-]{1,30}[a-z0-9]$",
+        description="of the service or endpoint: 3 to 32 of a-z, 0-9, -",
+    )
+    traffic: int = Field(
+        10, ge=0, le=100, description="percent of requests that a new version of an online endpoint gets until promoted"
+    )
+    settings_file: str = Field("", description="settings of the service (empty: those in backends/)")
+    photo: str = Field("", description="photo of the smoke test (empty: a drawn car)")
+    folder: str = Field("deployed", description="folder for what is kept here: a server's log, a docker context")
+    port: int = Field(5001, ge=1, le=65535, description="of a server on this machine: local, docker")
+    timeout: float = Field(1800.0, gt=0.0, description="seconds that a deployment may take")
+
+    @model_validator(mode="after")
+    def _traffic_is_of_endpoints(self) -> Self:
+        if self.action in ("promote", "rollback") and not self.target.endswith("online"):
+            raise ValueError(
+                f"action={self.action} is for online and kubernetes-online; deploy the other version instead"
+            )
+        return self
+
+
 STEPS: dict[str, type[Settings]] = {
     "preprocess": Preprocess,
     "augment": Augment,
@@ -210,6 +246,9 @@ STEPS: dict[str, type[Settings]] = {
     "evaluate": Evaluate,
     "package_pyfunc": PackagePyfunc,
 }
+
+# main is the chain of the steps; a deployment is asked for by itself.
+ENTRY_POINTS: dict[str, type[Settings]] = STEPS | {"deploy": Deploy}
 
 # How the steps hang together: each output, and the parameter by which later steps take it. main fills these; on a step
 # run alone the user names them.

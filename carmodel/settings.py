@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from carmodel.errors import InputError
-from carmodel.parameters import LINK_OF, STEPS, Settings
+from carmodel.parameters import ENTRY_POINTS, LINK_OF, Settings
 
 
 class SettingsError(InputError):
@@ -75,7 +75,7 @@ def resolve(config: str, set_: str, overrides: dict[str, dict[str, str]], only: 
     """
     recipe, generic = load_recipe(config), parse_set(set_)
     settings = {}
-    for step in STEPS:
+    for step in ENTRY_POINTS:
         own = {name: text for name, text in overrides.get(step, {}).items() if text != ""}
         values = recipe.get(step, {}) | generic.get(step, {}) | own
         if step != only and (links := sorted(set(values) & set(LINK_OF.values()))):
@@ -110,15 +110,15 @@ def require(step: str, name: str, value: str, source: str) -> str:
 def check(step: str, values: dict[str, Any]) -> Settings:
     """Make a step's settings from raw values, with errors in words."""
     try:
-        return STEPS[step].model_validate(values)
+        return ENTRY_POINTS[step].model_validate(values)
     except ValidationError as error:
         problems = "; ".join(_explain(step, dict(item)) for item in error.errors())
         raise SettingsError(problems) from None
 
 
 def _known_step(step: object, where: str) -> None:
-    if step not in STEPS:
-        raise SettingsError(f"{where}: no step {step!r}; the steps are {', '.join(STEPS)}")
+    if step not in ENTRY_POINTS:
+        raise SettingsError(f"{where}: no step {step!r}; the steps are {', '.join(ENTRY_POINTS)}")
 
 
 def _explain(step: str, item: dict[str, Any]) -> str:
@@ -126,6 +126,6 @@ def _explain(step: str, item: dict[str, Any]) -> str:
         return f"{step}: {item['msg'].removeprefix('Value error, ')}"
     name = str(item["loc"][0])
     if item["type"] == "extra_forbidden":
-        return f"{step} has no parameter {name!r}; it has {', '.join(STEPS[step].model_fields)}"
+        return f"{step} has no parameter {name!r}; it has {', '.join(ENTRY_POINTS[step].model_fields)}"
     said = item["msg"].removeprefix("Value error, ")
     return f"{step}.{name}={item['input']!r}: {said[0].lower()}{said[1:]}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from carmodel.errors import InputError
-from carmodel.parameters import STEPS, Settings
+from carmodel.parameters import ENTRY_POINTS, Settings
 from carmodel.service import explain
 from carmodel.settings import SettingsError, resolve
 from carmodel.tracking import step_run
@@ -35,8 +35,8 @@ def run_step(name: str, work: Callable[..., None]) -> None:
 
 def parse_step(name: str, arguments: list[str]) -> tuple[Settings, str]:
     """Settings of a step from its command line, and the -P words that chose its recipe."""
-    names = list(STEPS[name].model_fields)
-    given = parse(make_parser(name, STEPS[name].__doc__, {name: names}), arguments, names)
+    names = list(ENTRY_POINTS[name].model_fields)
+    given = parse(make_parser(name, ENTRY_POINTS[name].__doc__, {name: names}), arguments, names)
     own = {parameter: given[parameter] for parameter in names}
     recipe = " ".join(f"-P {key}={shlex.quote(given[key])}" for key in ("config", "set") if given[key])
     return resolve(given["config"], given["set"], {name: own}, only=name)[name], recipe
@@ -59,7 +59,7 @@ def make_parser(entry: str, description: str | None, names: Mapping[str, list[st
         for name in of:
             owners.setdefault(name, []).append(step)
     for name, steps in owners.items():
-        field = STEPS[steps[0]].model_fields[name]
+        field = ENTRY_POINTS[steps[0]].model_fields[name]
         where = "" if len(names) == 1 else f"[{', '.join(steps)}] "
         text = f"{where}{field.description} (default: {field.default!r})"
         parser.add_argument(f"--{name}", default="", metavar="VALUE", help=text.replace("%", "%%"))

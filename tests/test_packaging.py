@@ -33,9 +33,9 @@ def test_every_locked_package_has_a_hash_and_no_address() -> None:
 
 
 def test_every_entry_point_has_its_step_and_every_declared_parameter_reaches_it() -> None:
-    from carmodel.parameters import STEPS
+    from carmodel.parameters import ENTRY_POINTS
 
-    assert set(MLPROJECT["entry_points"]) == {*STEPS, "main"}
+    assert set(MLPROJECT["entry_points"]) == {*ENTRY_POINTS, "main"}
     for name, entry in MLPROJECT["entry_points"].items():
         assert Path("steps", f"{name}.py").is_file()
         for parameter in entry["parameters"]:

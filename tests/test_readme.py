@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from carmodel.parameters import STEPS
+from carmodel.parameters import ENTRY_POINTS
 from carmodel.settings import resolve
 
 README = Path("README.md").read_text() if Path("README.md").is_file() else ""
@@ -16,7 +16,7 @@ README = Path("README.md").read_text() if Path("README.md").is_file() else ""
 
 def parameter_table() -> str:
     lines = ["| step | parameter | default | |", "| --- | --- | --- | --- |"]
-    for step, settings in STEPS.items():
+    for step, settings in ENTRY_POINTS.items():
         for i, (name, field) in enumerate(settings.model_fields.items()):
             shown = f"`{field.default}`" if field.default != "" else ""
             lines.append(f"| {step if i == 0 else ''} | `{name}` | {shown} | {field.description} |")
@@ -43,7 +43,7 @@ def test_every_source_file_of_the_tree_exists() -> None:
 def test_every_parameter_set_in_an_example_exists() -> None:
     for text in re.findall(r"-P set=(\S+)", README):
         resolve("", text, {})
-    names = {name for settings in STEPS.values() for name in settings.model_fields}
+    names = {name for settings in ENTRY_POINTS.values() for name in settings.model_fields}
     assert set(re.findall(r"-P (\w+)=", README)) <= names | {"config", "set", "fresh", "placement"}
 
 

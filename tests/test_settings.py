@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from carmodel.parameters import LINK_OF, STEPS
+from carmodel.parameters import ENTRY_POINTS, LINK_OF
 from carmodel.settings import SettingsError, check, load_recipe, parse_flag, parse_set, resolve
 
 RECIPES = sorted(Path("configs").glob("*.yaml"))
@@ -93,11 +93,11 @@ def test_set_is_split_at_commas_and_first_equals() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid(recipe: Path) -> None:
-    assert set(resolve(str(recipe), "", {})) == set(STEPS)
+    assert set(resolve(str(recipe), "", {})) == set(ENTRY_POINTS)
 
 
 def test_every_parameter_explains_itself() -> None:
-    for step, settings in STEPS.items():
+    for step, settings in ENTRY_POINTS.items():
         for name, field in settings.model_fields.items():
             assert field.description, f"{step}.{name}"
-    assert set(LINK_OF.values()) <= {name for settings in STEPS.values() for name in settings.model_fields}
+    assert set(LINK_OF.values()) <= {name for settings in ENTRY_POINTS.values() for name in settings.model_fields}

@@ -248,7 +248,8 @@ def wrong(body: dict[str, Any], services: Services) -> str:
         f"models {unknown}": asked.get("modelIds") and not unknown,
         "the environment lacks azureml-inference-server-http": any("azureml-inference-server-http" in p for p in pip),
         "cpu and memoryInGB are required": needs.get("cpu", 0) > 0 and needs.get("memoryInGB", 0) > 0,
-        f"compute {body.get('computeName')} not found": compute == "ACI" or body.get("computeName") in services.computes,
+        f"compute {body.get('computeName')} not found": compute == "ACI"
+        or body.get("computeName") in services.computes,
     }
     return "; ".join(said for said, right in checks.items() if not right)
 

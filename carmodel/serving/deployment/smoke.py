@@ -1,12 +1,15 @@
 """The smoke test: a photo, posted as clients post it, gets the answer that they would get."""
 
 import base64
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
+from carmodel.data import sample
 from carmodel.serving.deployment.wanted import Deployed, DeployError
 
 PATIENCE = Retry(
@@ -48,6 +51,12 @@ def smoke(deployed: Deployed, photo: bytes) -> str:
         raise DeployError(f"smoke test: {deployed.address} answers a photo with {str(answer)[:300]}")
     took = response.elapsed.total_seconds()
     return f"a photo was answered with {answer['label']!r} ({answer['probability']:.3f}) in {1000 * took:.0f} ms"
+
+
+def drawn_car() -> bytes:
+    """A photo for the smoke test where the user has none: a drawn car, JPEG."""
+    with TemporaryDirectory(prefix="carmodel-photo-") as folder:
+        return next((sample.draw(Path(folder), classes=2, photos=4, seed=0) / "cars_test").glob("*.jpg")).read_bytes()
 
 
 def _first(response: requests.Response) -> dict[str, Any]:

@@ -45,10 +45,10 @@ def unsigned(model_uri: str, say: Say) -> str:
         run, path = client.get_run(source.run_id), f"webservice-{model.model_uuid}-{folder.stat().st_mtime_ns:x}"
         client.log_artifacts(run.info.run_id, str(folder), path)
     _make_model(client, name + SUFFIX)
-    made = client.create_model_version(
+    copy = client.create_model_version(
         name + SUFFIX, f"{run.info.artifact_uri}/{path}", run.info.run_id, tags={SOURCE_TAG: model_uri}
     )
-    return f"models:/{name}{SUFFIX}/{made.version}"
+    return f"models:/{name}{SUFFIX}/{copy.version}"
 
 
 def _made(client: MlflowClient, name: str, model_uri: str) -> str | None:

@@ -6,6 +6,14 @@ from typing import NamedTuple
 
 from carmodel.errors import InputError
 
+SETTINGS = {
+    "aci": "backends/aci.yml",
+    "aks": "backends/aks.yml",
+    "online": "backends/online/deployment.yml",
+    "kubernetes-online": "backends/kubernetes-online/deployment.yml",
+}
+"""The settings of a target's services, unless the user names others."""
+
 Say = Callable[[str], None]
 """Tells people what goes on, a line at a time."""
 
