@@ -41,8 +41,9 @@ def test_without_an_engine_the_context_is_left_and_the_commands_are_told(wanted:
     said: list[str] = []
     made = docker.deploy(wanted, said.append)
     assert (made.state, made.address) == ("context made, not built", "")
-    assert f"docker build --tag cars --label carmodel.model={wanted.model_uri} {wanted.folder}" in made.detail
+    assert f"docker build --tag cars:model --label carmodel.model={wanted.model_uri} {wanted.folder}" in made.detail
     assert "docker run --detach --name cars --publish 127.0.0.1:5007:8080" in made.detail
+    assert "\nUSER serving\n" in (wanted.folder / "Dockerfile").read_text()
     before = (wanted.folder / "Dockerfile").stat().st_mtime_ns
     docker.deploy(wanted, said.append)
     assert (wanted.folder / "Dockerfile").stat().st_mtime_ns == before, (

@@ -20,6 +20,13 @@ MODEL = "carmodel.model"
 """Label of image and container: the version inside."""
 
 
+WITHOUT_ROOT = """
+# The server needs no root.
+RUN useradd --create-home serving && chown -R serving /var/log/nginx /var/lib/nginx
+USER serving
+"""
+
+
 def deploy(wanted: Wanted, say: Say) -> Deployed:
     """Make the build context; where there is a Docker engine, build the image and run it."""
     _make_context(wanted, say)
@@ -28,13 +35,18 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
             "context made, not built",
             detail=f"no Docker engine answers here; where one does: {' '.join(_build(wanted))} && {' '.join(_run(wanted))}",
         )
+    there = _state(wanted)
+    if there and not _label(wanted):
+        raise InputError(f"there is another container called {wanted.name}, not made by this step; choose another name")
     if _label(wanted) == wanted.model_uri and _answers(wanted):
         say(f"container {wanted.name} serves {wanted.model_uri} already")
         return _deployed(wanted)
-    say(f"building image {wanted.name}")
+    if not (there and _answers(wanted)):
+        require_free(HOST, wanted.port)
+    say(f"building image {_image(wanted)}")
     _docker(_build(wanted), wanted, "building the image")
-    _docker(["docker", "rm", "--force", wanted.name], wanted, "removing the old container")
-    require_free(HOST, wanted.port)
+    if there:
+        _docker(["docker", "rm", "--force", wanted.name], wanted, "removing the old container")
     say(f"starting container {wanted.name}")
     _docker(_run(wanted), wanted, "starting the container")
     deadline = time.monotonic() + wanted.timeout
@@ -56,14 +68,21 @@ def status(wanted: Wanted, say: Say) -> Deployed:
     uri = json.loads(kept.read_text())["model_uri"]
     if not engine():
         return Deployed("context made, not built", detail=f"{uri} in {wanted.folder}; no Docker engine answers here")
-    return _deployed(wanted) if _answers(wanted) else Deployed(_state(wanted), detail=f"see docker logs {wanted.name}")
+    return (
+        _deployed(wanted)
+        if _answers(wanted)
+        else Deployed(_state(wanted) or "not there", detail=f"see docker logs {wanted.name}")
+    )
 
 
 def delete(wanted: Wanted, say: Say) -> None:
     """Remove container, image and context."""
     if engine():
-        for command in (["rm", "--force", wanted.name], ["rmi", "--force", wanted.name]):
-            _docker(["docker", *command], wanted, f"docker {command[0]}")
+        if _label(wanted):
+            _docker(["docker", "rm", "--force", wanted.name], wanted, "removing the container")
+        ours = ["docker", "images", "--quiet", "--filter", f"label={MODEL}", wanted.name]
+        if images := _docker(ours, wanted, "listing its images").split():
+            _docker(["docker", "rmi", "--force", *set(images)], wanted, "removing its images")
     say(f"removing {wanted.folder}")
     shutil.rmtree(wanted.folder, ignore_errors=True)
 
@@ -72,8 +91,11 @@ def engine() -> bool:
     """Whether a Docker engine answers."""
     if not shutil.which("docker"):
         return False
-    asked = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, check=False)
-    return asked.returncode == 0
+    command = ["docker", "version", "--format", "{{.Server.Version}}"]
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def _make_context(wanted: Wanted, say: Say) -> None:
@@ -95,6 +117,8 @@ def _make_context(wanted: Wanted, say: Say) -> None:
     )
     if made.returncode != 0:
         raise DeployError(f"mlflow models generate-dockerfile: {made.stderr.strip().splitlines()[-1]}")
+    with (unfinished / "Dockerfile").open("a") as dockerfile:
+        dockerfile.write(WITHOUT_ROOT)
     (unfinished / "model.json").write_text(json.dumps({"model_uri": wanted.model_uri}))
     shutil.rmtree(wanted.folder, ignore_errors=True)
     unfinished.rename(wanted.folder)
@@ -102,18 +126,25 @@ def _make_context(wanted: Wanted, say: Say) -> None:
 
 def _build(wanted: Wanted) -> list[str]:
     label = f"{MODEL}={wanted.model_uri}"
-    return ["docker", "build", "--tag", wanted.name, "--label", label, str(wanted.folder)]
+    return ["docker", "build", "--tag", _image(wanted), "--label", label, str(wanted.folder)]
 
 
 def _run(wanted: Wanted) -> list[str]:
     publish = f"{HOST}:{wanted.port}:8080"
     # One server process: the classifier keeps all cores busy by itself, and each process holds the network in memory.
     one = ["--env", "MLFLOW_MODELS_WORKERS=1"]
-    return ["docker", "run", "--detach", "--name", wanted.name, "--publish", publish, *one, wanted.name]
+    return ["docker", "run", "--detach", "--name", wanted.name, "--publish", publish, *one, _image(wanted)]
+
+
+def _image(wanted: Wanted) -> str:
+    return f"{wanted.name}:{wanted.model[1]}"
 
 
 def _docker(command: list[str], wanted: Wanted, doing: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=wanted.timeout)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=wanted.timeout)
+    except subprocess.TimeoutExpired:
+        raise DeployError(f"{doing}: not done after timeout={wanted.timeout:g} seconds: {' '.join(command)}") from None
     if done.returncode != 0:
         said = " ".join(done.stderr.split())[-500:]
         raise DeployError(
@@ -127,7 +158,7 @@ def _label(wanted: Wanted) -> str:
 
 
 def _state(wanted: Wanted) -> str:
-    return _inspect(wanted, "{{ .State.Status }}") or "not there"
+    return _inspect(wanted, "{{ .State.Status }}")
 
 
 def _inspect(wanted: Wanted, what: str) -> str:

@@ -1,0 +1,103 @@
+"""The entry point `deploy` through `mlflow run`: MLflow's server on this machine, and what is refused before that."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+
+from tests.tiny import free_port, log_tiny, tiny_network
+from tests.tracked import tracked_in
+
+MLFLOW = Path(sys.executable).with_name("mlflow")
+
+
+@dataclass
+class Registered:
+    """A folder with a registry that holds two versions of the classifier ``cars``; version 1 is its candidate."""
+
+    folder: Path
+
+    def deploy(self, fails: bool = False, **parameters: object) -> str:
+        """Run the entry point, and return what it says."""
+        parameters = {"folder": self.folder / "deployed", "name": "cars"} | parameters
+        given = [f"-P{name}={value}" for name, value in parameters.items()]
+        environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db"}
+        command = [str(MLFLOW), "run", ".", "-e", "deploy", "--env-manager", "local", *given]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
+    folder = tmp_path_factory.mktemp("registered")
+    with tracked_in(folder):
+        experiment = mlflow.create_experiment("Default-1", artifact_location=(folder / "artifacts").as_uri())
+        with mlflow.start_run(experiment_id=experiment):
+            uri = log_tiny(tiny_network())
+        for _ in range(2):
+            mlflow.register_model(uri, "cars")
+        mlflow.MlflowClient().set_registered_model_alias("cars", "candidate", "1")
+    return Registered(folder)
+
+
+@pytest.mark.slow
+def test_a_local_server_is_started_left_replaced_and_ended(registered: Registered) -> None:
+    port = free_port()
+    said = registered.deploy(target="local", model_uri="models:/cars@candidate", port=port)
+    assert "a photo was answered with" in said
+    assert f"running, http://127.0.0.1:{port}/invocations; models:/cars/1" in said
+    assert requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).status_code == 200
+    said = registered.deploy(target="local", model_uri="models:/cars/1", port=port)
+    assert "cars serves models:/cars/1 already" in said
+    said = registered.deploy(target="local", model_uri="models:/cars/2", port=port)
+    assert "ending the server of models:/cars/1" in said
+    assert "models:/cars/2" in registered.deploy(target="local", action="status")
+    registered.deploy(target="local", action="delete")
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+    assert "there is no server cars" in registered.deploy(fails=True, target="local", action="status")
+    registered.deploy(target="local", action="delete")
+    runs = mlflow.MlflowClient(f"sqlite:///{registered.folder}/mlflow.db").search_runs(["0"], "status = 'FINISHED'")
+    assert {run.data.tags.get("carmodel.state") for run in runs} == {"running", None}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"target": "local"}, "model_uri"),
+        ({"target": "local", "model_uri": "models:/cars/7"}, "cars"),
+        ({"target": "local", "model_uri": "models:/cars@champion"}, "alias champion not found"),
+        ({"target": "local", "model_uri": "runs:/0/model"}, "deploy.model_uri='runs:/0/model'"),
+        ({"target": "local", "model_uri": "models:/cars/1", "photo": "no.jpg"}, "photo='no.jpg'"),
+        ({"target": "local", "action": "promote"}, "action=promote is for online and kubernetes-online"),
+        ({"target": "online", "model_uri": "models:/cars/1"}, "MLFLOW_TRACKING_URI names no Azure ML workspace"),
+        ({"target": "aci", "model_uri": "models:/cars/1"}, "MLFLOW_TRACKING_URI"),
+        ({"target": "online", "settings_file": "no.yml", "model_uri": "models:/cars/1"}, "settings_file='no.yml'"),
+        ({"target": "moon"}, "deploy.target='moon'"),
+        ({"target": "local", "name": "My Cars"}, "deploy.name='My Cars'"),
+    ],
+)
+def test_what_can_t_be_done_is_said_before_anything_is(
+    registered: Registered,
+    given: dict[str, str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from steps import deploy
+    from steps.command import run_step
+
+    monkeypatch.setattr(
+        sys, "argv", ["deploy", *(part for name, value in given.items() for part in (f"--{name}", value))]
+    )
+    with tracked_in(registered.folder), pytest.raises(SystemExit) as ended:
+        run_step("deploy", deploy.work)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
