@@ -73,6 +73,13 @@ class Workspace:
         url = f"{AUDIENCE}/operations/{number}?api-version=2025-12-01"
         return {"Azure-AsyncOperation": url, "Location": url, "x-ms-retry-after-ms": "50"}
 
+    def go_on(self) -> None:
+        """Bring all operations a step further."""
+        for running in () if self.stuck else self.operations.values():
+            running["polls"] -= 1
+            if running["polls"] < 0 and running["after"]:
+                running["error"], running["after"] = running["after"](), None
+
     def endpoint(self, name: str) -> Resource:
         """An endpoint that is there."""
         if name not in self.endpoints:
@@ -110,11 +117,9 @@ def arm_service(workspace: Workspace) -> FastAPI:
     @app.get("/operations/{number}")
     def operation(number: str) -> JSONResponse:
         running = workspace.operations[number]
-        if workspace.stuck or running["polls"] > 0:
-            running["polls"] -= 1
-            return JSONResponse({"status": "InProgress"}, headers={"x-ms-retry-after-ms": "50"})
+        workspace.go_on()
         if running["after"]:
-            running["error"], running["after"] = running["after"](), None
+            return JSONResponse({"status": "InProgress"}, headers={"x-ms-retry-after-ms": "50"})
         if running["error"]:
             return JSONResponse({"status": "Failed", "error": running["error"]})
         return JSONResponse({"status": "Succeeded"})
@@ -152,6 +157,7 @@ def add_endpoints(app: FastAPI, workspace: Workspace) -> None:
 
     @app.get(f"{ENDPOINTS}/{{name}}")
     def get_endpoint(name: str) -> dict[str, Any]:
+        workspace.go_on()
         return told(name)
 
     @app.put(f"{ENDPOINTS}/{{name}}")

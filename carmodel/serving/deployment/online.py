@@ -37,7 +37,7 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
     ml = client()
     with explained(wanted, f"deploying {wanted.model_uri} to endpoint {wanted.name}"):
         endpoint = _endpoint(ml, wanted) or _create_endpoint(ml, wanted, say)
-        there = _deployments(ml, wanted)
+        there = _settled(ml, wanted, say)
         colour = next((c for c, d in there.items() if _serves(d, wanted) and _works(d)), "")
         if colour:
             say(f"{colour} serves {wanted.model_uri} already")
@@ -203,6 +203,24 @@ def _wait(poller: "LROPoller[Any]", wanted: Wanted, doing: str, say: Say) -> Any
             said = now
             say(f"{doing}: {poller.status()}, {now - began:.0f} s")
     return poller.result()
+
+
+def _settled(ml: "MLClient", wanted: Wanted, say: Say) -> "dict[str, OnlineDeployment]":
+    """The deployments, once no operation runs on them or their endpoint: one may be left from a run that was cut off."""
+    began = time.monotonic()
+    while True:
+        endpoint, there = _existing(ml, wanted), _deployments(ml, wanted)
+        states = {wanted.name: _state(endpoint)} | {colour: _state(d) for colour, d in there.items()}
+        busy = [name for name, state in states.items() if state in ("Creating", "Updating")]
+        if not busy:
+            return there
+        if time.monotonic() - began > wanted.timeout:
+            raise DeployError(
+                f"{', '.join(busy)} of {wanted.name}: still changing after timeout={wanted.timeout:g} seconds\n"
+                f"  to look at it:  {wanted.command('status')}\n  to give up:  {wanted.command('delete')}"
+            )
+        say(f"waiting for an earlier operation on {', '.join(busy)}")
+        time.sleep(5)
 
 
 def _endpoint(ml: "MLClient", wanted: Wanted) -> "OnlineEndpoint | None":
