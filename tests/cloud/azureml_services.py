@@ -14,11 +14,11 @@ from typing import Any
 
 import pandas as pd
 import requests
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
-from tests.cloud.azureml_tracking import Workspace
+from tests.cloud.azureml_tracking import Workspace, workspace_service
 
 CHANGEABLE = {
     "ACI": {"environmentImageRequest", "authEnabled", "sslEnabled", "sslCertificate", "sslKey", "cname", "kvTags"}
@@ -68,7 +68,7 @@ class Services:
         operation = str(uuid.uuid4())
         self.operations[operation] = kind
         where = f"/api{self.workspace.scope}/operations/{operation}"
-        return Response(status_code=202, headers={"Operation-Location": where})
+        return Response(status_code=202, headers={"Operation-Location": where, "Retry-After": "1"})
 
     def look(self, name: str) -> dict[str, Any]:
         """A service as it is now."""
@@ -89,13 +89,13 @@ def failure(status: int, code: str, message: str, detail: tuple[str, str] | None
     return JSONResponse(said | {"correlation": {"RequestId": str(uuid.uuid4())}}, status)
 
 
-def services_router(services: Services) -> APIRouter:
-    """Make the routes that the workspace's region has beside tracking."""
-    router = APIRouter()
+def region_service(services: Services) -> FastAPI:
+    """Make the service of the workspace's region: web services, and tracking."""
+    app = FastAPI()
     workspace = services.workspace
     root = f"/modelmanagement/v1.0{workspace.scope}"
 
-    @router.post(f"/artifact/v2.0{workspace.scope}/artifacts/LocalUpload/{{container}}/batch/metadata")
+    @app.post(f"/artifact/v2.0{workspace.scope}/artifacts/LocalUpload/{{container}}/batch/metadata")
     async def make_artifacts(container: str, request: Request) -> Response:
         if workspace.refuse(request):
             return unauthorized()
@@ -106,7 +106,7 @@ def services_router(services: Services) -> APIRouter:
             signed[path] = records[path] | {"contentUri": workspace.blobs.sign(f"azureml/{name}", "rcw")}
         return JSONResponse({"artifacts": records, "artifactContentInformation": signed, "errors": {}})
 
-    @router.post(f"{root}/services")
+    @app.post(f"{root}/services")
     async def create(request: Request) -> Response:
         if workspace.refuse(request):
             return unauthorized()
@@ -120,10 +120,12 @@ def services_router(services: Services) -> APIRouter:
         keys = body.pop("keys", None) or {"primaryKey": new_key(), "secondaryKey": new_key()}
         services.keys[name] = keys
         times = {"createdTime": "2026-01-01T00:00:00Z", "updatedTime": "2026-01-01T00:00:00Z"}
-        services.kept[name] = body | times | {"id": name, "models": models_of(body), "scoringUri": None}
+        who = {"userName": "a service principal", "userTenantId": workspace.identity.tenant}
+        made = {"id": name, "createdBy": who, "models": models_of(body), "scoringUri": None}
+        services.kept[name] = body | times | made
         return services.begin(name, "Service")
 
-    @router.get(f"{root}/services/{{name}}")
+    @app.get(f"{root}/services/{{name}}")
     def get(name: str, request: Request, expand: str = "false") -> Response:
         if workspace.refuse(request):
             return unauthorized()
@@ -132,7 +134,7 @@ def services_router(services: Services) -> APIRouter:
         shown = services.look(name)
         return JSONResponse(shown if expand.lower() == "true" else shown | {"models": None})
 
-    @router.patch(f"{root}/services/{{name}}")
+    @app.patch(f"{root}/services/{{name}}")
     async def update(name: str, request: Request) -> Response:
         if workspace.refuse(request):
             return unauthorized()
@@ -153,7 +155,7 @@ def services_router(services: Services) -> APIRouter:
         service["models"] = models_of(service)
         return services.begin(name, "Service")
 
-    @router.delete(f"{root}/services/{{name}}")
+    @app.delete(f"{root}/services/{{name}}")
     def delete(name: str, request: Request) -> Response:
         if workspace.refuse(request):
             return unauthorized()
@@ -162,7 +164,7 @@ def services_router(services: Services) -> APIRouter:
         compute = services.kept.pop(name)["computeType"]
         return services.accept(name, "DeleteService") if compute == "AKS" else Response(status_code=200)
 
-    @router.get(f"{root}/operations/{{operation}}")
+    @app.get(f"{root}/operations/{{operation}}")
     def look(operation: str, request: Request) -> Response:
         if workspace.refuse(request):
             return unauthorized()
@@ -170,13 +172,14 @@ def services_router(services: Services) -> APIRouter:
             return failure(404, "NotFound", "The specified resource was not found.")
         return JSONResponse({"id": operation, "operationType": services.operations[operation], "state": "Succeeded"})
 
-    @router.post(f"{root}/services/{{name}}/listkeys")
+    @app.post(f"{root}/services/{{name}}/listkeys")
     def list_keys(name: str, request: Request) -> Response:
         if workspace.refuse(request):
             return unauthorized()
         return JSONResponse(services.keys[name]) if name in services.keys else missing(name)
 
-    return router
+    app.mount("/", workspace_service(workspace))
+    return app
 
 
 def endpoints_service(services: Services, app: FastAPI) -> FastAPI:

@@ -30,6 +30,12 @@ from carmodel.serving.deployment.wanted import Deployed, DeployError, Say, Wante
 PARSERS = {"aci": AciServiceDeploymentConfiguration, "aks": AksServiceDeploymentConfiguration}
 PAUSE = 10.0
 """Seconds between two looks at a service that is being made."""
+FIXED = ("containerResourceRequirements", "computeTargetName")
+"""Settings that no update changes: ACI has none for them, and azureml-mlflow 1.62 ends in an AttributeError on AKS."""
+SHOWN = {"computeTargetName": "computeName", "tokenAuthEnabled": "aadAuthEnabled"}
+"""Settings that the service shows under another name."""
+FILES = ("sslCertificate", "sslKey")
+"""Settings that name a file, of which the service shows the content, or nothing."""
 NAME = r"[a-z][-a-z0-9]{1,30}[a-z0-9]"
 
 
@@ -58,9 +64,9 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
             with _file(settings) as file:
                 client.create_deployment(wanted.name, copy, config={"deploy-config-file": str(file)})
         elif differing := _differing(service, settings, copy):
-            say(f"updating {wanted.name}: {', '.join(differing)}")
             _require_changeable(wanted, differing)
-            with _file(settings) as file:
+            say(f"updating {wanted.name}: {', '.join(differing)}")
+            with _file({key: value for key, value in settings.items() if key not in FIXED}) as file:
                 client.update_deployment(wanted.name, copy, config={"deploy-config-file": str(file)})
         else:
             say(f"{wanted.name} serves {wanted.model_uri} already")
@@ -167,18 +173,20 @@ def _differing(service: dict[str, Any], settings: dict[str, Any], copy: str) -> 
 def _changed(wanted: dict[str, Any], shown: dict[str, Any], path: str = "") -> list[str]:
     changed = []
     for key, value in wanted.items():
+        there = SHOWN.get(key, key)
         if isinstance(value, dict):
-            changed += _changed(value, shown.get(key) or {}, f"{path}{key}.")
-        elif key in shown and key != "computeType" and shown[key] != value:
+            changed += _changed(value, shown.get(there) or {}, f"{path}{key}.")
+        elif there in shown and key not in ("computeType", *FILES) and shown[there] != value:
             changed.append(path + key)
     return changed
 
 
 def _require_changeable(wanted: Wanted, differing: list[str]) -> None:
-    """ACI has no update of a container's size; the client would leave it as it is and say nothing."""
-    fixed = [key for key in differing if wanted.target == "aci" and key.startswith("containerResourceRequirements")]
-    if fixed:
-        raise InputError(f"{', '.join(fixed)} of an ACI service can't change: first {wanted.command('delete')}")
+    if fixed := [key for key in differing if key.split(".")[0] in FIXED]:
+        raise InputError(
+            f"settings_file={wanted.settings_file}: {', '.join(fixed)} of a service that is there can't change: "
+            f"delete it first:  {wanted.command('delete')}"
+        )
 
 
 def _wait(
