@@ -1,177 +1,311 @@
-"""A container: MLflow's build context of the model, built and run where a Docker engine answers.
+"""MLflow's own server in a container of this machine; where no Docker engine answers, the build context for one.
 
-``mlflow models generate-dockerfile`` (https://mlflow.org/docs/latest/ml/deployment/) makes the context. MLflow's server in the
-container asks for no key: put a proxy that does in front of it before strangers can reach it.
+Each version has its context, its image and its container. All three carry the model's URI, as a label that the context's
+Dockerfile sets, so a rerun makes only what is missing. The container is made from what MLflow writes:
+https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/ and
+https://docs.docker.com/reference/cli/docker/
 """
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
-import sys
 import time
+from pathlib import Path
+from threading import Timer
+from typing import Any, NamedTuple
 
 import requests
+from mlflow.models.flavor_backend_registry import get_flavor_backend
 
 from carmodel.errors import InputError
+from carmodel.serving.deployment.failure import explained
 from carmodel.serving.deployment.wanted import Deployed, DeployError, Say, Wanted
 from carmodel.serving.server import HOST, require_free
 
-MODEL = "carmodel.model"
-"""Label of image and container: the version inside."""
+LABEL = "carmodel.model_uri"
+PORT = 8080
+"""Of MLflow's server in the container."""
+NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
+"""What Docker takes both as an image's and as a container's name."""
+STEP = re.compile(r"Step \d+/\d+ : .+|#\d+ \[.+")
+"""Docker's lines that begin a step of a build; the others are apt's and pip's."""
 
 
-WITHOUT_ROOT = """
-# The server needs no root.
-RUN useradd --create-home serving && chown -R serving /var/log/nginx /var/lib/nginx
-USER serving
-"""
+class _Container(NamedTuple):
+    """What Docker knows of a container: its state, in its own word, the model and the port of this machine."""
+
+    state: str
+    model_uri: str
+    port: int
 
 
 def deploy(wanted: Wanted, say: Say) -> Deployed:
-    """Make the build context; where there is a Docker engine, build the image and run it."""
-    _make_context(wanted, say)
-    if not engine():
-        return Deployed(
-            "context made, not built",
-            detail=f"no Docker engine answers here; where one does: {' '.join(_build(wanted))} && {' '.join(_run(wanted))}",
+    """Write the context; where an engine answers, build its image, run it and wait until it serves.
+
+    Raises:
+        InputError: name or port can't be used.
+        DeployError: MLflow's or Docker's message, what is there now, and the next command.
+    """
+    if not NAME.fullmatch(wanted.name):
+        raise InputError(
+            f"name={wanted.name}: Docker takes lower-case letters and digits, with single . _ - between them"
         )
-    there = _state(wanted)
-    if there and not _label(wanted):
-        raise InputError(f"there is another container called {wanted.name}, not made by this step; choose another name")
-    if _label(wanted) == wanted.model_uri and _answers(wanted):
-        say(f"container {wanted.name} serves {wanted.model_uri} already")
-        return _deployed(wanted)
-    if not (there and _answers(wanted)):
-        require_free(HOST, wanted.port)
-    say(f"building image {_image(wanted)}")
-    _docker(_build(wanted), wanted, "building the image")
-    if there:
-        _docker(["docker", "rm", "--force", wanted.name], wanted, "removing the old container")
-    say(f"starting container {wanted.name}")
-    _docker(_run(wanted), wanted, "starting the container")
     deadline = time.monotonic() + wanted.timeout
-    while not _answers(wanted):
-        if time.monotonic() > deadline or _state(wanted) != "running":
-            lines = _docker(["docker", "logs", "--tail", "5", wanted.name], wanted, "reading its log")
-            raise DeployError(
-                f"container {wanted.name} is {_state(wanted)} and does not answer: {' '.join(lines.split())[-500:]}\n"
-                f"  all its lines: docker logs {wanted.name}\n  to clean up: {wanted.command('delete')}"
-            )
-        time.sleep(1)
-    return _deployed(wanted)
+    missing = _why_no_engine()
+    if missing:
+        _require_context(wanted, say)
+        return _only_context(wanted, missing)
+    container = _container(wanted)
+    if container == _Container("running", wanted.model_uri, wanted.port) and _answers(wanted.port):
+        say(f"{wanted.name} serves {wanted.model_uri} already")
+        return _running(container)
+    if container is None or container.port != wanted.port:
+        require_free(HOST, wanted.port)
+    if _image_is_there(wanted):
+        say(f"image {_image(wanted)} is there already")
+    else:
+        _require_context(wanted, say)
+        _build(wanted, say, deadline)
+    if container:
+        say(f"removing the container of {container.model_uri}")
+        _docker(wanted, "rm", "--force", wanted.name)
+    _run(wanted, say)
+    _wait(wanted, say, deadline)
+    for image in _images(wanted) - {_image(wanted)}:
+        say(f"removing image {image}")
+        _docker(wanted, "rmi", image)
+    return status(wanted, say)
 
 
 def status(wanted: Wanted, say: Say) -> Deployed:
-    """Look whether the container answers; without an engine, whether there is a context."""
-    if not (kept := wanted.folder / "model.json").is_file():
-        raise InputError(f"there is no container {wanted.name} of {wanted.folder.parent}; make one with action=deploy")
-    uri = json.loads(kept.read_text())["model_uri"]
-    if not engine():
-        return Deployed("context made, not built", detail=f"{uri} in {wanted.folder}; no Docker engine answers here")
-    return (
-        _deployed(wanted)
-        if _answers(wanted)
-        else Deployed(_state(wanted) or "not there", detail=f"see docker logs {wanted.name}")
-    )
+    """Look at the container; without one, at the image, then at the context.
+
+    Raises:
+        InputError: there is none of them.
+    """
+    missing = _why_no_engine()
+    container = None if missing else _container(wanted)
+    if container:
+        if container.state == "running" and _answers(container.port):
+            return _running(container)
+        state = "running, does not answer" if container.state == "running" else container.state
+        return Deployed(state, detail=f"{container.model_uri}; its lines: docker logs {wanted.name}")
+    if not missing and (images := _images(wanted)):
+        return Deployed("built image", detail=f"{', '.join(sorted(images))}; run it with action=deploy")
+    if found := _model_in(wanted.folder):
+        return Deployed("built context", detail=f"{found} in {wanted.folder}{f'; {missing}' if missing else ''}")
+    raise InputError(f"there is no {wanted.name}, nor a context in {wanted.folder}; make them with action=deploy")
 
 
 def delete(wanted: Wanted, say: Say) -> None:
-    """Remove container, image and context."""
-    if engine():
-        if _label(wanted):
-            _docker(["docker", "rm", "--force", wanted.name], wanted, "removing the container")
-        ours = ["docker", "images", "--quiet", "--filter", f"label={MODEL}", wanted.name]
-        if images := _docker(ours, wanted, "listing its images").split():
-            _docker(["docker", "rmi", "--force", *set(images)], wanted, "removing its images")
-    say(f"removing {wanted.folder}")
-    shutil.rmtree(wanted.folder, ignore_errors=True)
+    """Remove the container, its images and the context.
+
+    Raises:
+        InputError: the container of this name or the folder is somebody else's.
+        DeployError: Docker refuses, or no engine answers that could say whether they are there.
+    """
+    _require_ours(wanted.folder)
+    if missing := _why_no_engine():
+        say(f"{missing}: a container or an image that an engine keeps stays there")
+    else:
+        if container := _container(wanted):
+            say(f"removing the container of {container.model_uri}")
+            _docker(wanted, "rm", "--force", wanted.name)
+        for image in sorted(_images(wanted)):
+            say(f"removing image {image}")
+            _docker(wanted, "rmi", image)
+    for folder in (wanted.folder, _partial(wanted.folder)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def engine() -> bool:
-    """Whether a Docker engine answers."""
-    if not shutil.which("docker"):
-        return False
-    command = ["docker", "version", "--format", "{{.Server.Version}}"]
-    try:
-        return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+def build_command(wanted: Wanted) -> list[str]:
+    """The command that makes the image from the context."""
+    return ["docker", "build", "--tag", _image(wanted), str(wanted.folder)]
 
 
-def _make_context(wanted: Wanted, say: Say) -> None:
-    """The context of the wanted version, made beside and renamed; one that is there already stays."""
-    kept = wanted.folder / "model.json"
-    if kept.is_file() and json.loads(kept.read_text())["model_uri"] == wanted.model_uri:
-        say(f"{wanted.folder} holds {wanted.model_uri} already")
-        return
-    say(f"making the build context of {wanted.model_uri} in {wanted.folder}")
-    unfinished = wanted.folder.with_name(f".{wanted.folder.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    command = [sys.executable, "-m", "mlflow", "models", "generate-dockerfile", "--model-uri", wanted.model_uri]
-    # One Python in the image, with the model's packages: no second environment inside.
-    made = subprocess.run(
-        [*command, "--output-directory", str(unfinished), "--env-manager", "local"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if made.returncode != 0:
-        raise DeployError(f"mlflow models generate-dockerfile: {made.stderr.strip().splitlines()[-1]}")
-    with (unfinished / "Dockerfile").open("a") as dockerfile:
-        dockerfile.write(WITHOUT_ROOT)
-    (unfinished / "model.json").write_text(json.dumps({"model_uri": wanted.model_uri}))
-    shutil.rmtree(wanted.folder, ignore_errors=True)
-    unfinished.rename(wanted.folder)
-
-
-def _build(wanted: Wanted) -> list[str]:
-    label = f"{MODEL}={wanted.model_uri}"
-    return ["docker", "build", "--tag", _image(wanted), "--label", label, str(wanted.folder)]
-
-
-def _run(wanted: Wanted) -> list[str]:
-    publish = f"{HOST}:{wanted.port}:8080"
-    # One server process: the classifier keeps all cores busy by itself, and each process holds the network in memory.
-    one = ["--env", "MLFLOW_MODELS_WORKERS=1"]
-    return ["docker", "run", "--detach", "--name", wanted.name, "--publish", publish, *one, _image(wanted)]
+def run_command(wanted: Wanted) -> list[str]:
+    """The command that runs the image. It asks for no key, so only this machine can reach it."""
+    published = f"{HOST}:{wanted.port}:{PORT}"
+    return ["docker", "run", "--detach", "--name", wanted.name, "--publish", published, _image(wanted)]
 
 
 def _image(wanted: Wanted) -> str:
     return f"{wanted.name}:{wanted.model[1]}"
 
 
-def _docker(command: list[str], wanted: Wanted, doing: str) -> str:
+def _only_context(wanted: Wanted, missing: str) -> Deployed:
+    commands = "\n".join(f"  {shlex.join(command)}" for command in (build_command(wanted), run_command(wanted)))
+    return Deployed("built context", detail=f"{missing}. Where there is one:\n{commands}")
+
+
+# --- the context
+
+
+def _require_context(wanted: Wanted, say: Say) -> None:
+    """Have MLflow write the context, beside its place, and move it there when it is whole."""
+    if _model_in(wanted.folder) == wanted.model_uri:
+        say(f"the context of {wanted.model_uri} is in {wanted.folder} already")
+        return
+    _require_ours(wanted.folder)
+    say(f"writing the context of {wanted.model_uri} into {wanted.folder}")
+    partial = _partial(wanted.folder)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=wanted.timeout)
-    except subprocess.TimeoutExpired:
-        raise DeployError(f"{doing}: not done after timeout={wanted.timeout:g} seconds: {' '.join(command)}") from None
-    if done.returncode != 0:
-        said = " ".join(done.stderr.split())[-500:]
-        raise DeployError(
-            f"{doing}: {said}\n  the command: {' '.join(command)}\n  to clean up: {wanted.command('delete')}"
+        shutil.rmtree(partial, ignore_errors=True)
+        with explained(wanted, f"fetching {wanted.model_uri}"):
+            backend = get_flavor_backend(wanted.model_uri, docker_build=True, env_manager=None)
+            backend.generate_dockerfile(wanted.model_uri, str(partial))
+        with (partial / "Dockerfile").open("a") as file:
+            # MLflow starts a worker a core, each with a network of its own and the model's limits for itself alone.
+            file.write(f"\nENV MLFLOW_MODELS_WORKERS=1\nLABEL {LABEL}={json.dumps(wanted.model_uri)}\n")
+        shutil.rmtree(wanted.folder, ignore_errors=True)
+        partial.rename(wanted.folder)
+    except OSError as error:
+        raise DeployError(f"the context can't be written: {error}\n  to go on, run this again") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def _model_in(folder: Path) -> str:
+    """URI of the model that the folder is the context of; empty where it is none of ours."""
+    file = folder / "Dockerfile"
+    found = re.search(rf'^LABEL {re.escape(LABEL)}="(.+)"$', file.read_text(), re.M) if file.is_file() else None
+    return found[1] if found else ""
+
+
+def _require_ours(folder: Path) -> None:
+    if folder.exists() and not _model_in(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"folder={folder} holds something else than a context of this step; choose another one")
+
+
+# --- the engine
+
+
+def _why_no_engine() -> str:
+    """Docker's own word for why no engine answers; empty where one does."""
+    command = ["docker", "version", "--format", "{{.Server.Version}}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"no Docker engine answers here ({error})"
+    return f"no Docker engine answers here ({_last(done.stderr, 1)})" if done.returncode else ""
+
+
+def _docker(wanted: Wanted, *arguments: str) -> str:
+    """What Docker says to a command, or its message as an error."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise _failed(wanted, f"docker {shlex.join(arguments)}", _last(done.stderr, 5))
+    return done.stdout
+
+
+def _failed(wanted: Wanted, doing: str, said: str) -> DeployError:
+    """The error with what is there now: the context, images and container that are left."""
+    try:
+        left = status(wanted, lambda line: None)
+        there = f"{left.state} ({left.detail})"
+    except InputError:
+        there = "nothing"
+    return DeployError(
+        f"{doing}: {said}\n  what is there now: {there}\n"
+        f"  to go on, run this again; to clean up:  {wanted.command('delete')}"
+    )
+
+
+def _images(wanted: Wanted) -> set[str]:
+    """Our images of this name, of all versions."""
+    ours = ("--filter", f"label={LABEL}", "--filter", f"reference={wanted.name}:*")
+    return set(_docker(wanted, "images", *ours, "--format", "{{.Repository}}:{{.Tag}}").split())
+
+
+def _image_is_there(wanted: Wanted) -> bool:
+    return _image(wanted) in _images(wanted)
+
+
+def _container(wanted: Wanted) -> _Container | None:
+    """The container of this name.
+
+    Raises:
+        InputError: it is not ours.
+    """
+    listed = _docker(wanted, "ps", "--all", "--filter", f"name=^/{wanted.name}$", "--quiet").strip()
+    if not listed:
+        return None
+    facts: dict[str, Any] = json.loads(_docker(wanted, "inspect", listed))[0]
+    model_uri = (facts["Config"]["Labels"] or {}).get(LABEL)
+    if model_uri is None:
+        raise InputError(
+            f"name={wanted.name}: there is a container of this name that this step has not made; choose another"
         )
-    return done.stdout + done.stderr
+    bound = (facts["HostConfig"]["PortBindings"] or {}).get(f"{PORT}/tcp") or [{}]
+    return _Container(facts["State"]["Status"], model_uri, int(bound[0].get("HostPort") or 0))
 
 
-def _label(wanted: Wanted) -> str:
-    return _inspect(wanted, f'{{{{ index .Config.Labels "{MODEL}" }}}}')
+def _build(wanted: Wanted, say: Say, deadline: float) -> None:
+    say(f"building image {_image(wanted)}: the first time takes minutes, since it installs TensorFlow")
+    lines: list[str] = []
+    process = subprocess.Popen(
+        build_command(wanted), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    timer = Timer(max(deadline - time.monotonic(), 0.0), process.kill)
+    timer.start()
+    with process:
+        for line in process.stdout or ():
+            lines.append(line)
+            if STEP.match(line):
+                say(f"  {line.strip()[:120]}")
+    late = not timer.is_alive()
+    timer.cancel()
+    if process.returncode:
+        if late:
+            raise _failed(wanted, "docker build", f"the image was not built within timeout={wanted.timeout:g} seconds")
+        said = f"{_last(''.join(lines), 10)}\n  all its lines:  {shlex.join(build_command(wanted))}"
+        raise _failed(wanted, "docker build", said)
 
 
-def _state(wanted: Wanted) -> str:
-    return _inspect(wanted, "{{ .State.Status }}")
+def _run(wanted: Wanted, say: Say) -> None:
+    say(f"running {_image(wanted)} as {wanted.name}, at port {wanted.port} of this machine")
+    done = subprocess.run(run_command(wanted), capture_output=True, text=True, check=False)
+    if done.returncode:
+        # Docker leaves a container that could not be started, for example at a port that is taken.
+        subprocess.run(["docker", "rm", "--force", wanted.name], capture_output=True, check=False)
+        raise _failed(wanted, "docker run", _last(done.stderr, 5))
 
 
-def _inspect(wanted: Wanted, what: str) -> str:
-    command = ["docker", "inspect", "--type", "container", "--format", what, wanted.name]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+def _wait(wanted: Wanted, say: Say, deadline: float) -> None:
+    say("waiting until it answers")
+    while not _answers(wanted.port):
+        container = _container(wanted)
+        if container is None or container.state != "running":
+            said = f"the container has ended: {_logs(wanted)}" if container else "the container was removed"
+            raise _failed(wanted, "docker run", said)
+        if time.monotonic() > deadline:
+            said = f"no answer within timeout={wanted.timeout:g} seconds: {_logs(wanted)}"
+            raise _failed(wanted, "docker run", said)
+        time.sleep(0.5)
 
 
-def _answers(wanted: Wanted) -> bool:
+def _logs(wanted: Wanted) -> str:
+    done = subprocess.run(["docker", "logs", "--tail", "5", wanted.name], capture_output=True, text=True, check=False)
+    return _last(done.stdout + done.stderr, 5)
+
+
+def _answers(port: int) -> bool:
     try:
-        return requests.get(f"http://{HOST}:{wanted.port}/ping", timeout=5).status_code == 200
+        return requests.get(f"http://{HOST}:{port}/ping", timeout=5).status_code == 200
     except requests.RequestException:
         return False
 
 
-def _deployed(wanted: Wanted) -> Deployed:
-    return Deployed("running", f"http://{HOST}:{wanted.port}/invocations", detail=f"container {wanted.name}")
+def _running(container: _Container) -> Deployed:
+    return Deployed("running", f"http://{HOST}:{container.port}/invocations", detail=container.model_uri)
+
+
+def _last(text: str, lines: int) -> str:
+    """The last lines that are not empty, in one."""
+    return " ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:]) or "no message"
