@@ -12,19 +12,16 @@ import shlex
 import shutil
 import subprocess
 import time
-from pathlib import Path
 from threading import Timer
 from typing import Any, NamedTuple
 
 import requests
-from mlflow.models.flavor_backend_registry import get_flavor_backend
 
 from carmodel.errors import InputError
-from carmodel.serving.deployment.failure import explained
+from carmodel.serving.deployment.docker_context import LABEL, model_in, partial_of, require_context, require_ours
 from carmodel.serving.deployment.wanted import Deployed, DeployError, Say, Wanted
 from carmodel.serving.server import HOST, require_free
 
-LABEL = "carmodel.model_uri"
 PORT = 8080
 """Of MLflow's server in the container."""
 NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
@@ -55,7 +52,7 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
     deadline = time.monotonic() + wanted.timeout
     missing = _why_no_engine()
     if missing:
-        _require_context(wanted, say)
+        require_context(wanted, say)
         return _only_context(wanted, missing)
     container = _container(wanted)
     if container == _Container("running", wanted.model_uri, wanted.port) and _answers(wanted.port):
@@ -66,7 +63,7 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
     if _image_is_there(wanted):
         say(f"image {_image(wanted)} is there already")
     else:
-        _require_context(wanted, say)
+        require_context(wanted, say)
         _build(wanted, say, deadline)
     if container:
         say(f"removing the container of {container.model_uri}")
@@ -94,7 +91,7 @@ def status(wanted: Wanted, say: Say) -> Deployed:
         return Deployed(state, detail=f"{container.model_uri}; its lines: docker logs {wanted.name}")
     if not missing and (images := _images(wanted)):
         return Deployed("built image", detail=f"{', '.join(sorted(images))}; run it with action=deploy")
-    if found := _model_in(wanted.folder):
+    if found := model_in(wanted.folder):
         return Deployed("built context", detail=f"{found} in {wanted.folder}{f'; {missing}' if missing else ''}")
     raise InputError(f"there is no {wanted.name}, nor a context in {wanted.folder}; make them with action=deploy")
 
@@ -106,7 +103,7 @@ def delete(wanted: Wanted, say: Say) -> None:
         InputError: the container of this name or the folder is somebody else's.
         DeployError: Docker refuses, or no engine answers that could say whether they are there.
     """
-    _require_ours(wanted.folder)
+    require_ours(wanted.folder)
     if missing := _why_no_engine():
         say(f"{missing}: a container or an image that an engine keeps stays there")
     else:
@@ -116,7 +113,7 @@ def delete(wanted: Wanted, say: Say) -> None:
         for image in sorted(_images(wanted)):
             say(f"removing image {image}")
             _docker(wanted, "rmi", image)
-    for folder in (wanted.folder, _partial(wanted.folder)):
+    for folder in (wanted.folder, partial_of(wanted.folder)):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -138,52 +135,6 @@ def _image(wanted: Wanted) -> str:
 def _only_context(wanted: Wanted, missing: str) -> Deployed:
     commands = "\n".join(f"  {shlex.join(command)}" for command in (build_command(wanted), run_command(wanted)))
     return Deployed("built context", detail=f"{missing}. Where there is one:\n{commands}")
-
-
-# --- the context
-
-
-def _require_context(wanted: Wanted, say: Say) -> None:
-    """Have MLflow write the context, beside its place, and move it there when it is whole."""
-    if _model_in(wanted.folder) == wanted.model_uri:
-        say(f"the context of {wanted.model_uri} is in {wanted.folder} already")
-        return
-    _require_ours(wanted.folder)
-    say(f"writing the context of {wanted.model_uri} into {wanted.folder}")
-    partial = _partial(wanted.folder)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        with explained(wanted, f"fetching {wanted.model_uri}"):
-            backend = get_flavor_backend(wanted.model_uri, docker_build=True, env_manager=None)
-            backend.generate_dockerfile(wanted.model_uri, str(partial))
-        with (partial / "Dockerfile").open("a") as file:
-            # MLflow starts a worker a core, each with a network of its own and the model's limits for itself alone.
-            file.write(f"\nENV MLFLOW_MODELS_WORKERS=1\nLABEL {LABEL}={json.dumps(wanted.model_uri)}\n")
-        shutil.rmtree(wanted.folder, ignore_errors=True)
-        partial.rename(wanted.folder)
-    except OSError as error:
-        raise DeployError(f"the context can't be written: {error}\n  to go on, run this again") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _partial(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.partial")
-
-
-def _model_in(folder: Path) -> str:
-    """URI of the model that the folder is the context of; empty where it is none of ours."""
-    file = folder / "Dockerfile"
-    found = re.search(rf'^LABEL {re.escape(LABEL)}="(.+)"$', file.read_text(), re.M) if file.is_file() else None
-    return found[1] if found else ""
-
-
-def _require_ours(folder: Path) -> None:
-    if folder.exists() and not _model_in(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"folder={folder} holds something else than a context of this step; choose another one")
-
-
-# --- the engine
 
 
 def _why_no_engine() -> str:
