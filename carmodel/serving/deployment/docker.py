@@ -68,8 +68,14 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
     if container:
         say(f"removing the container of {container.model_uri}")
         _docker(wanted, "rm", "--force", wanted.name)
-    _run(wanted, say)
-    _wait(wanted, say, deadline)
+    try:
+        _run(wanted, say)
+        _wait(wanted, say, deadline)
+    except DeployError as error:
+        if container and container.model_uri != wanted.model_uri:
+            back = f"{wanted.command('deploy')} -P model_uri={container.model_uri} -P port={container.port}"
+            raise DeployError(f"{error}\n  back to the version before, whose image is kept:  {back}") from None
+        raise
     for image in _images(wanted) - {_image(wanted)}:
         say(f"removing image {image}")
         _docker(wanted, "rmi", image)
@@ -92,7 +98,9 @@ def status(wanted: Wanted, say: Say) -> Deployed:
     if not missing and (images := _images(wanted)):
         return Deployed("built image", detail=f"{', '.join(sorted(images))}; run it with action=deploy")
     if found := model_in(wanted.folder):
-        return Deployed("built context", detail=f"{found} in {wanted.folder}{f'; {missing}' if missing else ''}")
+        return Deployed(
+            "context made, not built", detail=f"{found} in {wanted.folder}{f'; {missing}' if missing else ''}"
+        )
     raise InputError(f"there is no {wanted.name}, nor a context in {wanted.folder}; make them with action=deploy")
 
 
@@ -134,7 +142,7 @@ def _image(wanted: Wanted) -> str:
 
 def _only_context(wanted: Wanted, missing: str) -> Deployed:
     commands = "\n".join(f"  {shlex.join(command)}" for command in (build_command(wanted), run_command(wanted)))
-    return Deployed("built context", detail=f"{missing}. Where there is one:\n{commands}")
+    return Deployed("context made, not built", detail=f"{missing}. Where there is one:\n{commands}")
 
 
 def _why_no_engine() -> str:

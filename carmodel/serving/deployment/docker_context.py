@@ -11,7 +11,7 @@ from carmodel.errors import InputError
 from carmodel.serving.deployment.failure import explained
 from carmodel.serving.deployment.wanted import DeployError, Say, Wanted
 
-LABEL = "carmodel.model_uri"
+LABEL = "carmodel.model"
 """Of the image, and so of its containers."""
 
 
