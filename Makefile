@@ -10,7 +10,7 @@ PORT ?= 5001
 PAGE_PORT ?= 5002
 PAGE_HOST ?= 127.0.0.1
 
-.PHONY: help install demo serve test test-hosts bench fuzz load schema lint horovod spark azure lock clean
+.PHONY: help install demo serve test test-hosts test-engine bench fuzz load schema lint horovod spark azure lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -57,6 +57,9 @@ test: .venv/dev .venv/horovod .venv/spark .venv/page .venv/azure  ## install eve
 
 test-hosts: .venv/dev .venv/horovod  ## training by ssh on two loopback addresses; needs an sshd: apt-get install openssh-server
 	python -m pytest -m hosts
+
+test-engine: .venv/dev  ## the docker target on a Docker engine: builds images of TensorFlow, 10 minutes
+	python -m pytest -m engine -s tests/cloud
 
 lint: .venv/dev .venv/page  ## ruff, formatting, types
 	ruff check .

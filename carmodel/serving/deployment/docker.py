@@ -24,8 +24,6 @@ from carmodel.serving.server import HOST, require_free
 
 PORT = 8080
 """Of MLflow's server in the container."""
-NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
-"""What Docker takes both as an image's and as a container's name."""
 STEP = re.compile(r"Step \d+/\d+ : .+|#\d+ \[.+")
 """Docker's lines that begin a step of a build; the others are apt's and pip's."""
 
@@ -42,13 +40,9 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
     """Write the context; where an engine answers, build its image, run it and wait until it serves.
 
     Raises:
-        InputError: name or port can't be used.
+        InputError: the port is taken, or a container or folder of that name is somebody else's.
         DeployError: MLflow's or Docker's message, what is there now, and the next command.
     """
-    if not NAME.fullmatch(wanted.name):
-        raise InputError(
-            f"name={wanted.name}: Docker takes lower-case letters and digits, with single . _ - between them"
-        )
     deadline = time.monotonic() + wanted.timeout
     missing = _why_no_engine()
     if missing:
