@@ -135,8 +135,8 @@ def _image(wanted: Wanted) -> str:
 
 
 def _only_context(wanted: Wanted, missing: str) -> Deployed:
-    commands = "\n".join(f"  {shlex.join(command)}" for command in (build_command(wanted), run_command(wanted)))
-    return Deployed("context made, not built", detail=f"{missing}. Where there is one:\n{commands}")
+    commands = " && ".join(shlex.join(command) for command in (build_command(wanted), run_command(wanted)))
+    return Deployed("context made, not built", detail=f"{missing}; where one does: {commands}")
 
 
 def _why_no_engine() -> str:
