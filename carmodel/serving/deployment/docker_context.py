@@ -13,6 +13,14 @@ from carmodel.serving.deployment.wanted import DeployError, Say, Wanted
 
 LABEL = "carmodel.model"
 """Of the image, and so of its containers."""
+TAIL = """
+# The server needs no root, but must read the model, whatever the umask was that wrote it.
+RUN useradd --create-home serving && chown -R serving /var/log/nginx /var/lib/nginx && find /opt/ml ! -perm -o=r -exec chmod a+rX {{}} +
+USER serving
+# MLflow starts a worker a core, each with a network of its own and the model's limits for itself alone.
+ENV MLFLOW_MODELS_WORKERS=1
+LABEL {label}={uri}
+"""
 
 
 def require_context(wanted: Wanted, say: Say) -> None:
@@ -34,8 +42,7 @@ def require_context(wanted: Wanted, say: Say) -> None:
             backend = get_flavor_backend(wanted.model_uri, docker_build=True, env_manager=None)
             backend.generate_dockerfile(wanted.model_uri, str(partial))
         with (partial / "Dockerfile").open("a") as file:
-            # MLflow starts a worker a core, each with a network of its own and the model's limits for itself alone.
-            file.write(f"\nENV MLFLOW_MODELS_WORKERS=1\nLABEL {LABEL}={json.dumps(wanted.model_uri)}\n")
+            file.write(TAIL.format(label=LABEL, uri=json.dumps(wanted.model_uri)))
         shutil.rmtree(wanted.folder, ignore_errors=True)
         partial.rename(wanted.folder)
     except OSError as error:
