@@ -93,6 +93,7 @@ def test_without_an_engine_the_context_is_left_and_the_commands_are_told(wanted:
     assert "no Docker engine answers here" in made.detail
     assert f"docker build --tag {image(wanted)} {wanted.folder}" in made.detail
     assert f"docker run --detach --name cars --publish 127.0.0.1:{wanted.port}:8080 {image(wanted)}" in made.detail
+    assert "\nUSER serving\n" in (wanted.folder / "Dockerfile").read_text()
     before = (wanted.folder / "Dockerfile").stat().st_mtime_ns
     docker.deploy(wanted, lambda line: None)
     assert (wanted.folder / "Dockerfile").stat().st_mtime_ns == before, "a context of this version is not made again"

@@ -43,6 +43,7 @@ def test_a_container_answers_photos_stays_is_replaced_and_is_gone(wanted: Wanted
     deployed = docker.deploy(wanted, print)
     assert (deployed.state, deployed.detail) == ("running", "models:/tiny/1")
     print(smoke(deployed, drawn_car()))
+    assert asked("exec", wanted.name, "id", "--user", "--name").strip() == "serving", "needs no root"
     if folder := os.environ.get("CARMODEL_PHOTOS"):
         print(smoke(deployed, next(Path(folder).rglob("*.jpg")).read_bytes()))
 

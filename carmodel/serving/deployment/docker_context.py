@@ -15,7 +15,8 @@ LABEL = "carmodel.model"
 """Of the image, and so of its containers."""
 TAIL = """
 # The server needs no root, but must read the model, whatever the umask was that wrote it.
-RUN useradd --create-home serving && chown -R serving /var/log/nginx /var/lib/nginx && find /opt/ml ! -perm -o=r -exec chmod a+rX {{}} +
+RUN useradd --create-home serving && chown -R serving /var/log/nginx /var/lib/nginx
+RUN find /opt/ml ! -perm -o=r -exec chmod a+rX {{}} +
 USER serving
 # MLflow starts a worker a core, each with a network of its own and the model's limits for itself alone.
 ENV MLFLOW_MODELS_WORKERS=1
