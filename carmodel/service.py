@@ -6,6 +6,7 @@ import mlflow
 from azure.core.exceptions import AzureError, ClientAuthenticationError
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, ErrorCode
+from requests import RequestException
 
 ADVICE = {
     401: "the credentials are wrong or have expired: sign in again, or renew the secret or token",
@@ -13,7 +14,7 @@ ADVICE = {
     404: "there is no such thing: check MLFLOW_TRACKING_URI, the registry and the addresses given",
     429: "too many requests, also after waiting: try again later",
 }
-AGAIN = "then give the same command again: finished steps are reused"
+AGAIN = "when that is put right, give the same command again: finished steps are reused"
 # A signed address, or one with a token, is a credential.
 SECRETS = re.compile(r"\?[^\s'\"<>)]*(?:sig|token|X-Amz-[A-Za-z]+)=[^\s'\"<>)]*|(?<=Bearer )\S+", re.IGNORECASE)
 
@@ -40,23 +41,25 @@ def explain(error: BaseException) -> str | None:
 
 def _status_and_message(error: BaseException) -> tuple[int | None, str]:
     """HTTP status, 0 where there was no answer and None where no service was asked, and the service's own words."""
+    if isinstance(error, RestException):
+        own = error.json.get("Error") or {}  # Azure ML's
+        return error.get_http_status_code(), own.get("Message") or error.json.get("message") or str(error)
     if isinstance(error, MlflowException):
-        return _of_mlflow(error)
+        return _status_in(str(error), error.get_http_status_code()), str(error)
     if isinstance(error, AzureError):
         status = getattr(error, "status_code", None) or (401 if isinstance(error, ClientAuthenticationError) else 0)
         return status, error.message.splitlines()[0]
+    if isinstance(error, (RequestException, TimeoutError)):
+        return 0, str(error)
     if type(error) is Exception:  # as azureml-mlflow's artifact client raises them
         return 409 if "already exists" in str(error) else 400, str(error)
     return None, ""
 
 
-def _of_mlflow(error: MlflowException) -> tuple[int | None, str]:
-    if isinstance(error, RestException):
-        own = error.json.get("Error") or {}  # Azure ML's
-        return error.get_http_status_code(), own.get("Message") or error.json.get("message") or error.message
-    if not error.message.startswith("API request to"):
-        return None, ""
-    if " failed with error code " in error.message:
-        return error.get_http_status_code(), error.message
-    exhausted = re.search(r"too many (\d+) error responses", error.message)
-    return int(exhausted[1]) if exhausted else 0, error.message
+def _status_in(said: str, code: int) -> int | None:
+    """The status of an error that MLflow's client has made of an answer, or of none: it is in the text alone."""
+    if " failed with error code " in said:
+        return code
+    if found := re.search(r"too many (\d+) error responses|\b(\d{3}) (?:Client|Server) Error", said):
+        return int(found[1] or found[2])
+    return 0 if said.startswith("API request to") or "failures occurred while" in said else None

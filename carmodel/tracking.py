@@ -28,6 +28,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from carmodel.data.transform import file_of
 from carmodel.errors import InputError
 from carmodel.parameters import LINK_OF, STEPS, Settings
+from carmodel.service import has_no_such_call
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -171,6 +172,8 @@ def explain(uri: str, error: Exception) -> str:
     """MLflow's error in words, where its own say little."""
     if isinstance(error, ImportError):
         return f"{error}; MLflow needs that package for such addresses: pip install it"
+    if "@" in uri and isinstance(error, MlflowException) and has_no_such_call(error):
+        return "this registry has no aliases; name the version, models:/NAME/VERSION"
     if uri.startswith("http"):
         return "not an artifact of an MLflow server; download it and give the folder"
     return str(error)

@@ -137,7 +137,9 @@ def _tag(alias: str) -> str:
 
 
 def _tagged(client: MlflowClient, name: str, alias: str) -> list[ModelVersion]:
-    return [version for version in client.search_model_versions(f"name='{name}'") if _tag(alias) in version.tags]
+    # Unity Catalog has aliases, and gives no tags with what is searched for.
+    found = client.search_model_versions(f"name='{name}'")
+    return [version for version in found if isinstance(version.tags, dict) and _tag(alias) in version.tags]
 
 
 def _stays(champion: ModelVersion | None) -> str:

@@ -1,12 +1,17 @@
-"""A stand-in of Microsoft Entra ID for a service principal with a secret.
+"""A stand-in of Microsoft Entra ID for a service principal with a secret, and of a compute's managed identity.
 
-The flow: https://learn.microsoft.com/en-us/entra/identity-platform/v2-oauth2-client-creds-grant-flow
+The service principal's flow: https://learn.microsoft.com/en-us/entra/identity-platform/v2-oauth2-client-creds-grant-flow
 """
 
+import json
 import secrets
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
 
 import jwt
 from fastapi import FastAPI, Request
@@ -94,3 +99,37 @@ def login_service(identity: Identity) -> FastAPI:
         return JSONResponse(given)
 
     return app
+
+
+@contextmanager
+def managed_identity(identity: Identity) -> Iterator[dict[str, str]]:
+    """Give tokens as an Azure ML compute does: the variables for `azure.identity.ManagedIdentityCredential`.
+
+    The protocol (``MSI_ENDPOINT``, ``MSI_SECRET``) is that of `azure/identity/_credentials/azure_ml.py` in the client.
+    """
+    given: list[str] = []
+
+    class Tokens(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = parse_qs(urlsplit(self.path).query)
+            right = self.headers.get("secret") == identity.secret and asked["api-version"] == ["2017-09-01"]
+            said = {"error": "unauthorized"}
+            if right:
+                given.append(token := identity.issue(asked["resource"][0].rstrip("/")))
+                until = str(int(time.time()) + identity.lifetime)
+                said = {"access_token": token, "expires_on": until, "resource": asked["resource"][0]}
+            body = json.dumps(said | {"token_type": "Bearer"}).encode()
+            self.send_response(200 if right else 401)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Tokens) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield {"MSI_ENDPOINT": f"http://127.0.0.1:{server.server_port}/MSI/token", "MSI_SECRET": identity.secret}
+        server.shutdown()
+    assert given, "nobody asked the compute for a token"

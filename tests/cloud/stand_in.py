@@ -126,6 +126,7 @@ CLOUD_HOSTS = (
     "*.workspace.westeurope.api.azureml.ms",
     "*.westeurope.inference.ml.azure.com",
     "*.azuredatabricks.net",
+    "*.7.azuredatabricks.net",
     "*.blob.core.windows.net",
     "*.dfs.core.windows.net",
     "*.file.core.windows.net",
