@@ -6,6 +6,8 @@ and https://learn.microsoft.com/azure/machine-learning/v1/how-to-troubleshoot-de
 are those of the client's own generated code (``azureml/mlflow/_restclient/mms``); no other description is published.
 """
 
+import json
+import re
 import secrets
 import uuid
 from dataclasses import dataclass, field
@@ -76,10 +78,21 @@ class Services:
         if service["state"] == "Transitioning":
             service["left"] -= 1
             if service["left"] < 0:
-                service["state"], service["error"] = self.end
+                service["state"], service["error"] = crashed(service) or self.end
                 if service["state"] == "Healthy":
                     service["scoringUri"] = f"{self.address}/api/v1/service/{name}/score"
         return {key: value for key, value in service.items() if key not in ("left", "keys")}
+
+
+def crashed(service: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """How the container ends that can't start: server 0.6, which azureml-mlflow asks for, on Python 3.11, which Keras needs."""
+    conda = service["environmentImageRequest"]["environment"]["python"]["condaDependencies"]["dependencies"]
+    pip = next(one["pip"] for one in conda if isinstance(one, dict))
+    if not any(one.startswith("azureml-inference-server-http~=0.6") for one in pip):
+        return None
+    said = "ImportError: cannot import name 'formatargspec' from 'inspect'"
+    details = [{"code": "CrashLoopBackOff", "message": f"Your container application crashed. {said}"}]
+    return "Failed", {"code": "DeploymentFailed", "statusCode": 400, "message": "Failed.", "details": details}
 
 
 def failure(status: int, code: str, message: str, detail: tuple[str, str] | None = None) -> JSONResponse:
@@ -219,10 +232,12 @@ def scoring_service(services: Services, server: str) -> FastAPI:
         wanted = {f"Bearer {key}" for key in services.keys[name].values()}
         if service["authEnabled"] and request.headers.get("authorization") not in wanted:
             return JSONResponse({"error": "Unauthorized"}, 401)
-        body = await request.json()
-        if not isinstance(body, dict) or set(body) != {"input_data"}:
-            return JSONResponse("run() takes 'input_data' and nothing else", 400)
-        frame = pd.read_json(StringIO(pd.io.json.ujson_dumps(body["input_data"])), orient="split", dtype=False)
+        rows = (await request.json()).get("input_data", {})
+        if not {"columns", "index", "data"} <= set(rows):
+            # As azureml-inference-server-http 1.5.1 answers, with the script and the classifier.
+            said = "An unexpected error occurred in scoring script. Check the logs for more info."
+            return JSONResponse({"message": said}, 500)
+        frame = pd.read_json(StringIO(json.dumps(rows)), orient="split", dtype=False)
         answer = await run_in_threadpool(
             requests.post,
             f"{server}/invocations",

@@ -118,6 +118,8 @@ def test_it_is_created_answers_is_left_alone_updated_and_deleted(cloud, target, 
     assert body["computeType"] == target.upper()
     assert body["authEnabled"] is True
     assert body["environmentImageRequest"]["modelIds"] == ["carmodel-webservice:1"]
+    conda = body["environmentImageRequest"]["environment"]["python"]["condaDependencies"]["dependencies"]
+    assert [one for one in conda[-1]["pip"] if "inference-server" in one] == [webservice.SERVER]
     settings = yaml.safe_load((BACKENDS / f"{target}.yml").read_text())
     assert body["containerResourceRequirements"] == settings["containerResourceRequirements"]
     assert body.get("computeName") == settings.get("computeTargetName")
@@ -129,6 +131,9 @@ def test_it_is_created_answers_is_left_alone_updated_and_deleted(cloud, target, 
     assert any(name in said for name in NAMES)
     with pytest.raises(DeployError, match="answers 401"):
         smoke(made._replace(headers={}), photo)
+
+    with pytest.raises(DeployError, match="answers 500"):
+        smoke(made._replace(envelope="dataframe_split"), photo)
 
     again = webservice.deploy(wanted(target), lines.append)
     assert (again.address, again.headers) == (made.address, made.headers)

@@ -35,7 +35,7 @@ def unsigned(model_uri: str, say: Say) -> str:
         return f"models:/{name}{SUFFIX}/{made}"
     if not source.run_id:
         raise InputError(f"{model_uri} was not made by a run: register it with package_pyfunc")
-    say(f"copying {model_uri} without its signature")
+    say(f"copying {model_uri} for the web service, as {name}{SUFFIX}")
     with TemporaryDirectory(prefix="carmodel-") as scratch:
         folder = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=scratch))
         model = Model.load(str(folder / MLMODEL_FILE_NAME))

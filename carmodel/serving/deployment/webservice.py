@@ -17,6 +17,7 @@ import mlflow
 import yaml
 from azure.core.exceptions import ResourceNotFoundError
 from azureml.mlflow.deploy import AzureMLDeploymentClient
+from azureml.mlflow.deploy._mms import utils as scoring
 from azureml.mlflow.deploy._mms.webservice.aci.aci import AciServiceDeploymentConfiguration
 from azureml.mlflow.deploy._mms.webservice.aks.aks import AksServiceDeploymentConfiguration
 from mlflow.deployments import get_deploy_client
@@ -30,6 +31,9 @@ from carmodel.serving.deployment.wanted import Deployed, DeployError, Say, Wante
 PARSERS = {"aci": AciServiceDeploymentConfiguration, "aks": AksServiceDeploymentConfiguration}
 PAUSE = 10.0
 """Seconds between two looks at a service that is being made."""
+SERVER = "azureml-inference-server-http==1.5.1"
+"""What serves the model in the container. azureml-mlflow 1.62 asks for 0.6, which needs wrapt 1.12, which Python 3.11 can't
+import (``inspect.formatargspec`` is gone, https://docs.python.org/3/whatsnew/3.11.html#removed), and Keras needs 3.11."""
 FIXED = ("containerResourceRequirements", "computeTargetName")
 """Settings that no update changes: ACI has none for them, and azureml-mlflow 1.62 ends in an AttributeError on AKS."""
 SHOWN = {"computeTargetName": "computeName", "tokenAuthEnabled": "aadAuthEnabled"}
@@ -61,12 +65,12 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
         copy = unsigned(wanted.model_uri, say)
         if service is None:
             say(f"creating {wanted.name} on {wanted.target}; this takes many minutes while Azure builds an image")
-            with _file(settings) as file:
+            with _file(settings) as file, _server():
                 client.create_deployment(wanted.name, copy, config={"deploy-config-file": str(file)})
         elif differing := _differing(service, settings, copy):
             _require_changeable(wanted, differing)
             say(f"updating {wanted.name}: {', '.join(differing)}")
-            with _file({key: value for key, value in settings.items() if key not in FIXED}) as file:
+            with _file({key: value for key, value in settings.items() if key not in FIXED}) as file, _server():
                 client.update_deployment(wanted.name, copy, config={"deploy-config-file": str(file)})
         else:
             say(f"{wanted.name} serves {wanted.model_uri} already")
@@ -129,6 +133,18 @@ def _file(settings: dict[str, Any]) -> Iterator[Path]:
         file = Path(scratch, "settings.yml")
         file.write_text(yaml.safe_dump(settings))
         yield file
+
+
+@contextmanager
+def _server() -> Iterator[None]:
+    """Let the client put `SERVER` into the environment; it has no setting for it."""
+    packages = scoring.INFERENCE_REQUIRED_PACKAGE_LIST
+    before = packages[:]
+    packages[:] = [SERVER]
+    try:
+        yield
+    finally:
+        packages[:] = before
 
 
 def _client(wanted: Wanted) -> AzureMLDeploymentClient:
