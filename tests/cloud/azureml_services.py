@@ -7,7 +7,6 @@ are those of the client's own generated code (``azureml/mlflow/_restclient/mms``
 """
 
 import json
-import re
 import secrets
 import uuid
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ class Services:
     Attributes:
         workspace: that they are in.
         address: ``https://HOST:PORT`` of `scoring_service`.
-        computes: names of the attached AKS clusters.
+        computes: the attached AKS clusters by name, with their ``sslConfiguration``.
         kept: the services by name, as the service shows them.
         keys: by the service's name.
         pace: how many times a service that is created or updated shows ``Transitioning``.
@@ -48,7 +47,7 @@ class Services:
 
     workspace: Workspace
     address: str = ""
-    computes: set[str] = field(default_factory=lambda: {"cars-aks"})
+    computes: dict[str, dict[str, Any]] = field(default_factory=lambda: {"cars-aks": {}})
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
     keys: dict[str, dict[str, str]] = field(default_factory=dict)
     operations: dict[str, str] = field(default_factory=dict)
@@ -196,8 +195,39 @@ def region_service(services: Services) -> FastAPI:
 
 
 def endpoints_service(services: Services, app: FastAPI) -> FastAPI:
-    """Add to Azure Resource Manager's stand-in what the client asks it first: for an online endpoint of that name."""
+    """Add to Azure Resource Manager's stand-in what is asked there: online endpoints of that name, and the AKS clusters."""
     workspace = services.workspace
+    changing: list[str] = []
+
+    @app.get(f"{workspace.scope}/computes/{{name}}")
+    def compute(name: str, request: Request) -> Response:
+        if workspace.refuse(request):
+            return unauthorized()
+        if name not in services.computes:
+            said = {"code": "UserError", "message": f"The specified resource {name} was not found."}
+            return JSONResponse({"error": said}, 404)
+        state = "Updating" if changing and changing.pop() else "Succeeded"
+        shown = {key: value for key, value in services.computes[name].items() if key not in ("cert", "key")}
+        cluster = {"agentCount": 3, "sslConfiguration": shown or None}
+        properties = {"computeType": "AKS", "provisioningState": state, "properties": cluster}
+        return JSONResponse({"name": name, "location": "eastus", "properties": properties})
+
+    @app.put(f"{workspace.scope}/computes/{{name}}")
+    async def change(name: str, request: Request) -> Response:
+        if workspace.refuse(request):
+            return unauthorized()
+        body = await request.json()
+        asked = body["properties"]["properties"]["sslConfiguration"]
+        needs = {"Auto": {"leafDomainLabel"}, "Enabled": {"cname", "cert", "key"}}[asked["status"]]
+        if (
+            body["properties"]["computeType"] != "AKS"
+            or not needs <= set(asked)
+            or "api-version" not in request.query_params
+        ):
+            return JSONResponse({"error": {"code": "UserError", "message": "Invalid sslConfiguration."}}, 400)
+        services.computes[name] = asked
+        changing.append(name)
+        return JSONResponse(body | {"name": name}, 201, {"Azure-AsyncOperation": "https://management.azure.com/none"})
 
     @app.get(f"{workspace.scope}/onlineEndpoints/{{name:path}}")
     def online(name: str, request: Request) -> Response:

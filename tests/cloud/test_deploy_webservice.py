@@ -16,7 +16,7 @@ from azureml.mlflow.deploy._mms.webservice.aci.aci import AciServiceDeploymentCo
 from azureml.mlflow.deploy._mms.webservice.aks.aks import AksServiceDeploymentConfiguration
 
 from carmodel.errors import InputError
-from carmodel.serving.deployment import webservice
+from carmodel.serving.deployment import aks_tls, webservice
 from carmodel.serving.deployment.smoke import smoke
 from carmodel.serving.deployment.wanted import DeployError, Wanted
 from tests.cloud.azureml_services import Services, endpoints_service, region_service, scoring_service
@@ -99,7 +99,9 @@ def cloud(workspace: Cloud, monkeypatch) -> Cloud:
     workspace.management.sent.clear()
     workspace.services.ends_as("Healthy")
     workspace.services.pace = 2
+    workspace.services.computes["cars-aks"] = {}
     monkeypatch.setattr(webservice, "PAUSE", 0.05)
+    monkeypatch.setattr(aks_tls, "PAUSE", 0.05)
     return workspace
 
 
@@ -310,6 +312,38 @@ def test_a_name_of_something_else_is_left_alone(cloud):
         with pytest.raises(InputError, match="an online endpoint of this workspace: choose another name"):
             act(wanted("aci"), print)
     assert cloud.sent("DELETE") == []
+
+
+def test_the_cluster_uses_tls_as_the_settings_ask_before_a_service_is_made(cloud, tmp_path, authority):
+    file = settings(tmp_path, "aks", tls={"leafDomainLabel": "cars"})
+    webservice.deploy(wanted("aks", settings_file=file), print)
+    wanted_by_us = {"status": "Auto", "leafDomainLabel": "cars", "overwriteExistingDomain": False}
+    (sent,) = cloud.management.seen("PUT", "/computes/cars-aks$")
+    assert json.loads(sent.body)["properties"]["properties"]["sslConfiguration"] == wanted_by_us
+    assert cloud.services.computes["cars-aks"] == wanted_by_us
+    webservice.deploy(wanted("aks", settings_file=file), print)
+    assert len(cloud.management.seen("PUT", "/computes/")) == 1
+
+    own = {"cname": "cars.example.com", "cert": str(authority.certificate), "key": str(authority.key)}
+    lines: list[str] = []
+    webservice.deploy(wanted("aks", settings_file=settings(tmp_path, "aks", tls=own)), lines.append)
+    assert cloud.services.computes["cars-aks"]["key"] == authority.key.read_text()
+    assert "turning TLS on for cluster cars-aks" in lines
+    assert authority.key.read_text().splitlines()[1] not in "".join(lines)
+
+
+@pytest.mark.parametrize("tls", [{"cname": "cars.example.com"}, {"cname": "a", "cert": "none.pem", "key": "none.pem"}])
+def test_a_tls_section_that_cannot_be_is_refused_before_any_request(cloud, tmp_path, tls):
+    with pytest.raises(InputError, match=r"tls( is leafDomainLabel, or cname|: none\.pem: No such file)"):
+        webservice.deploy(wanted("aks", settings_file=settings(tmp_path, "aks", tls=tls)), print)
+    assert cloud.management.sent == []
+
+
+def test_a_cluster_that_is_not_there_is_said_before_anything_is_made(cloud, tmp_path):
+    file = settings(tmp_path, "aks", tls={"leafDomainLabel": "cars"}, computeTargetName="nowhere")
+    with pytest.raises(DeployError, match="404: The specified resource nowhere was not found"):
+        webservice.deploy(wanted("aks", settings_file=file), print)
+    assert cloud.services.kept == {}
 
 
 def test_it_needs_a_workspace():

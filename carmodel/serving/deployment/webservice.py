@@ -24,6 +24,7 @@ from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from carmodel.errors import InputError
+from carmodel.serving.deployment import aks_tls
 from carmodel.serving.deployment.failure import explained
 from carmodel.serving.deployment.unsigned import unsigned
 from carmodel.serving.deployment.wanted import Deployed, DeployError, Say, Wanted
@@ -51,6 +52,8 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
         DeployError: a request failed, or the service is Failed, or not Healthy within `wanted.timeout`.
     """
     settings = _settings(wanted)
+    tls = settings.pop("tls", None)
+    asked = aks_tls.configuration(tls, wanted) if tls else None
     client = _client(wanted)
     deadline = time.monotonic() + wanted.timeout
     with explained(wanted, f"deploying web service {wanted.name}"):
@@ -62,6 +65,8 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
             say(f"{wanted.name} has Failed and never answered: deleting it")
             delete(wanted, say)
             service = None
+        if asked:
+            aks_tls.ensure(client, settings["computeTargetName"], asked, wanted=wanted, say=say, deadline=deadline)
         copy = unsigned(wanted.model_uri, say)
         if service is None:
             say(f"creating {wanted.name} on {wanted.target}; this takes many minutes while Azure builds an image")
@@ -75,6 +80,8 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
         else:
             say(f"{wanted.name} serves {wanted.model_uri} already")
         service = _wait(client, wanted, say, deadline)
+        if service["scoringUri"].startswith("http:"):
+            say(f"photos and the key travel unencrypted to {wanted.name}: see TLS in {wanted.settings_file}")
         return _deployed(client, service)
 
 
@@ -118,6 +125,8 @@ def _settings(wanted: Wanted) -> dict[str, Any]:
         settings = yaml.safe_load(wanted.settings_file.read_text())
         if settings.get("computeType") != wanted.target:
             raise ValueError(f"computeType is not {wanted.target}")
+        if "tls" in settings and wanted.target != "aks":
+            raise ValueError("tls is for target=aks; aci has sslEnabled")
         # Keys unless the file says otherwise; and not the client's own waiting, which knows no end.
         settings = {"authEnabled": not settings.get("tokenAuthEnabled")} | settings | {"async": True}
         PARSERS[wanted.target]._create_deploy_config_from_dict(settings)
