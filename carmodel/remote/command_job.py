@@ -29,7 +29,7 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
     try:
         from azure.ai.ml import MLClient, load_job
         from azure.ai.ml.entities import Command
-        from azure.ai.ml.exceptions import JobException, ValidationException
+        from azure.ai.ml.exceptions import ValidationException
         from azure.identity import DefaultAzureCredential
     except ImportError:
         raise InputError("placement: azureml-job needs azure-ai-ml: make azure") from None
@@ -59,8 +59,8 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
         if word != "Failed":
             return State(word, word in ENDED, word == "Completed")
         try:
-            client.jobs.stream(submitted.name)  # the reason is in the run's history, which it reads
-        except JobException as error:
+            client.jobs.stream(submitted.name)  # raises the reason, which is in the run's history
+        except Exception as error:
             return State(word, ended=True, message=str(error))
         return State(word, ended=True)
 

@@ -55,7 +55,7 @@ def wait(step: str, remote: Remote) -> None:
         _cancel(step, remote)
         raise
     if not state.good:
-        said = SECRETS.sub("…", state.message) or "the service gives no reason"
+        said = SECRETS.sub("…", " ".join(state.message.split())) or "the service gives no reason"
         raise ExecutionException(f"{step} ended as {state.word} on {remote.job}: {said}\n  look at {remote.page}")
 
 

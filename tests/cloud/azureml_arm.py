@@ -10,7 +10,6 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
-from azure.ai.ml._restclient.arm_ml_service import models
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
@@ -56,6 +55,8 @@ class Resources:
 
 def add_resources(app: FastAPI, resources: Resources) -> None:
     """Code, environments and jobs of a workspace."""
+    from azure.ai.ml._restclient.arm_ml_service import models  # takes seconds
+
     jobs = resources.jobs
     scope = jobs.workspace.scope
 
@@ -72,11 +73,10 @@ def add_resources(app: FastAPI, resources: Resources) -> None:
 
     @app.get(f"{scope}/codes/{{name}}/versions")
     def versions(name: str, hash: str = "") -> dict[str, Any]:
-        found = [
-            body
-            for body in resources.kept.values()
-            if body["properties"].get("properties", {}).get("hash_sha256") == hash
-        ]
+        found = []
+        for path, body in resources.kept.items():
+            if body["properties"].get("properties", {}).get("hash_sha256") == hash:
+                found.append(body | {"id": path, "name": path.rpartition("/")[2]})
         return {"value": found}
 
     @app.post(f"{scope}/codes/{{name}}/versions/{{version}}/startPendingUpload")

@@ -5,6 +5,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from fastapi import FastAPI
+
 from tests.cloud.azureml_arm import Resources, add_resources
 from tests.cloud.azureml_jobs import add_jobs, add_management
 from tests.cloud.azureml_runs import Jobs, add_history
@@ -50,9 +52,10 @@ def azure(folder: Path, authority: Authority) -> Iterator[Azure]:
         workspace = Workspace(stack.enter_context(mlflow_server(folder / "tracking")), identity, Blobs())
         jobs = Jobs(workspace, folder / "tracking" / "mlflow.db", folder / "jobs", {})
         resources = Resources(jobs, Containers(workspace.blobs))
-        region, management = workspace_service(workspace), management_service()
+        region, management = FastAPI(), management_service()
         add_history(region, jobs)
         add_jobs(region, jobs)
+        region.mount("/", workspace_service(workspace))
         add_management(management, jobs)
         add_resources(management, resources)
         apps = {

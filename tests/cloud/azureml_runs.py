@@ -156,6 +156,7 @@ def add_history(app: FastAPI, jobs: Jobs) -> None:
             return JSONResponse(run_dto(run_id))
 
     @app.get(paths[0] + "/details")
+    @app.get(paths[1] + "/details")
     def details(run_id: str) -> dict[str, Any]:
         jobs.running[run_id].wait(5)
         own = {

@@ -31,7 +31,7 @@ class Workspace:
     """State of the workspace.
 
     Attributes:
-        folder: where its files are: ``dbfs/`` and the driver's ``databricks/``.
+        folder: where its files are: ``dbfs/`` and a folder for each job's driver.
         environment: what the cluster's drivers have in their environment.
         jobs: run id to the running job.
         requests: run id to the body that submitted it.
@@ -46,11 +46,9 @@ class Workspace:
     patience: float = 20.0
     """Seconds for which a question after a running job waits: MLflow asks every half minute only."""
 
-    def on_driver(self, text: str) -> str:
-        """A text whose paths on the driver are those within `folder`."""
-        return text.replace("/databricks/mlflow", f"{self.folder}/databricks/mlflow").replace(
-            "/dbfs/", f"{self.folder}/dbfs/"
-        )
+    def on_driver(self, text: str, driver: Path) -> str:
+        """A text whose paths are those of a driver: its own disk, and DBFS, which all share."""
+        return text.replace("/databricks/mlflow", f"{driver}/mlflow").replace("/dbfs/", f"{self.folder}/dbfs/")
 
     def project(self) -> set[str]:
         """Names of the files in the newest uploaded project."""
@@ -158,17 +156,23 @@ def run(workspace: Workspace, run_id: int, body: dict[str, Any]) -> Job:
     environment = dict(workspace.environment) | {"DB_HOME": "/databricks"}
     if "shell_command_task" in body:
         task = body["shell_command_task"]
-        command = [workspace.on_driver(word) for word in task["command"]]
+        command = [workspace.on_driver(word, driver) for word in task["command"]]
         environment |= {name: str(value) for name, value in task["env_vars"].items()}
     elif "spark_python_task" in body:
         task = body["spark_python_task"]
         file = workspace.folder / "dbfs" / task["python_file"].removeprefix("dbfs:/")
-        (driver / "job.py").write_text(workspace.on_driver(file.read_text()))
+        (driver / "job.py").write_text(workspace.on_driver(file.read_text(), driver))
         command = ["python", "job.py", *task["parameters"]]
     else:
         raise RefusedError(400, "INVALID_PARAMETER_VALUE", f"no task in {json.dumps(body)[:200]}")
     return start(
-        ["bash", "-c", 'PATH="$0:$PATH" exec "$@"', str(workspace.folder / "bin"), *command],
+        [
+            "bash",
+            "-c",
+            'PATH="$0:$PATH" exec "$@"',
+            str(workspace.folder / "bin"),
+            *command,
+        ],
         driver,
         driver / "log",
         environment,

@@ -40,13 +40,16 @@ class Job:
 
 
 def start(command: list[str], folder: Path, log: Path, environment: dict[str, str]) -> Job:
-    """Start a command in `folder`, with this interpreter's packages and nothing of this process's own settings."""
+    """Start a command in `folder`, with this interpreter's packages and nothing of this process's own settings.
+
+    With CARMODEL_HOLD in its environment the machine does not get to it.
+    """
     kept = ("HOME", "LANG", "TMPDIR", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
     inherited = {name: os.environ[name] for name in kept if name in os.environ}
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command,
+            ["sleep", "600"] if "CARMODEL_HOLD" in environment else command,
             cwd=folder,
             env=inherited | {"PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"} | environment,
             stdout=out,

@@ -1,0 +1,191 @@
+"""The project on Databricks: MLflow's own backend submits it, and the job that it submits really runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+from databricks.sdk.service.compute import ClusterSpec
+from mlflow.exceptions import ExecutionException, MlflowException
+
+from carmodel.errors import InputError
+from carmodel.remote import databricks as remote
+from carmodel.remote.project import copy_project
+from carmodel.remote.waiting import wait
+from tests.cloud.databricks_jobs import Workspace
+from tests.cloud.stand_in import Wire
+
+CONFIG = Path("backends/databricks.json")
+TINY = {"sample_classes": "2", "sample_photos": "5", "image_size": "16"}
+KNOWN = re.compile(
+    r"/api/2\.0/(dbfs/get-status|jobs/runs/(submit|get|cancel))|/dbfs/.*|/\.well-known/databricks-config"
+)
+
+
+@pytest.fixture
+def client(
+    tracking: str, databricks: tuple[Workspace, Wire], databricks_environment: dict[str, str], monkeypatch
+) -> tuple[Workspace, Wire]:
+    """This process as a client of the workspace, with runs on the tracking server; nothing else may be asked for."""
+    for name, value in databricks_environment.items():
+        monkeypatch.setenv(name, value)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tracking)
+    yield databricks
+    mlflow.set_tracking_uri(before)
+    assert [sent.path for sent in databricks[1].sent if not KNOWN.fullmatch(sent.path)] == []
+
+
+@pytest.mark.parametrize("name", ["databricks", "databricks-gpu"])
+def test_the_clusters_are_read_by_the_client_s_own_model(name: str) -> None:
+    cluster = json.loads(Path(f"backends/{name}.json").read_text())
+    assert ClusterSpec.from_dict(cluster).as_dict() == cluster
+    (script,) = cluster["init_scripts"]
+    assert script["workspace"]["destination"].endswith("/install_horovod.sh")
+    # The only runtime whose Python is the project's: 3.11.
+    assert cluster["spark_version"].startswith("15.4.")
+    assert ("gpu" in cluster["spark_version"]) == (cluster["spark_env_vars"].get("HOROVOD_GPU_OPERATIONS") == "NCCL")
+
+
+def test_the_init_script_is_what_make_runs_and_the_image_too() -> None:
+    script = Path("backends/install_horovod.sh").read_text()
+    makefile = Path("Makefile").read_text()
+    assert "backends/install_horovod.sh $(BIN)/python ." in makefile
+    assert f"uv=={re.search(r'UV_VERSION := (.*)', makefile)[1]}" in script
+    assert "/opt/project/install_horovod.sh" in Path("backends/environment/Dockerfile").read_text()
+    subprocess.run(["bash", "-n", "backends/install_horovod.sh"], check=True)
+
+
+@pytest.mark.slow
+def test_mlflow_run_submits_the_project_and_the_job_runs_it(
+    tmp_path: Path, tracking: str, databricks: tuple[Workspace, Wire], databricks_environment: dict[str, str]
+) -> None:
+    workspace, _ = databricks
+    project = copy_project(tmp_path / "clean")
+    words = [word for name, value in TINY.items() for word in ("-P", f"{name}={value}")]
+    command = [
+        "run",
+        ".",
+        "-e",
+        "preprocess",
+        "-b",
+        "databricks",
+        "--backend-config",
+        str(CONFIG),
+        "--env-manager",
+        "local",
+    ]
+    done = subprocess.run(
+        [Path(sys.executable).with_name("mlflow"), *command, *words],
+        cwd=project,
+        env=os.environ | databricks_environment | {"MLFLOW_TRACKING_URI": tracking},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Check the run's status at https://adb-1.2.azuredatabricks.net" in done.stderr
+    ((job_id, job),) = workspace.jobs.items()
+    assert job.wait(120) == 0, job.said()
+    assert {"MLproject", "steps/preprocess.py", "requirements.lock"} <= workspace.project()
+    body = workspace.requests[job_id]
+    assert body["shell_command_task"]["env_vars"]["MLFLOW_TRACKING_URI"] == tracking
+    assert json.loads(CONFIG.read_text()).items() <= body["new_cluster"].items()
+    (run_id,) = re.findall(r'_mlflow_local_backend_run_id": "(\w+)"', body["shell_command_task"]["command"][2])
+    run = mlflow.MlflowClient(tracking).get_run(run_id)
+    assert run.info.status == "FINISHED" and "8 training" in run.data.tags["carmodel.summary"]
+    assert run.data.tags["mlflow.databricks.runURL"].startswith("https://adb-1.2")
+
+
+def test_the_project_of_spark_jobs_holds_sources_alone_and_starts_files(tmp_path: Path) -> None:
+    project = remote.make_project(tmp_path / "new", "https://mlflow.example")
+    assert not [
+        path.name for path in project.iterdir() if path.name in (".git", ".venv", "mlruns", "mlflow.db", "sample")
+    ]
+    written = yaml.safe_load((project / "MLproject").read_text())
+    assert set(written["entry_points"]) == set(yaml.safe_load(Path("MLproject").read_text())["entry_points"])
+    for name, point in written["entry_points"].items():
+        assert point["command"].startswith(f"python databricks_job.py https://mlflow.example {name} ")
+    with pytest.raises(InputError, match="give a new folder"):
+        remote.make_project(tmp_path / "new")
+    with pytest.raises(InputError, match="holds a password"):
+        remote.make_project(tmp_path / "other", "https://me:word@mlflow.example")
+
+
+def test_a_spark_job_runs_a_step_with_its_parameters_and_a_second_one_sends_no_project(
+    client: tuple[Workspace, Wire], tracking: str
+) -> None:
+    workspace, wire = client
+    for seed in ("1", "2"):
+        more = {"set": f"preprocess.margin=0.25, preprocess.seed={seed}"}  # a blank within a value
+        submitted = remote.submit("preprocess", TINY | more, CONFIG, "0")
+        wait("preprocess", submitted)
+        run = mlflow.get_run(submitted.run_id)
+        assert (run.info.status, run.data.params["margin"], run.data.params["seed"]) == ("FINISHED", "0.25", seed)
+        assert mlflow.artifacts.load_dict(f"runs:/{submitted.run_id}/data_report.json")["photos"] == 10
+    assert len(wire.seen("POST", r"projects-code/\w+\.tar\.gz$")) == 1
+    assert "steps/preprocess.py" in workspace.project()
+    body = list(workspace.requests.values())[-1]
+    assert body["spark_python_task"]["python_file"].startswith("dbfs:/mlflow-experiments/0/projects-code/")
+
+
+def test_a_failed_job_is_explained_with_the_service_s_words(client: tuple[Workspace, Wire]) -> None:
+    submitted = remote.submit("preprocess", {"data_uri": "/nowhere/cars"}, CONFIG, "0")
+    with pytest.raises(ExecutionException) as error:
+        wait("preprocess", submitted)
+    assert "preprocess ended as FAILED on Databricks run 7000: Command exited with code 2" in str(error.value)
+    assert "/nowhere/cars: no such file or folder" in str(error.value)
+    assert "look at https://adb-1.2.azuredatabricks.net" in str(error.value)
+    assert mlflow.get_run(submitted.run_id).info.status == "FAILED"
+
+
+def test_a_job_that_is_cancelled_over_there_is_not_taken_for_done(client: tuple[Workspace, Wire]) -> None:
+    workspace, _ = client
+    workspace.environment["CARMODEL_HOLD"] = "1"
+    submitted = remote.submit("preprocess", TINY, CONFIG, "0")
+    submitted.cancel()
+    with pytest.raises(ExecutionException, match="ended as CANCELED on Databricks run 7000: Run cancelled"):
+        wait("preprocess", submitted)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_what_passes_is_tried_again(client: tuple[Workspace, Wire], status: int, monkeypatch) -> None:
+    workspace, wire = client
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    workspace.environment["CARMODEL_HOLD"], workspace.patience = "1", 0
+    body = b'{"error_code": "TEMPORARILY_UNAVAILABLE", "message": "later"}'
+    wire.fail("POST", "jobs/runs/submit", status, headers={"Retry-After": "1"}, body=body)
+    wire.fail("GET", "jobs/runs/get", status, headers={"Retry-After": "1"}, body=body)
+    submitted = remote.submit("preprocess", TINY, CONFIG, "0")
+    assert submitted.state().word in ("PENDING", "RUNNING")
+    assert len(workspace.jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [(401, "UNAUTHENTICATED", "Token expired"), (403, "PERMISSION_DENIED", "no cluster create permission"),
+     (404, "ENDPOINT_NOT_FOUND", "no such endpoint")],
+)  # fmt: skip
+def test_what_does_not_pass_is_said_at_once_and_leaves_a_failed_run(
+    client: tuple[Workspace, Wire], status: int, code: str, said: str
+) -> None:
+    workspace, wire = client
+    wire.fail("POST", "jobs/runs/submit", status, body=json.dumps({"error_code": code, "message": said}).encode())
+    with pytest.raises(MlflowException, match=said):
+        remote.submit("preprocess", TINY, CONFIG, "0")
+    assert workspace.jobs == {} and len(wire.seen("POST", "jobs/runs/submit")) == 1
+    (run,) = mlflow.search_runs(["0"], output_format="list", max_results=1, order_by=["attributes.start_time DESC"])
+    assert run.info.status == "FAILED"
+
+
+def test_a_wrong_token_is_refused_before_anything_is_sent(client: tuple[Workspace, Wire], monkeypatch) -> None:
+    _, wire = client
+    monkeypatch.setenv("DATABRICKS_TOKEN", "dapi-wrong")
+    with pytest.raises((MlflowException, ExecutionException), match="Invalid access token"):
+        remote.submit("preprocess", TINY, CONFIG, "0")
+    assert not wire.seen("POST", "/dbfs/")

@@ -1,0 +1,199 @@
+"""Steps of main on other machines: what is refused before any work, and a whole main over Databricks, Azure ML and here."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from carmodel.errors import InputError
+from carmodel.remote.placement import Place, check_artifacts, check_placement, load_placement
+from carmodel.settings import resolve
+from tests.cloud.azureml_cloud import Azure
+from tests.cloud.databricks_jobs import Workspace
+from tests.cloud.stand_in import Wire
+
+ON_DATABRICKS = Place(backend="databricks", backend_config="backends/databricks.json")
+AZUREML = "azureml://eastus.api.azureml.ms/mlflow/v1.0/subscriptions/s/resourceGroups/g/providers/P/workspaces/w"
+TINY = {
+    "preprocess": {"sample_classes": 2, "sample_photos": 10, "image_size": 32},
+    "augment": {"copies": 0},
+    "train": {"depth": 14, "width": 8, "epochs": 1, "batch_size": 8},
+    "package_pyfunc": {"registered_model_name": "placed", "example_pictures": 0},
+}
+
+
+def write(folder: Path, steps: object) -> str:
+    path = folder / "placement.yaml"
+    path.write_text(yaml.safe_dump(steps))
+    return str(path)
+
+
+def main(folder: Path, environment: dict[str, str], placement: dict, **more: str) -> subprocess.Popen:
+    """Start `mlflow run . -P placement=…` with small parameters."""
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(TINY))
+    given = {"config": str(recipe), "placement": write(folder, placement)} | more
+    words = [word for name, value in given.items() for word in ("-P", f"{name}={value}")]
+    return subprocess.Popen(
+        [Path(sys.executable).with_name("mlflow"), "run", ".", "--env-manager", "local", *words],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_the_example_is_valid_and_no_placement_is_none() -> None:
+    placement = load_placement("backends/placement.yaml")
+    assert {step: place.backend for step, place in placement.items()} == {
+        "preprocess": "databricks",
+        "augment": "databricks",
+        "train": "azureml-job",
+    }
+    check_placement(placement, resolve("", "", {}), AZUREML)
+    assert load_placement("") == {}
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ({"deploy": {"backend": "databricks", "backend_config": "x.json"}}, "no step 'deploy'; the steps are"),
+        ({"train": {"backend": "slurm", "backend_config": "x.json"}}, "'databricks', 'azureml' or 'azureml-job'"),
+        ({"train": {"backend": "databricks"}}, "train: backend_config: Field required"),
+        ({"train": {"backend": "databricks", "backend_config": "x.json"}}, "backend_config='x.json' is no .json file"),
+        ({"train": {"backend": "azureml-job", "backend_config": "backends/azureml.json"}}, "is no .yaml file"),
+        ({"train": "databricks"}, "train: "),
+        (["train"], "must map steps to backends"),
+    ],
+)  # fmt: skip
+def test_a_placement_that_names_what_is_not_there_is_refused(tmp_path: Path, steps: object, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_placement(write(tmp_path, steps))
+    assert said in str(error.value)
+
+
+def test_a_file_that_is_missing_or_no_yaml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file; backends/placement.yaml is an example"):
+        load_placement("nowhere.yaml")
+    (tmp_path / "bad.yaml").write_text("a: b: c")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_placement(str(tmp_path / "bad.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "tracking", "fine"),
+    [
+        ("databricks", "databricks", True),
+        ("databricks", "databricks://profile", True),
+        ("databricks", "https://mlflow.example", True),
+        ("databricks", AZUREML, True),
+        ("databricks", "sqlite:///mlflow.db", False),
+        ("databricks", "/tmp/mlruns", False),
+        ("azureml", "https://mlflow.example", False),
+        ("azureml-job", "databricks", False),
+        ("azureml-job", AZUREML, True),
+    ],
+)
+def test_the_tracking_server_must_be_one_that_the_machines_reach(backend: str, tracking: str, fine: bool) -> None:
+    placement = {"train": Place(backend=backend, backend_config="any")}
+    if fine:
+        check_placement(placement, resolve("", "", {}), tracking)
+    else:
+        with pytest.raises(InputError, match="set MLFLOW_TRACKING_URI to"):
+            check_placement(placement, resolve("", "", {}), tracking)
+
+
+@pytest.mark.parametrize("data_uri", ["/data/cars", "cars", "file:///data/cars"])
+def test_a_local_path_is_no_input_of_a_step_elsewhere(data_uri: str) -> None:
+    settings = resolve("", "", {"preprocess": {"data_uri": data_uri}})
+    with pytest.raises(InputError, match=f"preprocess.data_uri={data_uri}: a path of this machine"):
+        check_placement({"preprocess": ON_DATABRICKS}, settings, "databricks")
+    check_placement({"augment": ON_DATABRICKS}, settings, "databricks")
+
+
+@pytest.mark.parametrize("data_uri", ["", "dbfs:/mnt/cars", "abfss://photos@account.dfs.core.windows.net/cars"])
+def test_an_address_that_is_the_same_everywhere_is_an_input(data_uri: str) -> None:
+    settings = resolve("", "", {"preprocess": {"data_uri": data_uri}})
+    check_placement({"preprocess": ON_DATABRICKS}, settings, "databricks")
+
+
+def test_artifacts_in_a_folder_of_this_machine_can_not_be_shared() -> None:
+    with pytest.raises(InputError, match="in a folder of this machine, /tmp/mlruns"):
+        check_artifacts({"train": ON_DATABRICKS}, "/tmp/mlruns")
+    check_artifacts({}, "/tmp/mlruns")
+    check_artifacts({"train": ON_DATABRICKS}, "mlflow-artifacts:/0")
+
+
+def test_main_says_so_before_any_work(tmp_path: Path) -> None:
+    started = main(tmp_path, {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}, {"train": dict(ON_DATABRICKS)})
+    said, _ = started.communicate(timeout=120)
+    assert "main: error: placement: train on databricks can't log to sqlite" in said
+    assert "Running command 'python -m steps.preprocess" not in said
+
+
+@pytest.mark.slow
+def test_main_over_databricks_azure_ml_and_here_fails_in_words_and_a_rerun_finishes(
+    tmp_path: Path, cloud: Azure, databricks: tuple[Workspace, Wire], databricks_environment: dict[str, str]
+) -> None:
+    """Preprocess on Databricks, train as a job of Azure ML, the rest here; all runs in Azure ML's tracking."""
+    workspace, _ = databricks
+    environment = databricks_environment | cloud.environment
+    workspace.environment.update(cloud.jobs.environment | cloud.workspace.identity.environment)
+    placement = {
+        "preprocess": dict(ON_DATABRICKS),
+        "train": {"backend": "azureml-job", "backend_config": "backends/azureml-job.yaml"},
+    }
+    known = set(cloud.jobs.running)
+    # A job whose machine fails: no such precision of the command, only of the machine.
+    cloud.jobs.environment["KERAS_BACKEND"] = "no_such_backend"
+    failed, _ = main(tmp_path, environment, placement).communicate(timeout=300)
+    assert "main: preprocess ran, run " in failed, failed
+    assert "main: train is Azure ML job " in failed and "https://ml.azure.com/runs/" in failed
+    assert "main: stopped: train ended as Failed" in failed and "no_such_backend" in failed
+    assert "give the same command again" in failed
+
+    del cloud.jobs.environment["KERAS_BACKEND"]
+    again, _ = main(tmp_path, environment, placement).communicate(timeout=300)
+    assert "main: preprocess reused" in again, again
+    for step in ("train", "evaluate", "package_pyfunc"):
+        assert f"main: {step} ran" in again, again
+    assert len(set(cloud.jobs.running) - known) == 2
+    assert cloud.workspace.identity.secret not in failed + again
+    assert databricks_environment["DATABRICKS_TOKEN"] not in failed + again
+
+
+@pytest.mark.slow
+def test_an_interrupted_main_cancels_the_job(
+    tmp_path: Path, tracking: str, databricks: tuple[Workspace, Wire], databricks_environment: dict[str, str]
+) -> None:
+    workspace, wire = databricks
+    environment = databricks_environment | {"MLFLOW_TRACKING_URI": tracking}
+    workspace.environment["CARMODEL_HOLD"] = "1"  # the driver waits before it runs the command
+    started = main(tmp_path, environment, {"preprocess": dict(ON_DATABRICKS)}, fresh="true")
+    try:
+        lines = []
+        for line in started.stdout:
+            lines.append(line)
+            if "main: preprocess: " in line:
+                break
+        started.send_signal(signal.SIGINT)
+        rest, _ = started.communicate(timeout=60)
+    finally:
+        del workspace.environment["CARMODEL_HOLD"]
+        started.kill()
+    said = "".join(lines) + rest
+    assert "main: preprocess: cancelled Databricks run" in said, said
+    (cancelled,) = wire.seen("POST", "/api/2.0/jobs/runs/cancel")
+    deadline = time.monotonic() + 10
+    while (job := list(workspace.jobs.values())[-1]).wait(0) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert job.cancelled and str(list(workspace.jobs)[-1]).encode() in cancelled.body
+    client = mlflow.MlflowClient(tracking)
+    (run,) = client.search_runs(["0"], "tags.mlflow.runName = 'preprocess'", max_results=1)
+    assert run.info.status == "FAILED"
