@@ -31,6 +31,7 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
         from azure.ai.ml.entities import Command
         from azure.ai.ml.exceptions import ValidationException
         from azure.identity import DefaultAzureCredential
+        from marshmallow import ValidationError
     except ImportError:
         raise InputError("placement: azureml-job needs azure-ai-ml: make azure") from None
     workspace = WORKSPACE.search(mlflow.get_tracking_uri())
@@ -38,8 +39,8 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
         raise InputError(f"no workspace of Azure ML in the tracking URI {mlflow.get_tracking_uri()}")
     try:
         job = load_job(config)
-    except ValidationException as error:
-        raise InputError(f"{config}: {error.message}") from None
+    except (ValidationException, ValidationError) as error:
+        raise InputError(f"{config}: {' '.join(str(error).split())}") from None
     active = mlflow.active_run()
     # load_job's type is that of every job; it knows which by the YAML's own `type`.
     if not isinstance(job, Command):

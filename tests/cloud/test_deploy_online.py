@@ -204,6 +204,19 @@ def test_a_token_that_expires_midway_is_asked_for_again(cloud: Cloud) -> None:
     assert cloud.traffic == {"blue": 100}
 
 
+@pytest.mark.parametrize("text", ["auth_mode: nobody\n", "gpus: 4\n", "- [\n"])
+def test_settings_that_the_service_would_not_take_are_refused_with_their_file(text: str, tmp_path: Path) -> None:
+    from azure.ai.ml import load_online_endpoint
+
+    from carmodel.errors import InputError
+    from carmodel.serving.deployment.online import _read
+
+    file = tmp_path / "endpoint.yml"
+    file.write_text(Path("backends/online/endpoint.yml").read_text().replace("auth_mode: key\n", "") + text)
+    with pytest.raises(InputError, match="endpoint.yml"):
+        _read(load_online_endpoint, file, {"name": "cars"})
+
+
 def test_what_is_not_there_is_named(cloud: Cloud) -> None:
     assert "there is no endpoint cars" in cloud.refuse("status")
     assert "models/cars/versions/9 was not found" in cloud.refuse("deploy", version=9)

@@ -9,6 +9,8 @@ azureml-mlflow's deployment client knows managed endpoints alone.
 import logging
 import re
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -135,8 +137,7 @@ def client() -> "MLClient":
 def _create_endpoint(ml: "MLClient", wanted: Wanted, say: Say) -> "OnlineEndpoint":
     from azure.ai.ml import load_online_endpoint
 
-    file = wanted.settings_file.with_name("endpoint.yml")
-    endpoint = load_online_endpoint(file, params_override=[{"name": wanted.name}])
+    endpoint = _read(load_online_endpoint, wanted.settings_file.with_name("endpoint.yml"), {"name": wanted.name})
     _wait(ml.online_endpoints.begin_create_or_update(endpoint), wanted, f"creating endpoint {wanted.name}", say)
     return _existing(ml, wanted)
 
@@ -146,7 +147,7 @@ def _create_deployment(ml: "MLClient", wanted: Wanted, colour: str, say: Say) ->
 
     name, version = wanted.model
     given = {"name": colour, "endpoint_name": wanted.name, "model": f"azureml:{name}:{version}"}
-    deployment = load_online_deployment(wanted.settings_file, params_override=[given])
+    deployment = _read(load_online_deployment, wanted.settings_file, given)
     deployment.tags = {**(deployment.tags or {}), MODEL: wanted.model_uri}
     doing = f"creating deployment {colour} of {wanted.model_uri}"
     try:
@@ -159,6 +160,21 @@ def _create_deployment(ml: "MLClient", wanted: Wanted, colour: str, say: Say) ->
         raise DeployError(
             f"{doing}: it has failed and gets no requests\n  to try again, run this again; {wanted.command('delete')}"
         )
+
+
+def _read(load: Callable[..., Any], file: Path, given: dict[str, str]) -> Any:
+    """An endpoint or deployment from its file, with what is filled in.
+
+    Raises:
+        InputError: no such file, not YAML, or not what the published schema says.
+    """
+    from azure.ai.ml.exceptions import MlException
+    from marshmallow import ValidationError
+
+    try:
+        return load(file, params_override=[given])
+    except (MlException, ValidationError, OSError) as error:
+        raise InputError(f"{file}: {' '.join(str(error).split())[:1000]}") from None
 
 
 def _say_its_log(ml: "MLClient", wanted: Wanted, colour: str, say: Say) -> None:
