@@ -60,6 +60,7 @@ def _status_in(said: str, code: int) -> int | None:
     """The status of an error that MLflow's client has made of an answer, or of none: it is in the text alone."""
     if " failed with error code " in said:
         return code
-    if found := re.search(r"too many (\d+) error responses|\b(\d{3}) (?:Client|Server) Error", said):
-        return int(found[1] or found[2])
+    forms = r"too many (\d+) error responses|\b(\d{3}) (?:Client|Server) Error|failed with status code (\d+)"
+    if found := re.search(forms, said):
+        return int(found[1] or found[2] or found[3])
     return 0 if said.startswith("API request to") or "failures occurred while" in said else None

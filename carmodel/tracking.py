@@ -210,7 +210,8 @@ def listing(uri: str) -> str:
         repository, pending = get_artifact_repository(uri), [""]
     files = []
     while pending:
-        for item in repository.list_artifacts(pending.pop() or None):
+        # Not None for the root: MLflow's repository of Unity Catalog's default storage fails with it.
+        for item in repository.list_artifacts(pending.pop()):
             if item.is_dir:
                 pending.append(item.path)
             elif item.path != REGISTERED_MODEL_META_FILE_NAME:  # MLflow leaves it when a model is read

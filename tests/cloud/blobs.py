@@ -34,7 +34,7 @@ class Blobs:
 
     def sign(self, name: str, permissions: str) -> str:
         """Return the address of a blob with a signature for `permissions` (``r``, ``cw`` …)."""
-        signature = f"sas+{secrets.token_urlsafe(24)}"
+        signature = f"sas+signature+{secrets.token_urlsafe(24)}"
         expiry = time.time() + self.lifetime
         self.grants[signature] = (name, permissions, expiry)
         until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(expiry))

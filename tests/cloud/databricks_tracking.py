@@ -111,6 +111,20 @@ def databricks_service(account: Account) -> FastAPI:
     def list_model(model: str, request: Request, artifact_directory_path: str = "") -> Response:
         return account.refusal(request) or _listed(account, root_of_model(model), artifact_directory_path)
 
+    def root_of_version(name: str, version: str) -> str:
+        found = ask("GET", f"{api}/model-versions/get", params={"name": name, "version": version}).json()
+        return found["model_version"]["source"].replace("dbfs:/", "root/", 1)
+
+    @app.get(f"{api}/model-versions/list-artifacts")
+    def list_version(name: str, version: str, request: Request, path: str = "") -> Response:
+        return account.refusal(request) or _listed(account, root_of_version(name, version), path)
+
+    @app.get(f"{api}/model-versions/get-signed-download-uri")
+    def for_version(name: str, version: str, path: str, request: Request) -> Response:
+        if no := account.refusal(request):
+            return no
+        return JSONResponse({"signed_uri": account.blobs.sign(f"{root_of_version(name, version)}/{path}", "r")})
+
     @app.get("/.well-known/databricks-config")
     def config() -> dict[str, str]:
         root = f"https://{HOST}"
@@ -197,6 +211,7 @@ def _files_routes(app: FastAPI, account: Account) -> None:
 
     @app.api_route("/api/2.0/fs/directories/{path:path}", methods=["GET", "HEAD"])
     def folder(path: str, request: Request) -> Response:
+        path = path.rstrip("/")
         if no := refusal(request, path):
             return no
         found = account.folder(blob(path))

@@ -51,22 +51,6 @@ def catalog_routes(app: FastAPI, account: "Account") -> None:
         asked = dict(request.query_params) | (await request.json() if await request.body() else {})
         return JSONResponse(**_answer(catalog, request.method, call, asked))
 
-    @app.get("/api/2.0/fs/directories/Models/{path:path}")
-    def files(path: str, request: Request) -> Response:
-        if no := account.refusal(request):
-            return no
-        if not (found := account.folder(f"catalog/Models/{path}".rstrip("/"))):
-            return JSONResponse({"error_code": "NOT_FOUND", "message": f"no folder {path}"}, 404)
-        contents = [
-            {
-                "path": f"/Models/{path}/{one['path']}",
-                "is_directory": one["is_dir"],
-                "file_size": one.get("file_size", 0),
-            }
-            for one in found
-        ]
-        return JSONResponse({"contents": contents})
-
 
 def _answer(catalog: Catalog, method: str, call: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Status and content of the answer to a call."""
