@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mlflow.exceptions import ExecutionException
+from azure.core.exceptions import ServiceRequestError, ServiceResponseError
+from mlflow.exceptions import ExecutionException, MlflowException
 
 from carmodel.service import SECRETS
 
@@ -66,9 +67,9 @@ def _follow(step: str, remote: Remote) -> State:
         try:
             state = remote.state()
         except Exception as error:
-            if time.monotonic() - asked > PATIENCE:
+            if not _may_pass(error) or time.monotonic() - asked > PATIENCE:
                 raise ExecutionException(
-                    f"{step}: no answer for {PATIENCE / 60:.0f} minutes, {remote.job} may be still running: {error}\n"
+                    f"{step}: {remote.job} can't be watched and may be still running: {SECRETS.sub('…', str(error))}\n"
                     f"  look at {remote.page}"
                 ) from error
             state = State(f"no answer ({type(error).__name__}), asking again")
@@ -81,6 +82,13 @@ def _follow(step: str, remote: Remote) -> State:
             return state
         time.sleep(pause)
         pause = min(1.5 * pause, LONGEST)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a service that answers so, after the client's own retries, may answer again while its job runs on."""
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else getattr(error, "status_code", None)
+    unreachable = isinstance(error, (OSError, ServiceRequestError, ServiceResponseError))
+    return unreachable or status == 429 or (status or 0) >= 500
 
 
 def _cancel(step: str, remote: Remote) -> None:

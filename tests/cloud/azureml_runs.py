@@ -140,6 +140,7 @@ def add_history(app: FastAPI, jobs: Jobs) -> None:
             "cancelUri": cancel,
             "rootRunId": run_id,
             "runNumber": 1,
+            "dataContainerId": f"dcid.{run_id}",
         }
 
     paths = [
@@ -164,10 +165,22 @@ def add_history(app: FastAPI, jobs: Jobs) -> None:
             "status": jobs.status(run_id),
             "target": jobs.targets[run_id],
         }
-        log = f"jobs/{run_id}/std_log.txt"
-        workspace.blobs.content[log] = jobs.running[run_id].said().encode()
-        files = {"user_logs/std_log.txt": workspace.blobs.sign(log, "r")}
+        files = {"user_logs/std_log.txt": log_of(run_id)}
         return own | {"properties": {}, "logFiles": files, "error": jobs.error(run_id), "startTimeUtc": NOW}
+
+    def log_of(run_id: str) -> str:
+        name = f"jobs/{run_id}/std_log.txt"
+        workspace.blobs.content[name] = jobs.running[run_id].said().encode()
+        return workspace.blobs.sign(name, "r")
+
+    @app.get(f"/artifact/v2.0{scope}/artifacts/prefix/contentinfo/ExperimentRun/{{container}}/user_logs")
+    def logs(container: str) -> dict[str, Any]:
+        own = {"origin": "ExperimentRun", "container": container, "path": "user_logs/std_log.txt"}
+        return {"value": [own | {"contentUri": log_of(container.removeprefix("dcid."))}]}
+
+    @app.get(paths[0] + "/metricsingest/wait")
+    def ingested() -> dict[str, Any]:
+        return {}
 
     @app.post(f"/execution/v1.0{scope}/runs/{{run_id}}/cancel")
     def cancel(run_id: str) -> dict[str, Any]:
