@@ -13,6 +13,7 @@ import mlflow
 from mlflow.cli import cli
 from mlflow.projects._project_spec import Project
 
+from carmodel.errors import InputError
 from carmodel.remote.waiting import Remote, State
 from carmodel.tracking import ROOT
 
@@ -25,18 +26,30 @@ def name_environment() -> None:
 
 
 def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: str) -> Remote:
-    """Start a step as a job of Azure ML through MLflow's backend, in a run that becomes a child of the active one."""
+    """Start a step as a job of Azure ML through MLflow's backend, in a run that becomes a child of the active one.
+
+    Raises:
+        InputError: SDK v1 refuses, such as a cluster that is not there; with its message.
+    """
+    try:
+        from azureml.exceptions import AzureMLException
+    except ImportError:
+        raise InputError("placement: azureml needs azureml-core: make azure") from None
     name_environment()
-    submitted = mlflow.projects.run(
-        str(ROOT),
-        step,
-        parameters=parameters,
-        experiment_id=experiment_id,
-        run_name=step,
-        backend="azureml",
-        backend_config=str(config),
-        synchronous=False,
-    )
+    try:
+        submitted = mlflow.projects.run(
+            str(ROOT),
+            step,
+            parameters=parameters,
+            experiment_id=experiment_id,
+            run_name=step,
+            backend="azureml",
+            backend_config=str(config),
+            synchronous=False,
+        )
+    except AzureMLException as error:
+        # Only the message: the text of the whole can't be made where it holds another exception.
+        raise InputError(f"{config}: {error.message}") from None
     if (active := mlflow.active_run()) is not None:
         mlflow.MlflowClient().set_tag(submitted.run_id, "mlflow.parentRunId", active.info.run_id)
     run = submitted._run

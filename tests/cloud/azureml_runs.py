@@ -173,8 +173,10 @@ def add_history(app: FastAPI, jobs: Jobs) -> None:
         workspace.blobs.content[name] = jobs.running[run_id].said().encode()
         return workspace.blobs.sign(name, "r")
 
-    @app.get(f"/artifact/v2.0{scope}/artifacts/prefix/contentinfo/ExperimentRun/{{container}}/user_logs")
-    def logs(container: str) -> dict[str, Any]:
+    @app.get(f"/artifact/v2.0{scope}/artifacts/prefix/contentinfo/ExperimentRun/{{container}}/{{folder}}")
+    def logs(container: str, folder: str) -> dict[str, Any]:
+        if folder != "user_logs":
+            return {"value": []}
         own = {"origin": "ExperimentRun", "container": container, "path": "user_logs/std_log.txt"}
         return {"value": [own | {"contentUri": log_of(container.removeprefix("dcid."))}]}
 

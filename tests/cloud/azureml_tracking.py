@@ -83,7 +83,11 @@ class Workspace:
 
     def refuse(self, request: Request) -> bool:
         """Whether the caller may not."""
-        return bool(self.identity.refusal(request.headers.get("authorization", ""), MANAGEMENT))
+        sent = request.headers.get("authorization", "")
+        # SDK v1 asks for tokens under the older name.
+        return all(
+            self.identity.refusal(sent, audience) for audience in (MANAGEMENT, "https://management.core.windows.net")
+        )
 
 
 def workspace_service(workspace: Workspace) -> FastAPI:

@@ -10,6 +10,7 @@ import pytest
 from mlflow.exceptions import ExecutionException
 from mlflow.projects.utils import load_project
 
+from carmodel.errors import InputError
 from carmodel.remote import azureml as remote
 from carmodel.remote.waiting import wait
 from tests.cloud.azureml_cloud import Azure
@@ -90,7 +91,7 @@ def test_a_job_is_watched_to_its_end_and_its_failure_explained(client: Azure) ->
 
 def test_a_cluster_that_is_not_there_is_said_with_the_service_s_words(client: Azure, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"COMPUTE": "no-such-cluster"}')
-    with pytest.raises(Exception, match="no-such-cluster"):
+    with pytest.raises(InputError, match="no-such-cluster"):
         remote.submit("preprocess", TINY, tmp_path / "config.json", "0")
 
 
