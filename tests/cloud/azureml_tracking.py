@@ -157,7 +157,7 @@ def workspace_service(workspace: Workspace) -> FastAPI:
         if workspace.refuse(request):
             return _unauthorized()
         paths = sorted(workspace.artifacts.get(run, {}))
-        page, rest = paths[continuationToken : continuationToken + 20], continuationToken + 20
+        page, rest = paths[continuationToken : continuationToken + 50], continuationToken + 50
         said: dict[str, Any] = {"value": [workspace.record(run, path) for path in page]}
         if rest < len(paths):
             said["continuationToken"] = str(rest)

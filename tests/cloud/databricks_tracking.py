@@ -35,14 +35,14 @@ class Account:
         server: URL of the `mlflow server` behind it.
         blobs: its storage.
         token: a personal access token, or one that Entra ID gave.
-        files_api: whether artifacts may be read and written by the Files API.
+        signed: regular expression of the artifacts that the Files API refuses, so that they need signed addresses.
         catalog: the models in Unity Catalog.
     """
 
     server: str
     blobs: Blobs
     token: str = field(default_factory=lambda: f"dapi{secrets.token_hex(16)}-2")
-    files_api: bool = False
+    signed: str = r"/data/|MLmodel|contact_sheet"
     catalog: Catalog = field(default_factory=Catalog)
 
     def refusal(self, request: Request) -> Response | None:
@@ -182,7 +182,7 @@ def _files_routes(app: FastAPI, account: Account) -> None:
     def refusal(request: Request, path: str) -> Response | None:
         if no := account.refusal(request):
             return no
-        allowed = account.files_api if internal.fullmatch(path) else path.startswith("Models/")
+        allowed = not re.search(account.signed, path) if internal.fullmatch(path) else path.startswith("Models/")
         return None if allowed else refused(403, "PERMISSION_DENIED", f"No permission to access /{path}")
 
     @app.post("/api/2.0/fs/create-{purpose}-url")
