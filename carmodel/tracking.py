@@ -116,7 +116,7 @@ def what_next(name: str, settings: Settings, outputs: dict[str, dict[str, str]])
         return f"mlflow models serve -m {outputs['classifier']['uri']} --env-manager local --port 5001"
     if name == "deploy":
         chosen = " ".join(f"-P {key}={settings.model_dump()[key]}" for key in ("target", "name"))
-        return f"mlflow run . -e deploy --env-manager local {chosen} -P action=status|delete"
+        return f"mlflow run . -e deploy --env-manager local {chosen} -P action=status"
     order = list(STEPS)
     following = order[order.index(name) + 1]
     wanted = " ".join(f"-P {link}={given[link]}" for link in STEPS[following].model_fields if link in given)
