@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
 import mlflow
+from azure.core.exceptions import AzureError
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -28,12 +30,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from carmodel.data.transform import file_of
 from carmodel.errors import InputError
 from carmodel.parameters import LINK_OF, STEPS, Settings
-from carmodel.service import has_no_such_call
+from carmodel.service import SECRETS, has_no_such_call
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # What MLflow raises for an address that is wrong, can't be reached, or needs a client that is not installed.
-UNREACHABLE = (MlflowException, OSError, ImportError, ValueError, NotImplementedError)
+UNREACHABLE = (MlflowException, AzureError, OSError, ImportError, ValueError, NotImplementedError)
 # Without a dot, since not every service that speaks MLflow's API takes quoted names in a search.
 KEY_TAG = "carmodel_key"
 OUTPUTS_TAG = "carmodel.outputs"
@@ -176,6 +178,10 @@ def explain(uri: str, error: Exception) -> str:
         return "this registry has no aliases; name the version, models:/NAME/VERSION"
     if uri.startswith("http"):
         return "not an artifact of an MLflow server; download it and give the folder"
+    if uri.startswith("abfss:") and not urlsplit(uri).path.strip("/"):
+        return "MLflow can't read a whole container: give a folder of it"
+    if isinstance(error, AzureError):
+        return " ".join(SECRETS.sub("…", str(error)).split())
     return str(error)
 
 
