@@ -37,7 +37,7 @@ from carmodel.parameters import PackagePyfunc
 from carmodel.serving.forward import Forward
 from carmodel.serving.packaging import log_classifier
 from carmodel.tracking import ROOT
-from carmodel.training.precision import onednn_bfloat16
+from carmodel.training.precision import fast_bfloat16, onednn_bfloat16
 from tests.endpoint import Endpoint, serve
 
 CLASSES = 196
@@ -113,7 +113,7 @@ def measure(name: str, arguments: argparse.Namespace, texts: list[str], folder: 
     for way, of in {WHOLE: fold(network), WHOLE_UNFOLDED: network}.items():
         in_process[way] = partial(run_whole, traced(of), photos)
     in_process[DECODE] = partial(decode, texts, size)
-    if onednn_bfloat16(True):
+    if fast_bfloat16():
         in_process[LIMIT_BFLOAT16] = partial(run, Forward(fold(network), bfloat16=True), photos)
         onednn_bfloat16(False)
     with ExitStack() as stack:

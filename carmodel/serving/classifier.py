@@ -20,7 +20,7 @@ from carmodel.data.images import ImageError, prepare, read_header
 from carmodel.serving.forward import Forward
 from carmodel.serving.memory import BYTES_A_PIXEL, Budget
 from carmodel.serving.rows import BOX_COLUMNS, box_of, image_bytes
-from carmodel.training.precision import onednn_bfloat16
+from carmodel.training.precision import fast_bfloat16
 
 TOP_K = 5
 
@@ -57,8 +57,8 @@ class CarClassifier(PythonModel):
         self.max_pixels: int = settings["max_pixels"]
         self._memory = Budget(settings["max_decoded_bytes"])
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
-        bfloat16 = settings["precision"] == "bfloat16"
-        if bfloat16 and not onednn_bfloat16(True):
+        bfloat16 = settings["precision"] == "bfloat16" and bool(fast_bfloat16())
+        if settings["precision"] == "bfloat16" and not bfloat16:
             logger.warning("packaged for bfloat16, which this processor does not compute: float32 is used")
         network = keras.saving.load_model(context.artifacts["model"], compile=False)
         if network.output_shape[-1] != len(self.class_names):

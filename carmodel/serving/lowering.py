@@ -7,7 +7,7 @@ import numpy as np
 
 from carmodel.model.folding import fold, in_float32
 from carmodel.serving.forward import Forward
-from carmodel.training.precision import onednn_bfloat16
+from carmodel.training.precision import fast_bfloat16, onednn_bfloat16
 
 FOLDING_BOUND = 1e-5
 """Largest change of a probability by folding."""
@@ -63,12 +63,12 @@ def lower(trained: keras.Model, photos: np.ndarray, folded: bool, precision: str
                 f"not folded: that changes a probability by {change:.1e}, more than {FOLDING_BOUND:.0e}; "
                 "the network is served as trained"
             )
-    if precision == "bfloat16" and not onednn_bfloat16(True):
+    if precision == "bfloat16" and not fast_bfloat16():
         precision = "float32"
         notes.append("float32: this processor computes no bfloat16 (it has neither avx512_bf16 nor amx_bf16)")
     if precision == "bfloat16":
         precision, measured, note = judge_bfloat16(Forward(network, bfloat16=True)(photos), answers)
-        onednn_bfloat16(False)
+        onednn_bfloat16(False)  # for threads to come
         metrics |= measured
         notes += [note] if note else []
     return Served(network, folded, precision, metrics, notes)

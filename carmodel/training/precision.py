@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import threading
 from pathlib import Path
 
 import keras
@@ -9,6 +10,8 @@ import keras
 log = logging.getLogger(__name__)
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+CPUINFO = Path("/proc/cpuinfo")
+_setting = threading.Lock()
 
 
 def gpus() -> int:
@@ -23,22 +26,25 @@ def cpu_flags(cpuinfo: Path) -> frozenset[str]:
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
-def onednn_bfloat16(wanted: bool, cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Set whether oneDNN computes in bfloat16 in this process, of a network in float32; graphs traced before follow too.
+def fast_bfloat16(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+    """Return the processor's instruction sets by which oneDNN computes in bfloat16; empty where it would be emulated."""
+    return BF16_FLAGS & cpu_flags(cpuinfo) if keras.backend.backend() == "tensorflow" else frozenset()
 
-    Returns:
-        The processor's instruction sets that do it; empty where it is not wanted or would only be emulated.
+
+def onednn_bfloat16(wanted: bool) -> None:
+    """Set whether oneDNN computes networks of float32 in bfloat16 in this thread, graphs traced before included.
+
+    Threads that have not run a function of TensorFlow before take what was set last in any thread.
     """
-    if keras.backend.backend() != "tensorflow":
-        return frozenset()
-    import tensorflow as tf
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
 
-    fast = BF16_FLAGS & cpu_flags(cpuinfo) if wanted else frozenset()
-    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": bool(fast)})
-    return fast
+        with _setting:
+            tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": wanted})
+            tf.function(lambda: 0)()  # this thread takes its copy of the options here, before another thread sets them
 
 
-def apply(precision: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def apply(precision: str, cpuinfo: Path = CPUINFO) -> str:
     """Set the process's precision, before the network is built; return in words what is used.
 
     float32 is set as asked. bfloat16 is Keras's mixed_bfloat16 policy on a GPU, and oneDNN's automatic mixed precision
@@ -46,7 +52,8 @@ def apply(precision: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     be emulated: a warning says so and float32 is used.
     """
     on_gpu = precision == "bfloat16" and gpus() > 0
-    fast = onednn_bfloat16(precision == "bfloat16" and not on_gpu, cpuinfo)
+    fast = fast_bfloat16(cpuinfo) if precision == "bfloat16" and not on_gpu else frozenset()
+    onednn_bfloat16(bool(fast))
     keras.config.set_dtype_policy("mixed_bfloat16" if on_gpu else "float32")
     if on_gpu:
         return "bfloat16: Keras policy mixed_bfloat16 on the GPU"

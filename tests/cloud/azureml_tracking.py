@@ -12,6 +12,7 @@ Runs and registry are answered by a real `mlflow server`; here is what differs, 
 
 import json
 import re
+import secrets
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ SUPPORTED = re.compile(
 class Workspace:
     """One workspace.
 
+    Each has its own name, because MLflow keeps one client a URI, with its credentials, as long as the process lives.
+
     Attributes:
         server: URL of the `mlflow server` behind it.
         identity: who may use it.
@@ -54,7 +57,7 @@ class Workspace:
     blobs: Blobs
     subscription: str = "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee"
     group: str = "cars-rg"
-    name: str = "cars-ws"
+    name: str = field(default_factory=lambda: f"cars-{secrets.token_hex(4)}")
     artifacts: dict[str, dict[str, str]] = field(default_factory=dict)
     batches: list[str] = field(default_factory=list)
 
