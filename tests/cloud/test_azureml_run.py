@@ -49,7 +49,7 @@ def test_mlflow_s_own_command_would_end_in_an_attribute_error() -> None:
 
 @pytest.mark.slow
 def test_the_command_submits_the_project_to_the_cluster_and_the_job_runs_it(cloud: Azure, tmp_path: Path) -> None:
-    known = set(cloud.jobs.running)
+    known, earlier, snapshots = set(cloud.jobs.running), len(cloud.management.sent), set(cloud.jobs.snapshots)
     words = [word for name, value in TINY.items() for word in ("-P", f"{name}={value}")]
     config = ["-b", "azureml", "--backend-config", "backends/azureml-gpu.json"]
     done = subprocess.run(
@@ -63,12 +63,14 @@ def test_the_command_submits_the_project_to_the_cluster_and_the_job_runs_it(clou
     scope = cloud.workspace.scope
     asked = {f"{sent.method} {sent.path.replace(scope, '')}" for sent in cloud.region.sent}
     assert asked >= ASKED
-    assert {sent.query for sent in cloud.management.seen("GET", f"^{scope}$")} == {"api-version=2022-05-01"}
+    queries = {sent.query for sent in cloud.management.sent[earlier:] if (sent.method, sent.path) == ("GET", scope)}
+    assert queries == {"api-version=2022-05-01"}
     (run_id,) = set(cloud.jobs.running) - known
     assert cloud.jobs.targets[run_id] == "gpu-cluster"
     job = cloud.jobs.running[run_id]
     assert job.wait(120) == 0, job.said()
-    (files,) = cloud.jobs.snapshots.values()
+    (snapshot,) = set(cloud.jobs.snapshots) - snapshots
+    files = cloud.jobs.snapshots[snapshot]
     assert {"MLproject", "steps/preprocess.py", "conda.yaml"} <= set(files)
     assert not [path for path in files if path.startswith((".git/", ".venv/", "mlruns/"))]
     packages = cloud.jobs.environments["environment"]["python"]["condaDependencies"]["dependencies"]
