@@ -3,6 +3,8 @@
 import logging
 import platform
 import threading
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import keras
@@ -41,7 +43,14 @@ def onednn_bfloat16(wanted: bool) -> None:
 
         with _setting:
             tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": wanted})
-            tf.function(lambda: 0)()  # this thread takes its copy of the options here, before another thread sets them
+            _nothing()()  # this thread takes its copy of the options here, before another thread sets them
+
+
+@cache
+def _nothing() -> Callable[[], object]:
+    import tensorflow as tf
+
+    return tf.function(lambda: 0)
 
 
 def apply(precision: str, cpuinfo: Path = CPUINFO) -> str:
