@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from carmodel.data import sample as built_in
 from carmodel.data.writer import Header, Rows, Writer
 from tests.tiny import Endpoint, tiny_endpoint
 
+# Tests interrupt programs, which would inherit that workers of pytest-xdist and shells' background jobs ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # albumentations asks a server for a newer version when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 

@@ -119,20 +119,26 @@ def check_box(box: Box, width: int, height: int) -> None:
 
 
 def prepare(
-    data: bytes, size: int, box: Box | None = None, margin: float = 0.0, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    size: int,
+    box: Box | None = None,
+    margin: float = 0.0,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Turn a photo's bytes into a network's input: decode, crop, squash to a square by area averaging.
 
     Squashing beat cropping to a square and padding on Stanford Cars: nothing of the car is lost.
 
     Returns:
-        uint8 (size, size, 3) RGB.
+        uint8 (size, size, 3) RGB: `out` where given.
 
     Raises:
         ImageError: see `decode` and `crop_to_box`.
     """
     region = crop_to_box(decode(data, max_pixels), box, margin)
-    return cv2.resize(region, (size, size), interpolation=cv2.INTER_AREA)
+    return cv2.resize(region, (size, size), dst=out, interpolation=cv2.INTER_AREA)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -18,7 +18,7 @@ import pandas as pd
 from carmodel.data.engines import Make, fine_of
 from carmodel.data.memory_map import StoreError
 from carmodel.data.store import open_store
-from carmodel.data.writer import Header, Rows, checksums, create_images
+from carmodel.data.writer import Header, Rows, checksums, create_images, write_pieces
 
 
 def parts_folder(store: Path) -> Path:
@@ -104,7 +104,8 @@ def _keep(data: bytes, folder: Path) -> str:
     name = f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.h5"
     unfinished = folder / f".{uuid.uuid4().hex}.partial"
     try:
-        unfinished.write_bytes(data)
+        with unfinished.open("wb") as file:
+            write_pieces(file, data)
         unfinished.replace(folder / name)
     except OSError as error:
         raise StoreError(f"part {name} can't be written to {folder}: {error}") from None

@@ -33,7 +33,7 @@ def decode_batch(photos: pd.DataFrame, images: np.ndarray, crop: str, margin: fl
         try:
             data = Path(path).read_bytes()
             content = digest(data)
-            images[i] = _prepared(data, None if box == NO_BOX else box, images.shape[1], crop, margin)
+            _prepare(data, None if box == NO_BOX else box, crop, margin, images[i])
         except ImageError as error:
             problem, detail = error.problem, str(error)
         except OSError as error:
@@ -136,13 +136,15 @@ class _Problems:
         )
 
 
-def _prepared(data: bytes, box: Box | None, size: int, crop: str, margin: float) -> np.ndarray:
+def _prepare(data: bytes, box: Box | None, crop: str, margin: float, out: np.ndarray) -> None:
+    size = len(out)
     if crop == "box":
-        return prepare(data, size, box, margin)
+        prepare(data, size, box, margin, out=out)
+        return
     if box is not None:  # not used, but a box that leaves its photo says that one of the two is wrong
         header = read_header(data)
         check_box(box, header.width, header.height)
-    return prepare(data, size)
+    prepare(data, size, out=out)
 
 
 def _check_classes(photos: pd.DataFrame, class_names: list[str]) -> None:

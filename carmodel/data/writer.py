@@ -5,13 +5,17 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self
 
 import h5py
 import numpy as np
 
 from carmodel.data.memory_map import StoreError
 from carmodel.data.store import ATTRIBUTES, ROW_DATA, SCHEMA_VERSION, Attribute
+
+# Linux keeps what comes in larger pieces in larger pages, of memory that a virtual machine may not have been given yet:
+# five times the system time was seen.
+PIECE = 1 << 20
 
 
 class Rows(NamedTuple):
@@ -97,7 +101,7 @@ class Writer:
         crc32 = checksums(images) if crc32 is None else crc32
         if images.shape[1:] != self._images.shape[1:] or len(self._crc32) + len(images) > len(self._images):
             raise StoreError(f"{self._header.path}: {images.shape} appended to {self._images.shape}")
-        self._raw.write(np.ascontiguousarray(images, np.uint8).data)
+        write_pieces(self._raw, np.ascontiguousarray(images, np.uint8).reshape(-1).data)
         self._crc32 += crc32
 
     def describe(self, rows: Rows) -> None:
@@ -135,6 +139,13 @@ class Writer:
         self._file.close()
         self._shorter.replace(self._partial)
         self._file = h5py.File(self._partial, "r+")
+
+
+def write_pieces(file: BinaryIO, data: bytes | memoryview) -> None:
+    """Write one dimension of bytes, `PIECE` of them at a time."""
+    view = memoryview(data)
+    for start in range(0, len(view), PIECE):
+        file.write(view[start : start + PIECE])
 
 
 def checksums(images: np.ndarray) -> list[int]:
