@@ -53,7 +53,7 @@ serve: .venv/page  ## the endpoint, and a page to drop photos on: make serve MOD
 	@python -m carmodel.serving.serve --model "$(MODEL)" --port $(PORT) --page-port $(PAGE_PORT) --page-host $(PAGE_HOST)
 
 test: .venv/dev .venv/horovod .venv/spark .venv/page .venv/azure  ## install everything and run all tests
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest
 
 test-hosts: .venv/dev .venv/horovod  ## training by ssh on two loopback addresses; needs an sshd: apt-get install openssh-server
 	python -m pytest -m hosts
