@@ -14,7 +14,7 @@ from carmodel.data import sample as built_in
 from carmodel.data.writer import Header, Rows, Writer
 from tests.tiny import Endpoint, tiny_endpoint
 
-# Tests interrupt programs, which would inherit that workers of pytest-xdist and shells' background jobs ignore it.
+# Tests interrupt programs, which would inherit that a shell's background jobs ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # albumentations asks a server for a newer version when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
