@@ -13,10 +13,11 @@ from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME, ModelInfo
 from mlflow.types.schema import Schema, TensorSpec
 
+from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.model.scale import Scale
 from carmodel.service import has_no_such_call
-from carmodel.tracking import ROOT, fetch
+from carmodel.tracking import fetch
 
 # What a process needs to load the network and run it; everything else of the project stays at home.
 REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pydantic")

@@ -15,8 +15,17 @@ ADVICE = {
     429: "too many requests, also after waiting: try again later",
 }
 AGAIN = "when that is put right, give the same command again: finished steps are reused"
-# A signed address, or one with a token, is a credential.
-SECRETS = re.compile(r"\?[^\s'\"<>)]*(?:sig|token|X-Amz-[A-Za-z]+)=[^\s'\"<>)]*|(?<=Bearer )\S+", re.IGNORECASE)
+# A signed address, or one with a token or a password, is a credential.
+SECRETS = re.compile(
+    r"\?[^\s'\"<>)]*(?:sig|token|X-Amz-[A-Za-z]+)=[^\s'\"<>)]*|(?<=Bearer )\S+"
+    r"|(?<=http://)[^/\s'\"<>]+(?=@)|(?<=https://)[^/\s'\"<>]+(?=@)",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: object) -> str:
+    """A message or address as it may be shown: credentials in it are left out."""
+    return SECRETS.sub("…", str(text))
 
 
 def has_no_such_call(error: MlflowException) -> bool:
@@ -35,8 +44,8 @@ def explain(error: BaseException) -> str | None:
     elif not status:
         advice = "no answer, also after retries: check the network and the address"
     answered = f" answered {status}" if status else " can't be reached"
-    lines = [f"{mlflow.get_tracking_uri()}{answered}: {SECRETS.sub('…', said)}", *([advice] if advice else []), AGAIN]
-    return "\n  ".join(lines)
+    lines = [f"{mlflow.get_tracking_uri()}{answered}: {said}", *([advice] if advice else []), AGAIN]
+    return without_secrets("\n  ".join(lines))
 
 
 def _status_and_message(error: BaseException) -> tuple[int | None, str]:

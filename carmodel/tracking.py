@@ -4,8 +4,6 @@ A step is reused when a FINISHED run has the same key and all its outputs are st
 name, its resolved parameters, the sources it imports, ``requirements.lock``, and the contents of its inputs.
 """
 
-import ast
-import hashlib
 import json
 import os
 import time
@@ -28,11 +26,10 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from carmodel.data.transform import file_of
+from carmodel.digests import ROOT, digest_of_bytes, digest_of_path, digest_of_sources
 from carmodel.errors import InputError
 from carmodel.parameters import LINK_OF, STEPS, Settings
-from carmodel.service import SECRETS, has_no_such_call
-
-ROOT = Path(__file__).resolve().parents[1]
+from carmodel.service import has_no_such_call, without_secrets
 
 # What MLflow raises for an address that is wrong, can't be reached, or needs a client that is not installed.
 UNREACHABLE = (MlflowException, AzureError, OSError, ImportError, ValueError, NotImplementedError)
@@ -57,12 +54,14 @@ class StepRun:
         run_id: MLflow run.
         folder: scratch folder, removed when the step ends.
         outputs: ``{name: {"uri", "digest", "listing"}}`` of what was logged so far.
+        next: the command that goes on from here, where it is not the next step of main.
     """
 
     name: str
     run_id: str
     folder: Path
     outputs: dict[str, dict[str, str]] = field(default_factory=dict)
+    next: str = ""
 
     def summarise(self, text: str) -> None:
         """One line on what came out, for the table that main prints."""
@@ -107,7 +106,7 @@ def step_run(name: str, settings: Settings, recipe: str = "") -> Iterator[StepRu
         for output, record in step.outputs.items():
             print(f"  {output:<12} {record['uri']}")
         if MLFLOW_PARENT_RUN_ID not in run.data.tags:  # main goes on by itself
-            print(f"  next:        {what_next(name, settings, step.outputs)} {recipe}")
+            print(f"  next:        {step.next or f'{what_next(name, settings, step.outputs)} {recipe}'}")
 
 
 def what_next(name: str, settings: Settings, outputs: dict[str, dict[str, str]]) -> str:
@@ -116,9 +115,6 @@ def what_next(name: str, settings: Settings, outputs: dict[str, dict[str, str]])
     given |= links_from(outputs)
     if name == "package_pyfunc":
         return f"mlflow models serve -m {outputs['classifier']['uri']} --env-manager local --port 5001"
-    if name == "deploy":
-        chosen = " ".join(f"-P {key}={settings.model_dump()[key]}" for key in ("target", "name"))
-        return f"mlflow run . -e deploy --env-manager local {chosen} -P action=status"
     order = list(STEPS)
     following = order[order.index(name) + 1]
     wanted = " ".join(f"-P {link}={given[link]}" for link in STEPS[following].model_fields if link in given)
@@ -181,7 +177,7 @@ def explain(uri: str, error: Exception) -> str:
     if uri.startswith("abfss:") and not urlsplit(uri).path.strip("/"):
         return "MLflow can't read a whole container: give a folder of it"
     if isinstance(error, AzureError):
-        return " ".join(SECRETS.sub("…", str(error)).split())
+        return " ".join(without_secrets(error).split())
     return str(error)
 
 
@@ -222,27 +218,7 @@ def listing(uri: str) -> str:
                 pending.append(item.path)
             elif item.path != REGISTERED_MODEL_META_FILE_NAME:  # MLflow leaves it when a model is read
                 files.append(f"{item.path} {item.file_size}")
-    return _digest("\n".join(sorted(files)).encode())
-
-
-def digest_of_path(path: Path) -> str:
-    """Digest of a file's contents, or of a folder's names and contents; links are followed, as the readers follow them."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(_files(path)) if path.is_dir() else [path]:
-        digest.update(str(file.relative_to(path)).encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "blake2b").digest())
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Files at any depth; a folder that links lead to more than once, or back to, is entered once."""
-    entered = {folder.resolve()}
-    for here, folders, names in os.walk(folder, followlinks=True):
-        new = [name for name in sorted(folders) if Path(here, name).resolve() not in entered]
-        entered |= {Path(here, name).resolve() for name in new}
-        folders[:] = new
-        yield from (file for name in names if (file := Path(here, name)).is_file())
+    return digest_of_bytes("\n".join(sorted(files)).encode())
 
 
 def digest_of_input(uri: str) -> str:
@@ -277,34 +253,4 @@ def cache_key(name: str, settings: Settings) -> str:
         "transform": digest_of_sources(file) if (file := file_of(str(values.get("transform", "")))) else "",
         "lock": digest_of_path(ROOT / "requirements.lock"),
     }
-    return _digest(json.dumps(parts, sort_keys=True).encode())
-
-
-def digest_of_sources(file: Path) -> str:
-    """Digest of a source file and all that it imports of the project."""
-    return _digest("\n".join(f"{os.path.relpath(p, ROOT)} {digest_of_path(p)}" for p in sources_of(file)).encode())
-
-
-def sources_of(file: Path) -> list[Path]:
-    """The project's own files that a source file imports, directly or not, and itself: what its results depend on."""
-    found, pending = set(), [file]
-    while pending:
-        source = pending.pop()
-        if source in found or not source.is_file():
-            continue
-        found.add(source)
-        for node in ast.walk(ast.parse(source.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            else:
-                continue
-            for module in (name.replace(".", "/") for name in names):
-                packages = [Path(module), *Path(module).parents][:-1]
-                pending += [ROOT / f"{module}.py", *(ROOT / package / "__init__.py" for package in packages)]
-    return sorted(found)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return digest_of_bytes(json.dumps(parts, sort_keys=True).encode())

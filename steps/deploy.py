@@ -6,14 +6,14 @@ from pathlib import Path
 import mlflow
 from mlflow.exceptions import MlflowException
 
+from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.parameters import Deploy
 from carmodel.serving.deployment import docker, local, online, webservice
 from carmodel.serving.deployment.smoke import drawn_car, smoke
-from carmodel.serving.deployment.wanted import SETTINGS, Deployed, Say, Wanted
+from carmodel.serving.deployment.wanted import SETTINGS, Deployed, DeployError, Say, Wanted
 from carmodel.serving.registry import version_called
-from carmodel.settings import require
-from carmodel.tracking import ROOT, StepRun
+from carmodel.tracking import StepRun
 from steps.command import run_step
 
 TARGETS = {
@@ -30,30 +30,53 @@ def work(settings: Deploy, step: StepRun) -> None:
     """Do what `action` says, and leave the deployment's state in the run's tags."""
     photo = photo_of(settings.photo)
     wanted = wanted_of(settings)
-    if settings.action == "delete":
-        TARGETS[settings.target].delete(wanted, say)
-        step.summarise(f"{settings.target} {settings.name}: deleted")
-        return
-    deployed = ACTIONS[settings.action](wanted, say, photo)
+    try:
+        if settings.action == "delete":
+            TARGETS[settings.target].delete(wanted, say)
+            step.summarise(f"{settings.target} {settings.name}: deleted")
+            step.next = wanted.command("deploy")
+            return
+        deployed = ACTIONS[settings.action](wanted, say, photo)
+    except (KeyboardInterrupt, SystemExit):
+        say(f"interrupted: what was begun may go on\n{wanted.next_commands()}")
+        raise
+    step.next = wanted.command("status")
     mlflow.set_tags({"carmodel.state": deployed.state, "carmodel.address": deployed.address})
     where = deployed.address or "no address yet"
     step.summarise(f"{settings.target} {settings.name}: {deployed.state}, {where}; {deployed.detail}")
 
 
 def deploy(wanted: Wanted, say: Say, photo: bytes) -> Deployed:
-    """Create or update it; once it has answered a photo, let clients reach it."""
+    """Create or update it; once it has answered a photo, share the requests with it or drop what it replaces.
+
+    Raises:
+        DeployError: with the command that leads back to the version before, where this one took its place.
+    """
     deployed = TARGETS[wanted.target].deploy(wanted, say)
     if not deployed.address:
         return deployed
-    say(smoke(deployed, photo))
-    return online.release(wanted, say) if wanted.target.endswith("online") else deployed
+    try:
+        say(smoke(deployed, photo))
+    except DeployError as error:
+        back = (
+            f"  back to the version before:  {wanted.command('deploy', deployed.replaced)}\n"
+            if deployed.replaced
+            else ""
+        )
+        costs = "" if wanted.target in ("local", "docker") else "  it is there, and may cost money\n"
+        raise DeployError(f"{error}\n{costs}{back}{wanted.next_commands()}") from None
+    return TARGETS[wanted.target].release(wanted, say)
 
 
 def status(wanted: Wanted, say: Say, photo: bytes) -> Deployed:
     """Look at it, and have it answer a photo where it can."""
     deployed = TARGETS[wanted.target].status(wanted, say)
-    if deployed.address:
+    if not deployed.address:
+        return deployed
+    try:
         say(smoke(deployed, photo))
+    except DeployError as error:
+        return deployed._replace(detail=f"{deployed.detail}; {error}")
     return deployed
 
 
@@ -77,7 +100,11 @@ def wanted_of(settings: Deploy) -> Wanted:
         raise InputError(f"settings_file={file!r}: no such file; leave it empty for {SETTINGS.get(settings.target)}")
     uri = settings.model_uri
     if settings.action == "deploy":
-        uri = version_of(require("deploy", "model_uri", uri, "package_pyfunc"))
+        if not uri:
+            raise InputError(
+                "deploy needs model_uri=models:/NAME/VERSION or models:/NAME@ALIAS; package_pyfunc prints it"
+            )
+        uri = version_of(uri)
     return Wanted(
         target=settings.target,
         name=settings.name,
@@ -91,7 +118,11 @@ def wanted_of(settings: Deploy) -> Wanted:
 
 
 def version_of(uri: str) -> str:
-    """The version that a registered model's address means now, ``models:/NAME/VERSION``."""
+    """The version that a registered model's address means now, ``models:/NAME/VERSION``.
+
+    Raises:
+        InputError: there is no such model, version or alias.
+    """
     client, name = mlflow.MlflowClient(), uri.removeprefix("models:/")
     try:
         if "@" in name:
@@ -101,6 +132,8 @@ def version_of(uri: str) -> str:
             return f"models:/{name}/{version.version}"
         client.get_model_version(*name.split("/"))
     except MlflowException as error:
+        if error.get_http_status_code() not in (400, 404):  # the registry can't be asked
+            raise
         raise InputError(f"model_uri={uri!r}: {error.message}; package_pyfunc registers versions") from None
     return uri
 

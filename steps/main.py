@@ -9,15 +9,16 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 
+from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.model.weights import find_weights
 from carmodel.parameters import LINK_OF, STEPS, Settings
 from carmodel.remote.placement import Place, check_artifacts, check_placement, load_placement
 from carmodel.remote.waiting import wait
-from carmodel.service import AGAIN
+from carmodel.service import AGAIN, without_secrets
 from carmodel.serving.registry import CANDIDATE, address_of, promote
 from carmodel.settings import check, parse_flag, resolve
-from carmodel.tracking import ROOT, SUMMARY_TAG, cache_key, find_reusable, links_from, local_path, outputs_of
+from carmodel.tracking import SUMMARY_TAG, cache_key, find_reusable, links_from, local_path, outputs_of
 from steps.command import fail, make_parser, parse, stop
 
 
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> None:
     except Exception as error:
         stop("main", error)
     local = mlflow.get_tracking_uri().startswith(("sqlite:", "file:"))
-    seen = "mlflow ui --port 5000, then http://localhost:5000" if local else mlflow.get_tracking_uri()
+    seen = "mlflow ui --port 5000, then http://localhost:5000" if local else without_secrets(mlflow.get_tracking_uri())
     print(f"\n{table}\n\n  all runs and pictures: {seen}")
     print(f"  serve it: mlflow models serve -m {candidate} --env-manager local --port 5001\n")
 
@@ -141,7 +142,12 @@ def run_elsewhere(name: str, given: dict[str, str], place: Place, experiment_id:
     try:
         wait(name, remote)
     except BaseException:
-        mlflow.MlflowClient().set_terminated(remote.run_id, "FAILED")
+        try:
+            mlflow.MlflowClient().set_terminated(remote.run_id, "FAILED")
+        except Exception as error:  # what led here is told, whatever tracking says
+            print(
+                f"main: run {remote.run_id} of {name} could not be set to FAILED: {without_secrets(error)}", flush=True
+            )
         raise
     return mlflow.get_run(remote.run_id)
 

@@ -16,9 +16,10 @@ from mlflow.entities import Run
 
 from carmodel.data import stanford_cars
 from carmodel.data.store import open_store
+from carmodel.digests import ROOT
 from carmodel.logged_model import load_network
 from carmodel.parameters import STEPS
-from carmodel.tracking import ROOT, fetch, outputs_of
+from carmodel.tracking import fetch, outputs_of
 from tests.endpoint import serve
 from tests.tracked import tracked_in
 

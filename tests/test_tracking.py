@@ -9,6 +9,7 @@ import pytest
 from mlflow.entities import Run
 
 from carmodel import tracking
+from carmodel.digests import digest_of_path
 from carmodel.errors import InputError
 from carmodel.parameters import Augment, Evaluate, Preprocess, Train
 from tests.tracked import tracked_in
@@ -88,7 +89,7 @@ def test_links_back_to_their_folder_are_followed_once(tmp_path: Path) -> None:
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "all").symlink_to(tmp_path / "data")
         (tmp_path / "data" / name / "photo.jpg").write_bytes(b"photo")
-    assert tracking.digest_of_path(tmp_path / "data")
+    assert digest_of_path(tmp_path / "data")
 
 
 def test_the_next_command_carries_the_outputs_and_the_inputs_on() -> None:

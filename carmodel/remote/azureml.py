@@ -1,28 +1,66 @@
 """MLflow's command line, on which `run -b azureml` works: `python -m carmodel.remote.azureml run . -b azureml …`.
 
 azureml-mlflow's project backend asks a project for `conda_env_path`, which MLflow calls `env_config_path` by now, so with
-`mlflow run` itself it ends in an AttributeError. It also needs azureml-core, SDK v1 of Azure ML, which is out of support
-since 2026-06-30 (https://learn.microsoft.com/en-us/azure/machine-learning/v1/introduction); the way that lasts is a command
-job, `carmodel.remote.command_job`.
+`mlflow run` itself it ends in an AttributeError; and it knows no images. It also needs azureml-core, SDK v1 of Azure ML, out of
+support since 2026-06-30 (https://learn.microsoft.com/en-us/azure/machine-learning/v1/introduction); the way that lasts is a
+command job, `carmodel.remote.command_job`.
 """
 
 import json
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.cli import cli
-from mlflow.projects._project_spec import Project
+from mlflow.projects.backend.loader import MLFLOW_BACKENDS
 
+from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.remote.waiting import Remote, State
-from carmodel.tracking import ROOT
+
+if TYPE_CHECKING:
+    from azureml.core import Environment
+    from mlflow.projects._project_spec import Project
 
 ENDED = ("Completed", "Failed", "Canceled", "NotResponding")
+IMAGE = "IMAGE"
+"""Key of the backend's file, beside its own COMPUTE and STREAM_OUTPUT: the image of backends/environment/Dockerfile."""
 
 
-def name_environment() -> None:
-    """Let a project answer by the name that azureml-mlflow asks for."""
-    setattr(Project, "conda_env_path", property(lambda project: project.env_config_path))  # noqa: B010
+def environment_of(project: "Project", image: str) -> "Environment":
+    """What a job runs in: an image with all packages and Horovod; without one, packages that Azure ML installs, without it."""
+    from azureml.core import Environment
+
+    if not image:
+        return Environment.from_conda_specification("carmodel", project.env_config_path)
+    environment = Environment("carmodel")
+    environment.environment_variables = {}  # azureml-core puts an example there
+    environment.docker.base_image = image
+    environment.python.user_managed_dependencies = True
+    return environment
+
+
+def register() -> None:
+    """Have MLflow take azureml-mlflow's backend with our environment.
+
+    Raises:
+        InputError: azureml-core is not installed.
+    """
+    try:
+        from azureml.mlflow._internal import projects
+    except Exception:  # as azureml-mlflow raises it
+        raise InputError("backend azureml needs azureml-core: make azure") from None
+
+    class Backend(projects.AzureMLProjectBackend):
+        def run(self, *arguments: Any) -> Any:
+            config = arguments[
+                4
+            ]  # MLflow gives: uri, entry point, parameters, version, backend's file, tracking, experiment
+            projects._load_remote_environment = lambda project: environment_of(project, config.get(IMAGE, ""))
+            return super().run(*arguments)
+
+    MLFLOW_BACKENDS["azureml"] = Backend
 
 
 def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: str) -> Remote:
@@ -31,11 +69,9 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
     Raises:
         InputError: SDK v1 refuses, such as a cluster that is not there; with its message.
     """
-    try:
-        from azureml.exceptions import AzureMLException
-    except ImportError:
-        raise InputError("placement: azureml needs azureml-core: make azure") from None
-    name_environment()
+    register()
+    from azureml.exceptions import AzureMLException
+
     try:
         submitted = mlflow.projects.run(
             str(ROOT),
@@ -63,5 +99,8 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
 
 
 if __name__ == "__main__":
-    name_environment()
+    try:
+        register()
+    except InputError as error:
+        sys.exit(f"error: {error}")
     cli()

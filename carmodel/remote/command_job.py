@@ -6,9 +6,10 @@ from pathlib import Path
 import mlflow
 from mlflow.projects.utils import load_project
 
+from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.remote.waiting import Remote, State
-from carmodel.tracking import ROOT
+from carmodel.service import without_secrets
 
 WORKSPACE = re.compile(r"/subscriptions/([^/]+)/resourceGroups/([^/]+)/providers/[^/]+/workspaces/([^/?]+)")
 ENDED = ("Completed", "Failed", "Canceled", "NotResponding")
@@ -36,7 +37,7 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
         raise InputError("placement: azureml-job needs azure-ai-ml: make azure") from None
     workspace = WORKSPACE.search(mlflow.get_tracking_uri())
     if workspace is None:
-        raise InputError(f"no workspace of Azure ML in the tracking URI {mlflow.get_tracking_uri()}")
+        raise InputError(f"no workspace of Azure ML in the tracking URI {without_secrets(mlflow.get_tracking_uri())}")
     try:
         job = load_job(config)
     except (ValidationException, ValidationError) as error:

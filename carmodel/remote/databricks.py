@@ -21,12 +21,14 @@ import yaml
 from mlflow.projects.databricks import DatabricksJobRunner, run_databricks_spark_job
 from mlflow.projects.utils import get_or_create_run, load_project
 
+from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.remote.project import copy_project
 from carmodel.remote.waiting import Remote, State
-from carmodel.tracking import ROOT
 
 JOB = "databricks_job.py"
+# A run that could not even start has no result: https://docs.databricks.com/api/workspace/jobs/getrun
+ENDED = ("TERMINATED", "SKIPPED", "INTERNAL_ERROR")
 MODULE = re.compile(r"^python -m steps\.(\w+)")
 
 
@@ -99,10 +101,8 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
 
     def state() -> State:
         said = runner.jobs_runs_get(job)["state"]
-        result = said.get("result_state", "")
-        return State(
-            result or said["life_cycle_state"], bool(result), result == "SUCCESS", said.get("state_message", "")
-        )
+        life, result = said["life_cycle_state"], said.get("result_state", "")
+        return State(result or life, bool(result) or life in ENDED, result == "SUCCESS", said.get("state_message", ""))
 
     return Remote(run.info.run_id, f"Databricks run {job}", page, state, lambda: runner.jobs_runs_cancel(job))
 

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from carmodel.tracking import ROOT
+from carmodel.digests import ROOT
 
 
 def copy_project(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 from mlflow.exceptions import ExecutionException, MlflowException
 
-from carmodel.service import SECRETS
+from carmodel.service import without_secrets
 
 # Seconds between questions, at first and at most; and for how long a service may not answer while its job runs on.
 FIRST, LONGEST, PATIENCE = 1.0, 30.0, 600.0
@@ -56,7 +56,7 @@ def wait(step: str, remote: Remote) -> None:
         _cancel(step, remote)
         raise
     if not state.good:
-        said = SECRETS.sub("…", " ".join(state.message.split())) or "the service gives no reason"
+        said = without_secrets(" ".join(state.message.split())) or "the service gives no reason"
         raise ExecutionException(f"{step} ended as {state.word} on {remote.job}: {said}\n  look at {remote.page}")
 
 
@@ -69,7 +69,7 @@ def _follow(step: str, remote: Remote) -> State:
         except Exception as error:
             if not _may_pass(error) or time.monotonic() - asked > PATIENCE:
                 raise ExecutionException(
-                    f"{step}: {remote.job} can't be watched and may be still running: {SECRETS.sub('…', str(error))}\n"
+                    f"{step}: {remote.job} can't be watched and may be still running: {without_secrets(error)}\n"
                     f"  look at {remote.page}"
                 ) from error
             state = State(f"no answer ({type(error).__name__}), asking again")
@@ -98,7 +98,8 @@ def _cancel(step: str, remote: Remote) -> None:
         remote.cancel()
         print(f"\nmain: {step}: cancelled {remote.job}", flush=True)
     except Exception as error:
+        why = without_secrets(error)
         print(
-            f"\nmain: {step}: {remote.job} could NOT be cancelled and goes on: {error}\n  end it at {remote.page}",
+            f"\nmain: {step}: {remote.job} could NOT be cancelled and goes on: {why}\n  end it at {remote.page}",
             flush=True,
         )

@@ -14,6 +14,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
+from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.logged_model import log_model, pinned
 from carmodel.model.scale import Scale
@@ -22,7 +23,7 @@ from carmodel.serving import served as entry
 from carmodel.serving.classifier import TOP_K
 from carmodel.serving.lowering import Served, lower
 from carmodel.serving.rows import BOX_COLUMNS
-from carmodel.tracking import ROOT, fetch
+from carmodel.tracking import fetch
 
 SERVED = Path(entry.__file__)
 REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "opencv-python-headless", "pillow")

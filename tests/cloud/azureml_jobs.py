@@ -58,7 +58,10 @@ def add_jobs(app: FastAPI, jobs: Jobs) -> None:
     @app.put(f"/environment/v1.0{scope}/environments/{{name}}")
     async def register(name: str, request: Request) -> Response:
         body = await request.json()
-        if not body["python"]["condaDependencies"]["dependencies"]:
+        if body["python"]["userManagedDependencies"]:
+            if "REGISTRY.azurecr.io" not in body["Docker"]["baseImage"]:
+                return refused(400, "UserError", "an environment without packages")
+        elif not body["python"]["condaDependencies"]["dependencies"]:
             return refused(400, "UserError", "an environment without packages")
         version = str(len(jobs.environments) + 1)
         jobs.environments[name] = {"name": name, "version": version} | {

@@ -19,7 +19,7 @@ TINY = {"sample_classes": "2", "sample_photos": "5", "image_size": "16"}
 ASKED = {
     "GET /discovery",
     "GET /history/v1.0/experiments/Default",
-    "PUT /environment/v1.0/environments/environment",
+    "PUT /environment/v1.0/environments/carmodel",
     "GET /rp/workspaces/computes/gpu-cluster",
     "POST /content/v2.0/snapshots/getblob",
     "POST /execution/v1.0/experiments/Default/snapshotrun",
@@ -43,8 +43,13 @@ def test_mlflow_s_own_command_would_end_in_an_attribute_error() -> None:
     code = "from mlflow.projects.utils import load_project; print(hasattr(load_project('.'), 'conda_env_path'))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "False"
-    remote.name_environment()
-    assert load_project(".").conda_env_path.endswith("conda.yaml")
+
+
+def test_without_an_image_azure_ml_installs_the_project_s_packages() -> None:
+    environment = remote.environment_of(load_project("."), "")
+    packages = environment.python.conda_dependencies.pip_packages
+    assert {"tensorflow", "azureml-mlflow", "mlflow"} <= {package.partition("==")[0] for package in packages}
+    assert environment.python.user_managed_dependencies is False
 
 
 @pytest.mark.slow
@@ -73,8 +78,9 @@ def test_the_command_submits_the_project_to_the_cluster_and_the_job_runs_it(clou
     files = cloud.jobs.snapshots[snapshot]
     assert {"MLproject", "steps/preprocess.py", "conda.yaml"} <= set(files)
     assert not [path for path in files if path.startswith((".git/", ".venv/", "mlruns/"))]
-    packages = cloud.jobs.environments["environment"]["python"]["condaDependencies"]["dependencies"]
-    assert any(str(line).startswith("tensorflow==") for line in packages[-1]["pip"])
+    environment = cloud.jobs.environments["carmodel"]
+    assert environment["docker"]["baseImage"] == "REGISTRY.azurecr.io/carmodel:gpu"
+    assert environment["python"]["userManagedDependencies"] is True
     secret = cloud.workspace.identity.secret
     assert secret not in done.stdout + done.stderr + job.said()
     assert secret.encode() not in b"".join(sent.body for sent in cloud.region.sent)

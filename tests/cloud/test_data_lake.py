@@ -9,8 +9,9 @@ import mlflow
 import pytest
 
 from carmodel.data.store import open_store
+from carmodel.digests import digest_of_path
 from carmodel.errors import InputError
-from carmodel.tracking import digest_of_input, digest_of_path, fetch
+from carmodel.tracking import digest_of_input, fetch
 from tests.cloud.data_lake import Lake, lake_service
 from tests.cloud.exercised import note
 from tests.cloud.identity import Identity, login_service

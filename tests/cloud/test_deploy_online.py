@@ -31,8 +31,13 @@ from carmodel.serving.deployment.wanted import SETTINGS
 from carmodel.serving.deployment.smoke import drawn_car
 wanted, actions, uri = json.loads(sys.argv[1])
 mlflow.set_tracking_uri(uri)
-wanted = Wanted(**wanted | {"settings_file": Path(SETTINGS[wanted["target"]]).resolve(), "folder": Path()})
+wanted = {"settings_file": SETTINGS[wanted["target"]]} | wanted
+wanted = Wanted(**wanted | {"settings_file": Path(wanted["settings_file"]).resolve(), "folder": Path()})
 for action in actions:
+    action, *changes = action.split()
+    for name, value in (change.split("=") for change in changes):
+        change = {"model_uri": f"models:/cars/{value}"} if name == "version" else {name: int(value)}
+        wanted = wanted._replace(**change)
     try:
         if action == "smoke":
             print(smoke(deployed, drawn_car()))
@@ -55,7 +60,7 @@ class Cloud:
     environment: dict[str, str]
 
     def act(self, *actions: str, version: int = 1, target: str = "online", **changed: Any) -> str:
-        """Do it, and return what is said."""
+        """Do it, and return what is said; an action may change what is wanted from then on: ``deploy version=2``."""
         done = self.run(*actions, version=version, target=target, **changed)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -119,9 +124,7 @@ def test_versions_come_as_canaries_and_are_promoted_or_taken_back(cloud: Cloud, 
     said = cloud.act("deploy", "smoke", "release", "status", version=2, target=target)
     assert cloud.traffic == {"blue": 90, "green": 10}
     assert "green: models:/cars/2, Succeeded, 10% of the requests" in said
-    cloud.act("rollback", target=target)
-    assert cloud.traffic == {"blue": 100}
-    cloud.act("release", "promote", version=2, target=target)
+    assert "requests: blue 100%" in cloud.act("rollback", "release version=2", "promote", target=target)
     assert cloud.traffic == {"green": 100}
     cloud.act("rollback", target=target)
     assert cloud.traffic == {"blue": 100}
@@ -129,10 +132,86 @@ def test_versions_come_as_canaries_and_are_promoted_or_taken_back(cloud: Cloud, 
     cloud.act("deploy", "release", "promote", version=3, target=target)
     assert cloud.traffic == {"green": 100}
     assert cloud.workspace.endpoints["cars"].deployments["green"].body["tags"]["carmodel.model"] == "models:/cars/3"
-    cloud.act("delete", target=target)
+    assert "there is no endpoint" in cloud.act("delete", "delete", target=target)
     assert cloud.workspace.endpoints == {}
-    assert "there is no endpoint" in cloud.act("delete", target=target)
     assert set(cloud.proxy.refused) == set()
+
+
+def test_a_command_given_twice_does_the_same_once(cloud: Cloud) -> None:
+    assert "no canary; blue (models:/cars/1) gets all requests" in cloud.refuse("deploy", "release", "promote")
+    cloud.act("deploy", "release", "release", version=2)
+    assert cloud.traffic == {"blue": 90, "green": 10}
+    said = cloud.act("promote", "promote", "deploy version=2", "release")
+    assert "green (models:/cars/2) was promoted already" in said
+    assert cloud.traffic == {"green": 100}, "the stable version stays what it is"
+    said = cloud.refuse("rollback", "rollback")
+    assert "neither a canary nor a version before: blue (models:/cars/1)" in said
+    assert cloud.traffic == {"blue": 100}
+
+
+def test_the_share_of_a_canary_is_what_is_asked_for_and_it_is_never_taken_for_the_stable_one(cloud: Cloud) -> None:
+    cloud.act("deploy", "release", "deploy version=2 traffic=0", "release")
+    assert cloud.traffic == {"blue": 100}
+    cloud.act("deploy", "release", "deploy version=1", "release", version=2, traffic=95)
+    assert cloud.traffic == {"blue": 5, "green": 95}
+    cloud.act("rollback")
+    assert cloud.traffic == {"blue": 100}
+    assert "requests: green 100%" in cloud.act("deploy", "release", "rollback", version=2, traffic=100)
+    assert cloud.traffic == {"blue": 100}
+
+
+def test_nothing_leads_back_to_a_version_that_was_replaced(cloud: Cloud) -> None:
+    cloud.act("deploy", "release", "deploy version=2", "release", "promote")
+    cloud.workspace.broken = "out of memory"
+    cloud.refuse("deploy", version=3)
+    assert "neither a canary nor a version before: green (models:/cars/2)" in cloud.refuse("rollback")
+    assert cloud.traffic == {"green": 100}
+
+
+def test_traffic_that_was_changed_by_hand_says_which_version_is_stable(cloud: Cloud) -> None:
+    cloud.act("deploy", "release", "deploy version=2", "release")
+    cloud.workspace.endpoints["cars"].traffic = {"green": 100}
+    cloud.act("deploy", "release", version=3)
+    assert cloud.traffic == {"green": 90, "blue": 10}
+    assert cloud.workspace.endpoints["cars"].deployments["blue"].body["tags"]["carmodel.model"] == "models:/cars/3"
+
+
+def test_changed_settings_are_a_canary_too_and_a_changed_or_failed_endpoint_is_put_right(
+    cloud: Cloud, tmp_path: Path
+) -> None:
+    for name in ("endpoint.yml", "deployment.yml"):
+        (tmp_path / name).write_text(Path("backends/online", name).read_text())
+    file = str(tmp_path / "deployment.yml")
+    cloud.act("deploy", "release", settings_file=file)
+    sent = len(cloud.arm.seen("PUT", ""))
+    cloud.act("deploy", "release", settings_file=file)
+    assert len(cloud.arm.seen("PUT", "")) == sent
+
+    (tmp_path / "deployment.yml").write_text((tmp_path / "deployment.yml").read_text().replace("DS3_v2", "DS4_v2"))
+    cloud.act("deploy", "release", settings_file=file)
+    assert cloud.traffic == {"blue": 90, "green": 10}
+    endpoint = cloud.workspace.endpoints["cars"]
+    assert endpoint.deployments["green"].body["properties"]["instanceType"] == "Standard_DS4_v2"
+
+    (tmp_path / "endpoint.yml").write_text((tmp_path / "endpoint.yml").read_text() + "description: cars\n")
+    cloud.act("deploy", "release", settings_file=file)
+    assert endpoint.body["properties"]["description"] == "cars"
+    assert cloud.traffic == {"blue": 90, "green": 10}
+
+    endpoint.state = "Failed"
+    assert "updating endpoint cars" in cloud.act("deploy", "release", settings_file=file)
+    assert endpoint.state == "Succeeded"
+    assert cloud.traffic == {"blue": 90, "green": 10}
+
+
+def test_an_endpoint_that_is_being_deleted_is_waited_for_and_made_anew(cloud: Cloud) -> None:
+    cloud.act("deploy", "release")
+    cloud.workspace.endpoints["cars"].state = "Deleting"
+    cloud.workspace.start(lambda: cloud.workspace.endpoints.pop("cars") and None)
+    said = cloud.act("deploy", "release", version=2)
+    assert "waiting for an earlier operation on cars" in said
+    assert cloud.traffic == {"blue": 100}
+    assert cloud.workspace.endpoints["cars"].deployments["blue"].body["tags"]["carmodel.model"] == "models:/cars/2"
 
 
 def test_a_container_that_crashes_gets_no_requests_and_shows_its_log_and_a_rerun_finishes_the_work(
@@ -209,12 +288,12 @@ def test_settings_that_the_service_would_not_take_are_refused_with_their_file(te
     from azure.ai.ml import load_online_endpoint
 
     from carmodel.errors import InputError
-    from carmodel.serving.deployment.online import _read
+    from carmodel.serving.deployment.online_service import read
 
     file = tmp_path / "endpoint.yml"
     file.write_text(Path("backends/online/endpoint.yml").read_text().replace("auth_mode: key\n", "") + text)
     with pytest.raises(InputError, match="endpoint.yml"):
-        _read(load_online_endpoint, file, {"name": "cars"})
+        read(load_online_endpoint, file, {"name": "cars"})
 
 
 def test_what_is_not_there_is_named(cloud: Cloud) -> None:

@@ -14,12 +14,15 @@ from azure.core.rest import HttpRequest
 from azure.mgmt.core import ARMPipelineClient
 from azureml.mlflow.deploy import AzureMLDeploymentClient
 
+from carmodel.digests import digest_of_bytes
 from carmodel.errors import InputError
 from carmodel.serving.deployment.wanted import DeployError, Say, Wanted
 
 MANAGEMENT = "https://management.azure.com"
 VERSION = {"api-version": "2023-04-01"}
 KEYS = ({"leafDomainLabel"}, {"cname", "cert", "key"})
+CERTIFICATE = "carmodel.certificate"
+"""Tag of a cluster, or of a service on ACI: digest of the certificate that it was given."""
 PAUSE = 10.0
 
 
@@ -66,11 +69,15 @@ def ensure(
 
         cluster = send("GET")
         there = cluster["properties"]["properties"].get("sslConfiguration") or {}
-        if all(there.get(key) == asked[key] for key in ("status", "leafDomainLabel", "cname") if key in asked):
+        # Azure shows neither certificate nor key: a tag tells whether the certificate is another one.
+        tags = {CERTIFICATE: digest_of_bytes(asked["cert"].encode())} if "cert" in asked else {}
+        same = all(there.get(key) == asked[key] for key in ("status", "leafDomainLabel", "cname") if key in asked)
+        if same and tags.items() <= (cluster.get("tags") or {}).items():
             return
         say(f"turning TLS on for cluster {compute}")
         cluster["properties"]["properties"]["sslConfiguration"] = asked
-        send("PUT", json={key: cluster[key] for key in ("location", "properties") if key in cluster})
+        cluster["tags"] = (cluster.get("tags") or {}) | tags
+        send("PUT", json={key: cluster[key] for key in ("location", "tags", "properties") if key in cluster})
         while (properties := send("GET")["properties"])["provisioningState"] != "Succeeded":
             if properties["provisioningState"] in ("Failed", "Canceled") or time.monotonic() > deadline:
                 errors = [

@@ -67,9 +67,15 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
         _wait(wanted, say, deadline)
     except DeployError as error:
         if container and container.model_uri != wanted.model_uri:
-            back = f"{wanted.command('deploy')} -P model_uri={container.model_uri} -P port={container.port}"
+            back = wanted._replace(port=container.port).command("deploy", container.model_uri)
             raise DeployError(f"{error}\n  back to the version before, whose image is kept:  {back}") from None
         raise
+    before = container.model_uri if container and container.model_uri != wanted.model_uri else ""
+    return status(wanted, say)._replace(replaced=before)
+
+
+def release(wanted: Wanted, say: Say) -> Deployed:
+    """Remove the images of other versions, which nobody will want back: this one has answered a photo."""
     for image in _images(wanted) - {_image(wanted)}:
         say(f"removing image {image}")
         _docker(wanted, "rmi", image)
@@ -90,12 +96,14 @@ def status(wanted: Wanted, say: Say) -> Deployed:
         state = "running, does not answer" if container.state == "running" else container.state
         return Deployed(state, detail=f"{container.model_uri}; its lines: docker logs {wanted.name}")
     if not missing and (images := _images(wanted)):
-        return Deployed("built image", detail=f"{', '.join(sorted(images))}; run it with action=deploy")
+        return Deployed("built image", detail=f"{', '.join(sorted(images))}; run it: {wanted.command('deploy')}")
     if found := model_in(wanted.folder):
         return Deployed(
             "context made, not built", detail=f"{found} in {wanted.folder}{f'; {missing}' if missing else ''}"
         )
-    raise InputError(f"there is no {wanted.name}, nor a context in {wanted.folder}; make them with action=deploy")
+    raise InputError(
+        f"there is no {wanted.name}, nor a context in {wanted.folder}; make them: {wanted.command('deploy')}"
+    )
 
 
 def delete(wanted: Wanted, say: Say) -> None:
@@ -164,10 +172,7 @@ def _failed(wanted: Wanted, doing: str, said: str) -> DeployError:
         there = f"{left.state} ({left.detail})"
     except InputError:
         there = "nothing"
-    return DeployError(
-        f"{doing}: {said}\n  what is there now: {there}\n"
-        f"  to go on, run this again; to clean up:  {wanted.command('delete')}"
-    )
+    return DeployError(f"{doing}: {said}\n  what is there now: {there}\n{wanted.next_commands()}")
 
 
 def _images(wanted: Wanted) -> set[str]:
@@ -208,14 +213,18 @@ def _build(wanted: Wanted, say: Say, deadline: float) -> None:
     timer = Timer(max(deadline - time.monotonic(), 0.0), process.kill)
     timer.start()
     with process:
-        for line in process.stdout or ():
-            lines.append(line)
-            if STEP.match(line):
-                say(f"  {line.strip()[:120]}")
-    late = not timer.is_alive()
-    timer.cancel()
+        try:
+            for line in process.stdout or ():
+                lines.append(line)
+                if STEP.match(line):
+                    say(f"  {line.strip()[:120]}")
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            timer.cancel()
     if process.returncode:
-        if late:
+        if time.monotonic() >= deadline:
             raise _failed(wanted, "docker build", f"the image was not built within timeout={wanted.timeout:g} seconds")
         said = f"{_last(''.join(lines), 10)}\n  all its lines:  {shlex.join(build_command(wanted))}"
         raise _failed(wanted, "docker build", said)

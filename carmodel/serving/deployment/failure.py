@@ -7,10 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import requests
-from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
-from mlflow.exceptions import MlflowException
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
+from mlflow.exceptions import MlflowException, RestException
 
 from carmodel.errors import InputError
+from carmodel.service import without_secrets
 from carmodel.serving.deployment.wanted import DeployError, Wanted
 
 MEANINGS = {
@@ -21,6 +28,7 @@ MEANINGS = {
     409: "another operation on it is still running, or it is in the way: look at it, then run this again",
     429: "the service is asked too often, or the quota is used up: wait, then run this again",
 }
+NO_ANSWER = (ServiceRequestError, ServiceResponseError, requests.RequestException, TimeoutError, ConnectionError)
 UNAVAILABLE = "the service is not available just now: run this again later; what is done already is not done twice"
 
 
@@ -43,13 +51,13 @@ def explained(wanted: Wanted, doing: str) -> Iterator[None]:
 def explain(error: BaseException, wanted: Wanted, doing: str) -> str:
     """The failure in words, with the service's own message first and the next commands last."""
     status = status_of(error)
-    means = MEANINGS.get(status) or (
-        UNAVAILABLE if status == 0 or status >= 500 else "the service refuses what it was sent"
-    )
-    return (
-        f"{doing}: {f'{status}: ' if status else ''}{message_of(error)}\n  {means}\n"
-        f"  what is there:  {wanted.command('status')}\n  to go on, run this again; to clean up:  {wanted.command('delete')}"
-    )
+    if status >= 500 or (not status and any(isinstance(cause, NO_ANSWER) for cause in causes(error))):
+        means = UNAVAILABLE
+    else:
+        refuses = f"the {'service' if status else 'client'} refuses what it was sent: check the parameters"
+        means = MEANINGS.get(status, refuses)
+    said = f"{status}: {message_of(error)}" if status else message_of(error)
+    return f"{doing}: {without_secrets(said)}\n  {means}\n{wanted.next_commands()}"
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -62,6 +70,8 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 def status_of(error: BaseException) -> int:
     """HTTP status that the service answered with; 0 where it did not answer."""
     for cause in causes(error):
+        if isinstance(cause, RestException):
+            return cause.get_http_status_code()
         status = getattr(cause, "status_code", None) or getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(status, int):
             return status

@@ -29,6 +29,8 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
     if (kept := _kept(wanted)) and kept.model_uri == wanted.model_uri and kept.port == wanted.port and _answers(kept):
         say(f"{wanted.name} serves {wanted.model_uri} already")
         return _deployed(kept)
+    before = kept.model_uri if kept and kept.model_uri != wanted.model_uri else ""
+    back = f"\n  back to the version before:  {wanted.command('deploy', before)}" if before else ""
     delete(wanted, say)
     require_free(HOST, wanted.port)
     wanted.folder.mkdir(parents=True, exist_ok=True)
@@ -44,18 +46,27 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
         if process.poll() is not None:
             delete(wanted, lambda line: None, keep_log=True)
             last = log.read_text(errors="replace").strip().splitlines()[-3:]
-            raise DeployError(f"MLflow's server has ended: {' '.join(last)}\n  all its lines: {log}")
+            raise DeployError(f"MLflow's server has ended: {' '.join(last)}\n  all its lines: {log}{back}")
         if time.monotonic() > deadline:
             delete(wanted, say, keep_log=True)
-            raise DeployError(f"MLflow's server has not answered within timeout={wanted.timeout:g} seconds: {log}")
+            raise DeployError(
+                f"MLflow's server has not answered within timeout={wanted.timeout:g} seconds: {log}{back}"
+            )
         time.sleep(0.25)
-    return _deployed(kept)
+    return _deployed(kept)._replace(replaced=before)
+
+
+def release(wanted: Wanted, say: Say) -> Deployed:
+    """Look at it: clients reach a server from its first answer."""
+    return status(wanted, say)
 
 
 def status(wanted: Wanted, say: Say) -> Deployed:
     """Look whether the server answers."""
     if not (kept := _kept(wanted)):
-        raise InputError(f"there is no server {wanted.name} in {wanted.folder.parent}; start one with action=deploy")
+        raise InputError(
+            f"there is no server {wanted.name} in {wanted.folder.parent}; start it: {wanted.command('deploy')}"
+        )
     return _deployed(kept) if _answers(kept) else Deployed("stopped", detail=f"see {wanted.folder / 'server.log'}")
 
 

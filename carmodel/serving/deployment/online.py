@@ -2,98 +2,164 @@
 
 A new version goes to the colour that clients don't use. Once it has answered a photo it gets a share of the requests: a
 canary. `promote` gives it all of them and keeps the other for `rollback`
-(https://learn.microsoft.com/azure/machine-learning/how-to-safely-rollout-online-endpoints). The SDK v2 is used for both kinds:
-azureml-mlflow's deployment client knows managed endpoints alone.
+(https://learn.microsoft.com/azure/machine-learning/how-to-safely-rollout-online-endpoints). Which colour is what is kept in the
+endpoint's tags, so that a command that is given twice does the same once.
 """
 
-import logging
-import re
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import mlflow
-from azure.core.exceptions import ResourceNotFoundError
+from typing import TYPE_CHECKING, NamedTuple
 
 from carmodel.errors import InputError
 from carmodel.serving.deployment.failure import explained
+from carmodel.serving.deployment.online_service import (
+    MODEL,
+    client,
+    deployments,
+    endpoint_called,
+    ensure_endpoint,
+    existing,
+    make_deployment,
+    serves,
+    settings_of,
+    settled,
+    state_of,
+    wait,
+    works,
+)
 from carmodel.serving.deployment.wanted import Deployed, DeployError, Say, Wanted
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
     from azure.ai.ml.entities import OnlineDeployment, OnlineEndpoint
-    from azure.core.polling import LROPoller
 
 COLOURS = ("blue", "green")
-MODEL = "carmodel.model"
-"""Tag of a deployment: the version that it serves."""
-STABLE = "carmodel.stable"
-"""Tag of an endpoint: the colour that was promoted last, where `rollback` leads from a canary."""
-WORKSPACE = re.compile(r"/subscriptions/([^/]+)/resourceGroups/([^/]+)/.*/workspaces/([^/?]+)", re.IGNORECASE)
-SAY_EVERY = 15.0
+STABLE, CANARY, PREVIOUS = "carmodel.stable", "carmodel.canary", "carmodel.previous"
+
+
+class Roles(NamedTuple):
+    """Which colour is what, from the tags of an endpoint; empty: none is.
+
+    Attributes:
+        stable: gets the requests, or most of them.
+        canary: has answered a photo, and waits to be promoted.
+        previous: was stable before the last promotion.
+    """
+
+    stable: str = ""
+    canary: str = ""
+    previous: str = ""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """As they are kept; Azure takes no empty values."""
+        return {name: colour or "none" for name, colour in zip((STABLE, CANARY, PREVIOUS), self, strict=True)}
+
+
+def roles_of(endpoint: "OnlineEndpoint", there: "dict[str, OnlineDeployment]") -> Roles:
+    """The roles; where the traffic was changed by hand, whichever gets most of the requests is the stable one."""
+    tags = endpoint.tags or {}
+    stable, canary, previous = (
+        colour if (colour := tags.get(name)) in there else "" for name in (STABLE, CANARY, PREVIOUS)
+    )
+    if not stable or not share_of(endpoint, stable):
+        stable = max(there, key=lambda colour: share_of(endpoint, colour), default="")
+        stable = stable if stable and share_of(endpoint, stable) else ""
+    return Roles(stable, canary if canary != stable else "", previous if previous != stable else "")
 
 
 def deploy(wanted: Wanted, say: Say) -> Deployed:
     """Have the wanted version run beside the one that clients use, which keeps all its requests."""
     ml = client()
+    endpoint_asked, asked = settings_of(wanted)
     with explained(wanted, f"deploying {wanted.model_uri} to endpoint {wanted.name}"):
-        endpoint = _endpoint(ml, wanted) or _create_endpoint(ml, wanted, say)
-        there = _settled(ml, wanted, say)
-        colour = next((c for c, d in there.items() if _serves(d, wanted) and _works(d)), "")
+        settled(ml, wanted, say)
+        endpoint = ensure_endpoint(ml, wanted, endpoint_asked, say)
+        there = deployments(ml, wanted)
+        colour = next((c for c, d in there.items() if serves(d, asked) and works(d)), "")
         if colour:
             say(f"{colour} serves {wanted.model_uri} already")
-        else:
-            colour = min(COLOURS, key=lambda c: (_share(endpoint, c), c in there))
-            if _share(endpoint, colour):
-                raise DeployError(
-                    f"blue and green of {wanted.name} both get requests: promote or roll back first\n  "
-                    f"{wanted.command('promote')}\n  {wanted.command('rollback')}"
-                )
-            _create_deployment(ml, wanted, colour, say)
-        return _reach(ml, endpoint, colour)
+            return _reach(ml, endpoint, colour)
+        # The one without requests; one that has failed before one that works, which could be gone back to.
+        colour = min(COLOURS, key=lambda c: (share_of(endpoint, c), c in there and works(there[c]), c not in there))
+        if share_of(endpoint, colour):
+            raise DeployError(
+                f"blue and green of {wanted.name} both get requests: promote or roll back first\n  "
+                f"{wanted.command('promote')}\n  {wanted.command('rollback')}"
+            )
+        roles = roles_of(endpoint, there)
+        if colour in (roles.canary, roles.previous):
+            # Else a rollback or promotion, if this goes wrong, would lead to what has never answered.
+            say(f"{_named(there, colour)} makes room")
+            _route(ml, wanted, endpoint, say, traffic=_traffic(endpoint), roles=Roles(roles.stable))
+        make_deployment(ml, wanted, asked, colour, say)
+        return _reach(ml, existing(ml, wanted), colour)
 
 
 def release(wanted: Wanted, say: Say) -> Deployed:
     """Give the wanted version its share of the requests: all, where it is the only one."""
     ml = client()
+    _, asked = settings_of(wanted)
     with explained(wanted, f"sharing the requests of endpoint {wanted.name}"):
-        endpoint, there = _existing(ml, wanted), _deployments(ml, wanted)
-        colour = next(c for c, d in there.items() if _serves(d, wanted) and _works(d))
-        old = next((c for c in there if c != colour and _share(endpoint, c)), "")
-        if not old:
-            _route(ml, wanted, endpoint, {colour: 100}, say)
-        elif _share(endpoint, colour) < wanted.traffic:
-            _route(ml, wanted, endpoint, {old: 100 - wanted.traffic, colour: wanted.traffic}, say)
+        endpoint, there = existing(ml, wanted), deployments(ml, wanted)
+        colour = next(c for c, d in there.items() if serves(d, asked) and works(d))
+        stable, _, previous = roles_of(endpoint, there)
+        if stable in ("", colour):
+            if not share_of(endpoint, colour):
+                _route(ml, wanted, endpoint, say, traffic={colour: 100}, roles=Roles(colour))
+        elif wanted.traffic == 100:
+            _route(ml, wanted, endpoint, say, traffic={colour: 100}, roles=Roles(colour, previous=stable))
+        else:
+            traffic = {stable: 100 - wanted.traffic, colour: wanted.traffic}
+            roles = Roles(stable, colour, previous if previous != colour else "")
+            _route(ml, wanted, endpoint, say, traffic=traffic, roles=roles)
             say(f"to go on: {wanted.command('promote')}\ndeploy: to go back: {wanted.command('rollback')}")
         return _seen(ml, wanted)
 
 
 def promote(wanted: Wanted, say: Say) -> Deployed:
-    """Give all requests to the canary; the other version stays, without requests, for `rollback`."""
+    """Give all requests to the canary; the other version stays, without requests, for `rollback`.
+
+    Raises:
+        InputError: there is no canary, nor was one promoted before.
+    """
     ml = client()
     with explained(wanted, f"promoting on endpoint {wanted.name}"):
-        endpoint, there = _existing(ml, wanted), _deployments(ml, wanted)
-        canary = next((c for c in there if c != _stable(endpoint) and _works(there[c])), "")
-        if not canary:
-            raise InputError(f"{wanted.name} has one version, which gets all requests; deploy another with model_uri=…")
-        _route(ml, wanted, endpoint, {canary: 100}, say)
+        endpoint, there = existing(ml, wanted), deployments(ml, wanted)
+        roles = roles_of(endpoint, there)
+        if roles.canary:
+            if not works(there[roles.canary]):
+                raise DeployError(f"{_named(there, roles.canary)} does not work\n{wanted.next_commands()}")
+            _route(
+                ml, wanted, endpoint, say, traffic={roles.canary: 100}, roles=Roles(roles.canary, previous=roles.stable)
+            )
+        elif roles.previous:
+            say(f"{_named(there, roles.stable)} was promoted already")
+        else:
+            raise InputError(
+                f"{wanted.name} has no canary; {_named(there, roles.stable)} gets all requests\n"
+                f"  to have one: {wanted.command('deploy')}"
+            )
         return _seen(ml, wanted)
 
 
 def rollback(wanted: Wanted, say: Say) -> Deployed:
-    """Take a canary's requests away; where there is no canary, give all requests to the version before the last promotion."""
+    """Take a canary's requests away; where there is no canary, give all requests to the version before the last promotion.
+
+    Raises:
+        InputError: there is neither.
+    """
     ml = client()
     with explained(wanted, f"rolling back endpoint {wanted.name}"):
-        endpoint, there = _existing(ml, wanted), _deployments(ml, wanted)
-        stable = _stable(endpoint)
-        if stable in there and _share(endpoint, stable) < 100:
-            back = stable
+        endpoint, there = existing(ml, wanted), deployments(ml, wanted)
+        stable, canary, previous = roles_of(endpoint, there)
+        if canary:
+            _route(ml, wanted, endpoint, say, traffic={stable: 100}, roles=Roles(stable, previous=previous))
+        elif previous and works(there[previous]):
+            _route(ml, wanted, endpoint, say, traffic={previous: 100}, roles=Roles(previous))
         else:
-            back = next((c for c in there if c != stable and _works(there[c])), "")
-        if not back:
-            raise InputError(f"{wanted.name} has no other version to go back to; deploy one with model_uri=…")
-        _route(ml, wanted, endpoint, {back: 100}, say)
+            raise InputError(
+                f"{wanted.name} has neither a canary nor a version before: {_named(there, stable)} gets all requests\n"
+                f"  for another version: {wanted.command('deploy')}"
+            )
         return _seen(ml, wanted)
 
 
@@ -107,177 +173,36 @@ def delete(wanted: Wanted, say: Say) -> None:
     """Delete the endpoint with its deployments; fine where there is none."""
     ml = client()
     with explained(wanted, f"deleting endpoint {wanted.name}"):
-        if _endpoint(ml, wanted) is None:
+        if endpoint_called(ml, wanted) is None:
             say(f"there is no endpoint {wanted.name}")
             return
-        _wait(ml.online_endpoints.begin_delete(name=wanted.name), wanted, f"deleting endpoint {wanted.name}", say)
+        wait(ml.online_endpoints.begin_delete(name=wanted.name), wanted, f"deleting endpoint {wanted.name}", say)
 
 
-def client() -> "MLClient":
-    """The SDK's client of the workspace that MLFLOW_TRACKING_URI names, with the identity of the environment.
-
-    Raises:
-        InputError: the tracking URI names no workspace, or the SDK is not installed.
-    """
-    uri = mlflow.get_tracking_uri()
-    if not (found := WORKSPACE.search(uri)):
-        raise InputError(
-            "MLFLOW_TRACKING_URI names no Azure ML workspace (azureml://…); to get it: az ml workspace show --name WORKSPACE "
-            "--resource-group GROUP --query mlflow_tracking_uri"
-        )
-    try:
-        from azure.ai.ml import MLClient
-        from azure.identity import DefaultAzureCredential
-    except ImportError:
-        raise InputError("online endpoints need the Azure SDK: make azure") from None
-    logging.getLogger("azure").setLevel(logging.ERROR)
-    return MLClient(DefaultAzureCredential(), *found.groups(), enable_telemetry=False, show_progress=False)
+def share_of(endpoint: "OnlineEndpoint", colour: str) -> int:
+    """Percent of the requests that a colour gets."""
+    return _traffic(endpoint).get(colour, 0)
 
 
-def _create_endpoint(ml: "MLClient", wanted: Wanted, say: Say) -> "OnlineEndpoint":
-    from azure.ai.ml import load_online_endpoint
-
-    endpoint = _read(load_online_endpoint, wanted.settings_file.with_name("endpoint.yml"), {"name": wanted.name})
-    _wait(ml.online_endpoints.begin_create_or_update(endpoint), wanted, f"creating endpoint {wanted.name}", say)
-    return _existing(ml, wanted)
+def _traffic(endpoint: "OnlineEndpoint") -> dict[str, int]:
+    return {colour: int(share) for colour, share in (endpoint.traffic or {}).items() if share}
 
 
-def _create_deployment(ml: "MLClient", wanted: Wanted, colour: str, say: Say) -> None:
-    from azure.ai.ml import load_online_deployment
-
-    name, version = wanted.model
-    given = {"name": colour, "endpoint_name": wanted.name, "model": f"azureml:{name}:{version}"}
-    deployment = _read(load_online_deployment, wanted.settings_file, given)
-    deployment.tags = {**(deployment.tags or {}), MODEL: wanted.model_uri}
-    doing = f"creating deployment {colour} of {wanted.model_uri}"
-    try:
-        _wait(ml.online_deployments.begin_create_or_update(deployment), wanted, doing, say)
-    except Exception:
-        _say_its_log(ml, wanted, colour, say)
-        raise
-    if not _works(_deployments(ml, wanted).get(colour)):
-        _say_its_log(ml, wanted, colour, say)
-        raise DeployError(
-            f"{doing}: it has failed and gets no requests\n  to try again, run this again; {wanted.command('delete')}"
-        )
+def _named(there: "dict[str, OnlineDeployment]", colour: str) -> str:
+    return f"{colour} ({(there[colour].tags or {}).get(MODEL, 'another model')})" if colour in there else "no version"
 
 
-def _read(load: Callable[..., Any], file: Path, given: dict[str, str]) -> Any:
-    """An endpoint or deployment from its file, with what is filled in.
-
-    Raises:
-        InputError: no such file, not YAML, or not what the published schema says.
-    """
-    from azure.ai.ml.exceptions import MlException
-    from marshmallow import ValidationError
-
-    try:
-        return load(file, params_override=[given])
-    except (MlException, ValidationError, OSError) as error:
-        raise InputError(f"{file}: {' '.join(str(error).split())[:1000]}") from None
-
-
-def _say_its_log(ml: "MLClient", wanted: Wanted, colour: str, say: Say) -> None:
-    """Show what the container said last, where there is one."""
-    try:
-        say(
-            f"last lines of {colour}:\n{ml.online_deployments.get_logs(name=colour, endpoint_name=wanted.name, lines=20)}"
-        )
-    except Exception as error:  # what led here is told, whatever happens to its log
-        say(f"{colour} has left no log ({type(error).__name__})")
-
-
-def _route(ml: "MLClient", wanted: Wanted, endpoint: "OnlineEndpoint", traffic: dict[str, int], say: Say) -> None:
-    """Share the requests among the deployments, and remember which one is stable: the first."""
-    stable = next(iter(traffic))
-    if {colour: share for colour, share in (endpoint.traffic or {}).items() if share} == traffic and _stable(
-        endpoint
-    ) == stable:
+def _route(
+    ml: "MLClient", wanted: Wanted, endpoint: "OnlineEndpoint", say: Say, *, traffic: dict[str, int], roles: Roles
+) -> None:
+    """Share the requests among the deployments and remember what they are, in one request."""
+    traffic = {colour: share for colour, share in traffic.items() if share}
+    tags = (endpoint.tags or {}) | roles.tags
+    if _traffic(endpoint) == traffic and endpoint.tags == tags:
         return
-    endpoint.traffic, endpoint.tags = traffic, {**(endpoint.tags or {}), STABLE: stable}
+    endpoint.traffic, endpoint.tags = traffic, tags
     shares = ", ".join(f"{colour} {percent}%" for colour, percent in traffic.items())
-    _wait(ml.online_endpoints.begin_create_or_update(endpoint), wanted, f"requests: {shares}", say)
-
-
-def _wait(poller: "LROPoller[Any]", wanted: Wanted, doing: str, say: Say) -> Any:
-    """Wait for a long operation, and say now and then that it goes on.
-
-    Raises:
-        DeployError: it takes longer than the user allows; it goes on in the service.
-    """
-    say(doing)
-    began = said = time.monotonic()
-    while not poller.done():
-        poller.wait(0.2)
-        now = time.monotonic()
-        if now - began > wanted.timeout:
-            raise DeployError(
-                f"{doing}: still {poller.status()} after timeout={wanted.timeout:g} seconds; it goes on in Azure\n"
-                f"  to look at it:  {wanted.command('status')}\n  to give up:  {wanted.command('delete')}"
-            )
-        if now - said > SAY_EVERY:
-            said = now
-            say(f"{doing}: {poller.status()}, {now - began:.0f} s")
-    return poller.result()
-
-
-def _settled(ml: "MLClient", wanted: Wanted, say: Say) -> "dict[str, OnlineDeployment]":
-    """The deployments, once no operation runs on them or their endpoint: one may be left from a run that was cut off."""
-    began = time.monotonic()
-    while True:
-        endpoint, there = _existing(ml, wanted), _deployments(ml, wanted)
-        states = {wanted.name: _state(endpoint)} | {colour: _state(d) for colour, d in there.items()}
-        busy = [name for name, state in states.items() if state in ("Creating", "Updating")]
-        if not busy:
-            return there
-        if time.monotonic() - began > wanted.timeout:
-            raise DeployError(
-                f"{', '.join(busy)} of {wanted.name}: still changing after timeout={wanted.timeout:g} seconds\n"
-                f"  to look at it:  {wanted.command('status')}\n  to give up:  {wanted.command('delete')}"
-            )
-        say(f"waiting for an earlier operation on {', '.join(busy)}")
-        time.sleep(5)
-
-
-def _endpoint(ml: "MLClient", wanted: Wanted) -> "OnlineEndpoint | None":
-    try:
-        return ml.online_endpoints.get(wanted.name)
-    except ResourceNotFoundError:
-        return None
-
-
-def _existing(ml: "MLClient", wanted: Wanted) -> "OnlineEndpoint":
-    if (endpoint := _endpoint(ml, wanted)) is None:
-        raise InputError(
-            f"there is no endpoint {wanted.name}; make it with action=deploy and model_uri=models:/NAME/VERSION"
-        )
-    return endpoint
-
-
-def _deployments(ml: "MLClient", wanted: Wanted) -> "dict[str, OnlineDeployment]":
-    return {deployment.name: deployment for deployment in ml.online_deployments.list(endpoint_name=wanted.name)}
-
-
-def _serves(deployment: "OnlineDeployment", wanted: Wanted) -> bool:
-    return (deployment.tags or {}).get(MODEL) == wanted.model_uri
-
-
-def _works(deployment: "OnlineDeployment | None") -> bool:
-    return deployment is not None and _state(deployment) == "Succeeded"
-
-
-def _state(there: "OnlineDeployment | OnlineEndpoint") -> str:
-    """The service's word, a text or one of the SDK's enumerations: Creating, Updating, Succeeded, Failed …"""
-    state = there.provisioning_state
-    return str(getattr(state, "value", state))
-
-
-def _share(endpoint: "OnlineEndpoint", colour: str) -> int:
-    return int((endpoint.traffic or {}).get(colour, 0))
-
-
-def _stable(endpoint: "OnlineEndpoint") -> str:
-    return (endpoint.tags or {}).get(STABLE, "")
+    wait(ml.online_endpoints.begin_create_or_update(endpoint), wanted, f"requests: {shares or 'none'}", say)
 
 
 def _reach(ml: "MLClient", endpoint: "OnlineEndpoint", colour: str) -> Deployed:
@@ -285,17 +210,20 @@ def _reach(ml: "MLClient", endpoint: "OnlineEndpoint", colour: str) -> Deployed:
     keys = ml.online_endpoints.get_keys(endpoint.name)
     key = getattr(keys, "primary_key", None) or getattr(keys, "access_token", "")
     headers = {"Authorization": f"Bearer {key}"} | ({"azureml-model-deployment": colour} if colour else {})
-    return Deployed(_state(endpoint), str(endpoint.scoring_uri), headers, "input_data")
+    return Deployed(state_of(endpoint), str(endpoint.scoring_uri), headers, "input_data")
 
 
 def _seen(ml: "MLClient", wanted: Wanted) -> Deployed:
-    endpoint, there = _existing(ml, wanted), _deployments(ml, wanted)
-    told = [
-        f"{colour}: {(deployment.tags or {}).get(MODEL, 'another model')}, {_state(deployment)}, "
-        f"{_share(endpoint, colour)}% of the requests"
-        for colour, deployment in there.items()
-    ]
+    endpoint, there = existing(ml, wanted), deployments(ml, wanted)
+    roles = roles_of(endpoint, there)._asdict()
+    told = []
+    for colour, deployment in there.items():
+        role = "".join(f", {role}" for role, of in roles.items() if of == colour)
+        told.append(
+            f"{colour}: {(deployment.tags or {}).get(MODEL, 'another model')}, {state_of(deployment)}, "
+            f"{share_of(endpoint, colour)}% of the requests{role}"
+        )
     detail = "; ".join(told) or "no deployment yet"
-    if not any(_share(endpoint, colour) for colour in there):
-        return Deployed(_state(endpoint), detail=detail)
+    if not any(share_of(endpoint, colour) for colour in there):
+        return Deployed(state_of(endpoint), detail=detail)
     return _reach(ml, endpoint, "")._replace(detail=detail)

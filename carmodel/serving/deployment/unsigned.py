@@ -15,39 +15,35 @@ from mlflow.models import Model
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from carmodel.errors import InputError
 from carmodel.serving.deployment.wanted import Say
 
 SOURCE_TAG = "copy_of"
 SUFFIX = "-webservice"
+FOLDER = "webservice"
+"""Artifact of the run that the copy is made in."""
 
 
 def unsigned(model_uri: str, say: Say) -> str:
     """Return ``models:/NAME-webservice/VERSION``, the copy of ``models:/NAME/VERSION``; it is made where there is none yet.
 
-    Raises:
-        InputError: the version was not made by a run, which the copy is kept in.
+    The copy is kept in the active run: one of the run that packaged the version would make that one look changed.
     """
-    name, _, version = model_uri.removeprefix("models:/").rpartition("/")
+    name, _, _ = model_uri.removeprefix("models:/").rpartition("/")
     client = MlflowClient()
-    source = client.get_model_version(name, version)
     if made := _made(client, name + SUFFIX, model_uri):
         return f"models:/{name}{SUFFIX}/{made}"
-    if not source.run_id:
-        raise InputError(f"{model_uri} was not made by a run: register it with package_pyfunc")
     say(f"copying {model_uri} for the web service, as {name}{SUFFIX}")
     with TemporaryDirectory(prefix="carmodel-") as scratch:
         folder = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=scratch))
         model = Model.load(str(folder / MLMODEL_FILE_NAME))
         model.signature = None
         model.save(str(folder / MLMODEL_FILE_NAME))
-        # Artifacts can't be written twice: a copy that was cut off is left behind.
-        run, path = client.get_run(source.run_id), f"webservice-{model.model_uuid}-{folder.stat().st_mtime_ns:x}"
-        client.log_artifacts(run.info.run_id, str(folder), path)
+        mlflow.log_artifacts(str(folder), FOLDER)
     _make_model(client, name + SUFFIX)
-    copy = client.create_model_version(
-        name + SUFFIX, f"{run.info.artifact_uri}/{path}", run.info.run_id, tags={SOURCE_TAG: model_uri}
-    )
+    # The run is the active one, since `log_artifacts` opens one where there is none.
+    run, source = mlflow.last_active_run(), mlflow.get_artifact_uri(FOLDER)
+    run_id = run.info.run_id if run else None
+    copy = client.create_model_version(name + SUFFIX, source, run_id, tags={SOURCE_TAG: model_uri})
     return f"models:/{name}{SUFFIX}/{copy.version}"
 
 

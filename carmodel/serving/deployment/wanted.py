@@ -1,10 +1,13 @@
 """What a deployment is to be, what it is, and the error that says why it is not."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from carmodel.digests import ROOT
 from carmodel.errors import InputError
+from carmodel.parameters import Deploy
 
 SETTINGS = {
     "aci": "backends/aci.yml",
@@ -13,6 +16,9 @@ SETTINGS = {
     "kubernetes-online": "backends/kubernetes-online/deployment.yml",
 }
 """The settings of a target's services, unless the user names others."""
+
+DEFAULTS = Deploy.model_fields
+"""What `Wanted.command` leaves out."""
 
 Say = Callable[[str], None]
 """Tells people what goes on, a line at a time."""
@@ -47,10 +53,25 @@ class Wanted(NamedTuple):
         name, _, version = self.model_uri.removeprefix("models:/").rpartition("/")
         return name, version
 
-    def command(self, action: str) -> str:
-        """The command that does something else to this deployment."""
+    def command(self, action: str, model_uri: str = "") -> str:
+        """The command that does something else to this deployment, or the same with another version."""
+        chosen = {"target": self.target, "name": self.name, "action": action}
+        if self.target in ("local", "docker") and self.folder.parent != Path(DEFAULTS["folder"].default).resolve():
+            chosen["folder"] = str(self.folder.parent)
+        if action == "deploy":
+            chosen["model_uri"] = model_uri or self.model_uri or "models:/NAME/VERSION"
+            if self.target in ("local", "docker") and self.port != DEFAULTS["port"].default:
+                chosen["port"] = str(self.port)
+            if self.target in SETTINGS and self.settings_file != ROOT / SETTINGS[self.target]:
+                chosen["settings_file"] = str(self.settings_file)
+        words = " ".join(f"-P {name}={shlex.quote(value)}" for name, value in chosen.items())
+        return f"mlflow run . -e deploy --env-manager local {words}"
+
+    def next_commands(self) -> str:
+        """How to look at what is there, go on or clean up: the last lines of an error."""
         return (
-            f"mlflow run . -e deploy --env-manager local -P target={self.target} -P name={self.name} -P action={action}"
+            f"  what is there:  {self.command('status')}\n"
+            f"  to go on, run this again; to clean up:  {self.command('delete')}"
         )
 
 
@@ -64,6 +85,7 @@ class Deployed(NamedTuple):
         envelope: the key of a request's JSON under which the rows are: Azure ML's own server of MLflow models takes
             ``input_data``, MLflow's ``dataframe_split``.
         detail: a line for people.
+        replaced: URI of the version that this one took the place of just now; empty where there was none.
     """
 
     state: str
@@ -71,6 +93,7 @@ class Deployed(NamedTuple):
     headers: dict[str, str] = {}  # noqa: RUF012 (never changed)
     envelope: str = "dataframe_split"
     detail: str = ""
+    replaced: str = ""
 
     def __repr__(self) -> str:
         """Show nothing of the headers: they hold a key."""

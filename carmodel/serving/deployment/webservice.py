@@ -23,10 +23,11 @@ from azureml.mlflow.deploy._mms.webservice.aks.aks import AksServiceDeploymentCo
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
+from carmodel.digests import digest_of_bytes
 from carmodel.errors import InputError
 from carmodel.serving.deployment import aks_tls
 from carmodel.serving.deployment.failure import explained
-from carmodel.serving.deployment.unsigned import unsigned
+from carmodel.serving.deployment.unsigned import SOURCE_TAG, SUFFIX, unsigned
 from carmodel.serving.deployment.wanted import Deployed, DeployError, Say, Wanted
 
 PARSERS = {"aci": AciServiceDeploymentConfiguration, "aks": AksServiceDeploymentConfiguration}
@@ -40,7 +41,7 @@ FIXED = ("containerResourceRequirements", "computeTargetName")
 SHOWN = {"computeTargetName": "computeName", "tokenAuthEnabled": "aadAuthEnabled"}
 """Settings that the service shows under another name."""
 FILES = ("sslCertificate", "sslKey")
-"""Settings that name a file, of which the service shows the content, or nothing."""
+"""Settings that name a file, of which the service shows the content, or nothing: a tag tells whether it is another one."""
 NAME = r"[a-z][-a-z0-9]{1,30}[a-z0-9]"
 
 
@@ -58,6 +59,7 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
     deadline = time.monotonic() + wanted.timeout
     with explained(wanted, f"deploying web service {wanted.name}"):
         service = _find(client, wanted)
+        before = "" if service is None else _served(service)
         if service and service["state"] == "Transitioning":
             say(f"{wanted.name} is being changed already")
             service = _wait(client, wanted, say, deadline, patient=True)
@@ -72,9 +74,9 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
             say(f"creating {wanted.name} on {wanted.target}; this takes many minutes while Azure builds an image")
             with _file(settings) as file, _server():
                 client.create_deployment(wanted.name, copy, config={"deploy-config-file": str(file)})
-        elif differing := _differing(service, settings, copy):
+        elif (differing := _differing(service, settings, copy)) or service["state"] == "Failed":
             _require_changeable(wanted, differing)
-            say(f"updating {wanted.name}: {', '.join(differing)}")
+            say(f"updating {wanted.name}: {', '.join(differing) or 'it has Failed'}")
             with _file({key: value for key, value in settings.items() if key not in FIXED}) as file, _server():
                 client.update_deployment(wanted.name, copy, config={"deploy-config-file": str(file)})
         else:
@@ -82,7 +84,13 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
         service = _wait(client, wanted, say, deadline)
         if service["scoringUri"].startswith("http:"):
             say(f"photos and the key travel unencrypted to {wanted.name}: see TLS in {wanted.settings_file}")
-        return _deployed(client, service)
+        replaced = "" if before in ("", wanted.model_uri) else before
+        return _deployed(client, service)._replace(replaced=replaced)
+
+
+def release(wanted: Wanted, say: Say) -> Deployed:
+    """Look at it: clients reach a web service from its first answer, since it has but one version at a time."""
+    return status(wanted, say)
 
 
 def status(wanted: Wanted, say: Say) -> Deployed:
@@ -129,6 +137,9 @@ def _settings(wanted: Wanted) -> dict[str, Any]:
             raise ValueError("tls is for target=aks; aci has sslEnabled")
         # Keys unless the file says otherwise; and not the client's own waiting, which knows no end.
         settings = {"authEnabled": not settings.get("tokenAuthEnabled")} | settings | {"async": True}
+        if certificate := settings.get("sslCertificate"):
+            tags = settings.get("tags") or {}
+            settings["tags"] = tags | {aks_tls.CERTIFICATE: digest_of_bytes(Path(certificate).read_bytes())}
         PARSERS[wanted.target]._create_deploy_config_from_dict(settings)
     except Exception as error:  # what the client's parser raises
         raise InputError(f"settings_file={wanted.settings_file}: {error}") from error
@@ -188,6 +199,15 @@ def _find(client: AzureMLDeploymentClient, wanted: Wanted) -> dict[str, Any] | N
     return dict(service)
 
 
+def _served(service: dict[str, Any]) -> str:
+    """URI of the registered version that a service's copy was made of; empty where it serves something else."""
+    for model in service["modelDetails"] or []:
+        name, _, version = model["id"].rpartition(":")
+        if name.endswith(SUFFIX):
+            return str(mlflow.MlflowClient().get_model_version(name, version).tags.get(SOURCE_TAG, ""))
+    return ""
+
+
 def _differing(service: dict[str, Any], settings: dict[str, Any], copy: str) -> list[str]:
     """What an update would change: settings that the service shows otherwise, and the model."""
     served = {model["id"] for model in service["modelDetails"] or []}
@@ -234,9 +254,9 @@ def _wait(
             after = f" after timeout={wanted.timeout:g} seconds" if late else ""
             raise DeployError(
                 f"web service {wanted.name} is {state}{after}: {_error(service)}\n"
-                f"  it is there, and may cost money; what it is now:  {wanted.command('status')}\n"
+                f"  it is there, and may cost money\n"
                 f"  its logs: az ml service get-logs --name {wanted.name} (CLI v1), or the studio, Endpoints\n"
-                f"  to go on, run this again; to clean up:  {wanted.command('delete')}"
+                f"{wanted.next_commands()}"
             )
         time.sleep(PAUSE)
 

@@ -1,0 +1,62 @@
+"""Digests of data and of the project's sources: what tells whether a step's inputs have changed."""
+
+import ast
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def digest_of_path(path: Path) -> str:
+    """Digest of a file's contents, or of a folder's names and contents; links are followed, as the readers follow them."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(_files(path)) if path.is_dir() else [path]:
+        digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files at any depth; a folder that links lead to more than once, or back to, is entered once."""
+    entered = {folder.resolve()}
+    for here, folders, names in os.walk(folder, followlinks=True):
+        new = [name for name in sorted(folders) if Path(here, name).resolve() not in entered]
+        entered |= {Path(here, name).resolve() for name in new}
+        folders[:] = new
+        yield from (file for name in names if (file := Path(here, name)).is_file())
+
+
+def digest_of_sources(file: Path) -> str:
+    """Digest of a source file and all that it imports of the project."""
+    return digest_of_bytes(
+        "\n".join(f"{os.path.relpath(p, ROOT)} {digest_of_path(p)}" for p in sources_of(file)).encode()
+    )
+
+
+def sources_of(file: Path) -> list[Path]:
+    """The project's own files that a source file imports, directly or not, and itself: what its results depend on."""
+    found, pending = set(), [file]
+    while pending:
+        source = pending.pop()
+        if source in found or not source.is_file():
+            continue
+        found.add(source)
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            for module in (name.replace(".", "/") for name in names):
+                packages = [Path(module), *Path(module).parents][:-1]
+                pending += [ROOT / f"{module}.py", *(ROOT / package / "__init__.py" for package in packages)]
+    return sorted(found)
+
+
+def digest_of_bytes(data: bytes) -> str:
+    """Digest of some bytes, as hexadecimal text."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
