@@ -41,6 +41,7 @@ class Services:
         computes: the attached AKS clusters by name, with their ``sslConfiguration``.
         kept: the services by name, as the service shows them.
         keys: by the service's name.
+        tags: by the cluster's name.
         pace: how many times a service that is created or updated shows ``Transitioning``.
         end: the state that comes then, and the error it comes with.
     """
@@ -50,6 +51,7 @@ class Services:
     computes: dict[str, dict[str, Any]] = field(default_factory=lambda: {"cars-aks": {}})
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
     keys: dict[str, dict[str, str]] = field(default_factory=dict)
+    tags: dict[str, dict[str, str]] = field(default_factory=dict)
     operations: dict[str, str] = field(default_factory=dict)
     pace: int = 2
     end: tuple[str, dict[str, Any] | None] = ("Healthy", None)
@@ -210,7 +212,8 @@ def endpoints_service(services: Services, app: FastAPI) -> FastAPI:
         shown = {key: value for key, value in services.computes[name].items() if key not in ("cert", "key")}
         cluster = {"agentCount": 3, "sslConfiguration": shown or None}
         properties = {"computeType": "AKS", "provisioningState": state, "properties": cluster}
-        return JSONResponse({"name": name, "location": "eastus", "properties": properties})
+        own = {"name": name, "location": "eastus", "tags": services.tags.get(name)}
+        return JSONResponse(own | {"properties": properties})
 
     @app.put(f"{workspace.scope}/computes/{{name}}")
     async def change(name: str, request: Request) -> Response:
@@ -225,7 +228,7 @@ def endpoints_service(services: Services, app: FastAPI) -> FastAPI:
             or "api-version" not in request.query_params
         ):
             return JSONResponse({"error": {"code": "UserError", "message": "Invalid sslConfiguration."}}, 400)
-        services.computes[name] = asked
+        services.computes[name], services.tags[name] = asked, body.get("tags") or {}
         changing.append(name)
         return JSONResponse(body | {"name": name}, 201, {"Azure-AsyncOperation": "https://management.azure.com/none"})
 

@@ -56,6 +56,9 @@ def build(state: dict[str, Any], arguments: list[str]) -> None:
         print(f"Step {number}/{len(steps)} : {step}")
         if copied := re.match(r"COPY (\S+) ", step):
             assert (asked.context / copied[1]).is_dir()
+    if state["faults"].get("hold"):
+        sys.stdout.flush()
+        os.execvp("sleep", ["sleep", "600"])
     if said := state["faults"].get("build"):
         sys.exit(said)
     labels = dict(re.findall(r'^LABEL (\S+)="(.*)"$', "\n".join(lines), re.M))

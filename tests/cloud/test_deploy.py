@@ -1,6 +1,7 @@
 """The entry point `deploy` through `mlflow run`: MLflow's server on this machine, and what is refused before that."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,13 +26,19 @@ class Registered:
 
     def deploy(self, fails: bool = False, **parameters: object) -> str:
         """Run the entry point, and return what it says."""
+        started = self.start(parameters)
+        said, _ = started.communicate(timeout=300)
+        assert (started.returncode != 0) == fails, said
+        return said
+
+    def start(self, parameters: dict[str, object]) -> subprocess.Popen[str]:
+        """Start the entry point."""
         parameters = {"folder": self.folder / "deployed", "name": "cars"} | parameters
         given = [f"-P{name}={value}" for name, value in parameters.items()]
         environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db"}
         command = [str(MLFLOW), "run", ".", "-e", "deploy", "--env-manager", "local", *given]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert (done.returncode != 0) == fails, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, env=environment, text=True, **both)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +73,66 @@ def test_a_local_server_is_started_left_replaced_and_ended(registered: Registere
     registered.deploy(target="local", action="delete")
     runs = mlflow.MlflowClient(f"sqlite:///{registered.folder}/mlflow.db").search_runs(["0"], "status = 'FINISHED'")
     assert {run.data.tags.get("carmodel.state") for run in runs} == {"running", None}
+
+
+@pytest.mark.slow
+def test_one_that_answers_no_photo_is_said_to_be_there_with_the_ways_on_and_back(
+    registered: Registered, tmp_path: Path
+) -> None:
+    port = free_port()
+    (tmp_path / "photo.jpg").write_text("no photo")
+    given = {"target": "local", "port": port, "name": "vans"}
+    registered.deploy(**given, model_uri="models:/cars/1")
+    command = "mlflow run . -e deploy --env-manager local -P target=local -P name=vans -P action={}"
+    folder = f"-P folder={registered.folder}/deployed"
+    try:
+        said = registered.deploy(fails=True, **given, model_uri="models:/cars/2", photo=tmp_path / "photo.jpg")
+        assert "answers a photo with" in said
+        assert f"before:  {command.format('deploy')} {folder} -P model_uri=models:/cars/1 -P port={port}" in said
+        assert f"{command.format('status')} {folder}" in said and f"{command.format('delete')} {folder}" in said
+        said = registered.deploy(**given, action="status", photo=tmp_path / "photo.jpg")
+        assert "local vans: running" in said and "answers a photo with" in said
+    finally:
+        said = registered.deploy(**given, action="delete")
+    assert f"next:        {command.format('deploy')} {folder} -P model_uri=models:/NAME/VERSION" in said
+
+
+@pytest.mark.slow
+def test_an_interrupted_deployment_says_what_is_there_and_how_to_end_it(registered: Registered) -> None:
+    given = {"target": "local", "name": "trucks", "port": free_port(), "model_uri": "models:/cars/1"}
+    started = registered.start(given)
+    lines = []
+    for line in started.stdout:
+        lines.append(line)
+        if "starting MLflow's server" in line:
+            break
+    started.send_signal(signal.SIGINT)
+    rest, _ = started.communicate(timeout=60)
+    assert "deploy: interrupted: what was begun may go on" in rest, "".join(lines) + rest
+    assert "-P name=trucks -P action=status" in rest and "-P name=trucks -P action=delete" in rest
+    registered.deploy(target="local", name="trucks", action="delete")
+    with socket.create_server(("127.0.0.1", given["port"])):
+        pass
+
+
+def test_a_password_in_the_tracking_uri_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from steps import deploy
+    from steps.command import run_step
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(sys, "argv", ["deploy", "--model_uri", "models:/cars/1"])
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"http://me:pass-word@127.0.0.1:{free_port()}")
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run_step("deploy", deploy.work)
+    finally:
+        mlflow.set_tracking_uri(before)
+    said = f"{ended.value.code}{''.join(capsys.readouterr())}"
+    assert "http://…@127.0.0.1" in said and "can't be reached" in said
+    assert "pass-word" not in said
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,7 +136,10 @@ def test_the_same_version_again_asks_docker_for_nothing_new(wanted: Wanted, engi
 def test_another_version_takes_the_place_of_the_one_before(wanted: Wanted, other: str, engine: Engine) -> None:
     docker.deploy(wanted, lambda line: None)
     newer = wanted._replace(model_uri=other)
-    assert docker.deploy(newer, lambda line: None).detail == other
+    made = docker.deploy(newer, lambda line: None)
+    assert (made.detail, made.replaced) == (other, wanted.model_uri)
+    assert engine.images == {image(wanted), image(newer)}, "the image before is kept until a photo was answered"
+    assert docker.release(newer, lambda line: None).detail == other
     assert engine.images == {image(newer)}, "the image before is gone, not left without a name"
     assert f'LABEL carmodel.model="{other}"' in (wanted.folder / "Dockerfile").read_text()
     docker.delete(newer._replace(model_uri=""), lambda line: None)
@@ -163,6 +167,20 @@ def test_a_build_that_fails_is_told_in_docker_s_words_and_a_rerun_goes_on(wanted
     assert any("already" in line for line in said), "the context is not made again"
 
 
+def test_an_interrupted_build_ends_with_the_step(wanted: Wanted, engine: Engine) -> None:
+    engine.change(faults={"hold": "yes"})
+
+    def interrupt(line: str) -> None:
+        if "Step 1/" in line:
+            raise SystemExit(143)
+
+    began = time.monotonic()
+    with pytest.raises(SystemExit):
+        docker.deploy(wanted._replace(timeout=300.0), interrupt)
+    assert time.monotonic() - began < 60
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+
+
 def test_a_container_that_can_t_start_is_not_left(wanted: Wanted, engine: Engine) -> None:
     engine.change(faults={"run": "docker: Error response from daemon: no space left on device"})
     with pytest.raises(DeployError, match=r"docker run: .*no space left(?s:.*)now: built image"):
@@ -175,7 +193,8 @@ def test_a_version_that_ends_shows_its_lines_and_the_way_back(wanted: Wanted, ot
     engine.change(faults={"logs": "ModuleNotFoundError: keras"})
     with pytest.raises(DeployError, match="ModuleNotFoundError: keras") as failed:
         docker.deploy(wanted._replace(model_uri=other), lambda line: None)
-    assert f"-P action=deploy -P model_uri={wanted.model_uri} -P port={wanted.port}" in str(failed.value)
+    back = f"-P folder={wanted.folder.parent} -P model_uri={wanted.model_uri} -P port={wanted.port}"
+    assert f"-P action=deploy {back}" in str(failed.value)
     assert docker.status(wanted, lambda line: None).state == "exited"
     engine.change(faults={})
     builds = engine.asked("build")

@@ -92,9 +92,15 @@ def workspace(authority: Authority, endpoint: Endpoint, tmp_path_factory) -> Ite
 
 
 @pytest.fixture
-def cloud(workspace: Cloud, monkeypatch) -> Cloud:
-    """The workspace without services."""
-    for kept in (workspace.services.kept, workspace.services.keys, workspace.region.sent, workspace.region.faults):
+def cloud(workspace: Cloud, monkeypatch) -> Iterator[Cloud]:
+    """The workspace without services, and an active run, as the step has it."""
+    for kept in (
+        workspace.services.kept,
+        workspace.services.keys,
+        workspace.services.tags,
+        workspace.region.sent,
+        workspace.region.faults,
+    ):
         kept.clear()
     workspace.management.sent.clear()
     workspace.services.ends_as("Healthy")
@@ -102,7 +108,9 @@ def cloud(workspace: Cloud, monkeypatch) -> Cloud:
     workspace.services.computes["cars-aks"] = {}
     monkeypatch.setattr(webservice, "PAUSE", 0.05)
     monkeypatch.setattr(aks_tls, "PAUSE", 0.05)
-    return workspace
+    with mlflow.start_run(experiment_id=mlflow.get_experiment_by_name("cars").experiment_id):
+        workspace.region.sent.clear()
+        yield workspace
 
 
 def wanted(target: str, version: int = 1, **changed) -> Wanted:
@@ -245,6 +253,28 @@ def test_a_service_that_failed_is_explained_and_made_anew_by_the_same_command(cl
     assert len(cloud.sent("POST", "/services$")) == 2
 
 
+def test_an_update_that_failed_is_made_again_by_the_same_command_and_says_what_was_there(cloud):
+    webservice.deploy(wanted("aci"), print)
+    cloud.services.ends_as("Failed", "AciDeploymentFailed", "Out of memory.")
+    with pytest.raises(DeployError, match="Out of memory"):
+        webservice.deploy(wanted("aci", version=2), print)
+    cloud.services.ends_as("Healthy")
+    lines: list[str] = []
+    webservice.deploy(wanted("aci", version=2), lines.append)
+    assert "updating cars: it has Failed" in lines
+    assert webservice.deploy(wanted("aci"), print).replaced == "models:/carmodel/2"
+
+
+def test_the_copy_is_kept_in_the_run_of_the_deployment(cloud):
+    client = mlflow.MlflowClient()
+    webservice.deploy(wanted("aci"), print)
+    copies = client.search_model_versions("name = 'carmodel-webservice'")
+    (copy,) = [copy for copy in copies if copy.tags["copy_of"] == "models:/carmodel/1"]
+    packaged = client.get_model_version("carmodel", "1").run_id
+    assert [item.path for item in client.list_artifacts(packaged)] == ["classifier"]
+    assert "webservice-1" in [item.path for item in client.list_artifacts(copy.run_id)]
+
+
 @pytest.mark.parametrize("state", ["Unhealthy", "Transitioning", "Unschedulable"])
 def test_one_that_never_gets_healthy_is_named_with_what_deletes_it_and_a_rerun_waits_on(cloud, state):
     cloud.services.ends_as(state, "ContainerNotReady", "The container does not answer.")
@@ -330,6 +360,24 @@ def test_the_cluster_uses_tls_as_the_settings_ask_before_a_service_is_made(cloud
     assert cloud.services.computes["cars-aks"]["key"] == authority.key.read_text()
     assert "turning TLS on for cluster cars-aks" in lines
     assert authority.key.read_text().splitlines()[1] not in "".join(lines)
+
+
+def test_a_renewed_certificate_is_given_to_the_cluster_or_the_service(cloud, tmp_path, authority):
+    certificate = tmp_path / "cert.pem"
+    files = {"cname": "cars.example.com", "cert": str(certificate), "key": str(authority.key)}
+    aks = settings(tmp_path, "aks", tls=files)
+    aci_files = {"sslCertificate": files["cert"], "sslKey": files["key"], "cname": files["cname"]}
+    aci = settings(tmp_path, "aci", sslEnabled=True, **aci_files)
+    for renewed in ("", "\n", "\n"):
+        certificate.write_text(authority.certificate.read_text() + renewed)
+        webservice.deploy(wanted("aks", settings_file=aks), print)
+        webservice.deploy(wanted("aci", settings_file=aci, name="small"), print)
+    assert [
+        json.loads(sent.body)["properties"]["properties"]["sslConfiguration"]["cert"]
+        for sent in cloud.management.seen("PUT", "/computes/")
+    ] == [authority.certificate.read_text(), certificate.read_text()]
+    (patches,) = cloud.sent("PATCH")
+    assert {patch["path"]: patch["value"] for patch in patches}["/sslCertificate"] == certificate.read_text()
 
 
 @pytest.mark.parametrize("tls", [{"cname": "cars.example.com"}, {"cname": "a", "cert": "none.pem", "key": "none.pem"}])

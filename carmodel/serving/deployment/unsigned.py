@@ -19,8 +19,6 @@ from carmodel.serving.deployment.wanted import Say
 
 SOURCE_TAG = "copy_of"
 SUFFIX = "-webservice"
-FOLDER = "webservice"
-"""Artifact of the run that the copy is made in."""
 
 
 def unsigned(model_uri: str, say: Say) -> str:
@@ -28,7 +26,7 @@ def unsigned(model_uri: str, say: Say) -> str:
 
     The copy is kept in the active run: one of the run that packaged the version would make that one look changed.
     """
-    name, _, _ = model_uri.removeprefix("models:/").rpartition("/")
+    name, _, version = model_uri.removeprefix("models:/").rpartition("/")
     client = MlflowClient()
     if made := _made(client, name + SUFFIX, model_uri):
         return f"models:/{name}{SUFFIX}/{made}"
@@ -38,10 +36,10 @@ def unsigned(model_uri: str, say: Say) -> str:
         model = Model.load(str(folder / MLMODEL_FILE_NAME))
         model.signature = None
         model.save(str(folder / MLMODEL_FILE_NAME))
-        mlflow.log_artifacts(str(folder), FOLDER)
+        mlflow.log_artifacts(str(folder), path := f"webservice-{version}")
     _make_model(client, name + SUFFIX)
     # The run is the active one, since `log_artifacts` opens one where there is none.
-    run, source = mlflow.last_active_run(), mlflow.get_artifact_uri(FOLDER)
+    run, source = mlflow.last_active_run(), mlflow.get_artifact_uri(path)
     run_id = run.info.run_id if run else None
     copy = client.create_model_version(name + SUFFIX, source, run_id, tags={SOURCE_TAG: model_uri})
     return f"models:/{name}{SUFFIX}/{copy.version}"
