@@ -11,7 +11,7 @@ folder=${2:-/Workspace/Shared/carmodel}
 "$python" -m pip install --quiet --disable-pip-version-check uv==0.13.9
 install() { "$python" -m uv pip install --python "$python" --constraint "$folder/requirements.lock" "$@"; }
 
-install -r "$folder/pyproject.toml"
+install -r "$folder/pyproject.toml" azure-storage-file-datalake  # the last for photos by abfss://
 install cmake wheel packaging setuptools
 if [ "${HOROVOD_GPU_OPERATIONS:-}" = NCCL ]; then
   # CUDA's libraries in TensorFlow's own versions; CUDA's compiler is the machine's.

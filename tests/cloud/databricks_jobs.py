@@ -35,7 +35,6 @@ class Workspace:
         environment: what the cluster's drivers have in their environment.
         jobs: run id to the running job.
         requests: run id to the body that submitted it.
-        ends: run id to a result that the service gives it, whatever its command does: ``(result_state, message)``.
     """
 
     folder: Path

@@ -153,6 +153,45 @@ def test_a_job_that_is_cancelled_over_there_is_not_taken_for_done(client: tuple[
         wait("preprocess", submitted)
 
 
+@pytest.mark.parametrize("life", ["INTERNAL_ERROR", "SKIPPED"])
+def test_a_job_that_never_ran_has_ended_though_it_has_no_result(client: tuple[Workspace, Wire], life: str) -> None:
+    workspace, wire = client
+    workspace.environment["CARMODEL_HOLD"] = "1"
+    submitted = remote.submit("preprocess", TINY, CONFIG, "0")
+    state = {"life_cycle_state": life, "state_message": "No such node type"}
+    wire.fail("GET", "jobs/runs/get", 200, body=json.dumps({"run_id": 7000, "state": state}).encode())
+    with pytest.raises(ExecutionException, match=f"ended as {life} on Databricks run 7000: No such node type"):
+        wait("preprocess", submitted)
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_is_one_spark_job(
+    tmp_path: Path, tracking: str, databricks: tuple[Workspace, Wire], databricks_environment: dict[str, str]
+) -> None:
+    """`mlflow run` of the copy that `carmodel.remote.databricks` makes; blanks in values and empty ones arrive as they are."""
+    workspace, _ = databricks
+    project = remote.make_project(tmp_path / "copy", tracking)
+    chosen = {
+        "set": "preprocess.sample_classes=2, preprocess.sample_photos=10, preprocess.image_size=32, augment.copies=0, "
+        "train.depth=14, train.width=8, train.epochs=1, train.batch_size=8, package_pyfunc.example_pictures=0",
+        "config": "configs/demo.yaml",
+    }
+    words = [word for name, value in chosen.items() for word in ("-P", f"{name}={value}")]
+    command = ["run", str(project), "-b", "databricks", "--backend-config", str(CONFIG), *words]
+    done = subprocess.run(
+        [Path(sys.executable).with_name("mlflow"), *command],
+        env=os.environ | databricks_environment | {"MLFLOW_TRACKING_URI": tracking},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (job,) = workspace.jobs.values()
+    assert job.wait(240) == 0, job.said()
+    for step in ("preprocess", "train", "evaluate", "package_pyfunc"):
+        assert f"main: {step} ran" in job.said()
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_what_passes_is_tried_again(client: tuple[Workspace, Wire], status: int, monkeypatch) -> None:
     workspace, wire = client
