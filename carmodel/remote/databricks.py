@@ -1,7 +1,7 @@
 """The project as Databricks runs it since Databricks Runtime 13: an MLflow "Spark job" project.
 
-There a job's Python file runs in the driver's own Python process, with the cluster's Spark session, so `engine=spark` works for a
-step. The steps of a `main` are processes of their own, without that session: give each a place for it (`carmodel.remote.placement`).
+There a job's Python file runs in the driver's own Python process, with the cluster's Spark session, so `engine=spark` works for
+a step. The steps of a `main` are processes of their own without that session: give them a `carmodel.remote.placement` for it.
 Such a project has no environment of its own, so it is a copy with another MLproject
 (https://docs.databricks.com/en/mlflow/projects.html#mlflow-databricks-spark-job-project-format)::
 
