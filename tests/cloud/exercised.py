@@ -2,36 +2,33 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-
-from tests.cloud.stand_in import Sent, Wire
 
 # What differs from run to run, in the order in which it is replaced.
 NAMES = [
     (r"/subscriptions/[^/]+/resourceGroups/[^/]+/providers/[^/]+/workspaces/[^/]+", "/{workspace}"),
-    (r"^/(azureml/ExperimentRun|root|catalog)/.*", r"/\1/{path}"),
+    (r"^/(azureml/ExperimentRun|root|catalog|cars|azureml/LocalUpload|snapshots)/.*", r"/\1/{path}"),
+    (r"^/dbfs/.*", "/dbfs/{path}"),
     (r"/(Runs|LoggedModels)/([^/]+)/artifacts(/.*)?$", r"/\1/\2/artifacts/{path}"),
     (r"/directories/Models/.*", "/directories/Models/{path}"),
     (r"m-[0-9a-f]{32}", "{model}"),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "{id}"),
-    (r"[0-9a-f]{32}", "{run}"),
+    (r"[0-9a-f]{32,64}", "{id}"),
     (r"/(experiments|experimentids|Artifacts)/\d+", r"/\1/{experiment}"),
 ]
 
 
-def pattern(sent: Sent) -> str:
-    """A request's method and path, with what differs from run to run replaced."""
-    path = sent.path
+def pattern(host: str, method: str, path: str) -> str:
+    """A request's host, method and path, with what differs from run to run replaced."""
     for found, name in NAMES:
         path = re.sub(found, name, path)
-    return f"{sent.method} {path}"
+    return f"{host.partition(':')[0]}: {method} {path}"
 
 
-def note(services: Mapping[str, Wire]) -> None:
-    """Add the requests that services got to the file that the environment names, if it does."""
+def note(patterns: Iterable[str]) -> None:
+    """Add requests that a service got to the file that the environment names, if it does."""
     if file := os.environ.get("CARMODEL_EXERCISED"):
         path = Path(file)
         known = set(path.read_text().splitlines()) if path.exists() else set()
-        known |= {f"{service}: {pattern(sent)}" for service, wire in services.items() for sent in wire.sent}
-        path.write_text("\n".join(sorted(known)) + "\n")
+        path.write_text("\n".join(sorted(known | set(patterns))) + "\n")

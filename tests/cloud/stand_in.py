@@ -23,6 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fastapi import FastAPI
 
+from tests.cloud import exercised
+
 
 class Sent(NamedTuple):
     """One request as it arrived."""
@@ -56,11 +58,12 @@ class Wire:
     Attributes:
         sent: the requests so far, in order.
         faults: those to come; `fail` adds one.
+        exercised: the kinds of requests so far.
     """
 
     def __init__(self, app: FastAPI):
         self.app, self.sent, self.faults = app, [], []  # type: FastAPI, list[Sent], list[Fault]
-        self.url = ""
+        self.url, self.exercised = "", set[str]()
 
     def fail(self, method: str, path: str, status: int, **how: Any) -> Fault:
         """Let the next request with this method, whose path matches the regular expression, fail."""
@@ -80,6 +83,7 @@ class Wire:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
         headers = {key.decode().lower(): value.decode() for key, value in scope["headers"]}
+        self.exercised.add(exercised.pattern(headers.get("host", ""), scope["method"], scope["path"]))
         self.sent.append(Sent(scope["method"], scope["path"], scope["query_string"].decode(), headers, body))
         fault = next((f for f in self.faults if f.meets(scope["method"], scope["path"])), None)
         if fault is None:
@@ -208,6 +212,7 @@ def serve(app: FastAPI, authority: Authority) -> Iterator[Wire]:
     try:
         yield wire
     finally:
+        exercised.note(wire.exercised)
         # Not waiting for clients that keep their connection open.
         server.should_exit = server.force_exit = True
         thread.join(10)

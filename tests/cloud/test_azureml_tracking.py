@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from carmodel.parameters import STEPS
-from tests.cloud import exercised, leaks
+from tests.cloud import leaks
 from tests.cloud.azureml_tracking import MANAGEMENT, Workspace, management_service, workspace_service
 from tests.cloud.blobs import Blobs, blob_service
 from tests.cloud.conftest import Server
@@ -75,7 +75,6 @@ def cloud(authority: Authority, tracking_server: Server, tmp_path_factory: pytes
         environment = {"MLFLOW_TRACKING_URI": workspace.uri} | workspace.identity.environment
         project = Project(folder, environment | authority.environment | proxy.environment)
         yield Cloud(workspace, region, storage, login, proxy, project, tracking_server.folder)
-        exercised.note({"azureml": region, "blob": storage, "login": login, "management": management})
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from carmodel.digests import digest_of_path
 from carmodel.errors import InputError
 from carmodel.tracking import digest_of_input, fetch
 from tests.cloud.data_lake import Lake, lake_service
-from tests.cloud.exercised import note
 from tests.cloud.identity import Identity, login_service
 from tests.cloud.project import Project
 from tests.cloud.proxy import Proxy, lead
@@ -41,7 +40,6 @@ def storage(sample: Path, authority: Authority) -> Iterator[Storage]:
         proxy = stack.enter_context(lead(hosts | {r"login\.microsoftonline\.com": login}))
         yield Storage(lake, dfs, blob, proxy, proxy.environment | authority.environment | identity.environment)
         assert proxy.refused == []
-        note({"ADLS Gen2, dfs": dfs, "ADLS Gen2, blob": blob, "login": login})
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from carmodel.parameters import STEPS
-from tests.cloud import exercised, leaks
+from tests.cloud import leaks
 from tests.cloud.blobs import Blobs, blob_service
 from tests.cloud.conftest import Server
 from tests.cloud.databricks_tracking import HOST, ORGANISATION, Account, databricks_service
@@ -72,7 +72,6 @@ def cloud(authority: Authority, tracking_server: Server, tmp_path_factory: pytes
         }
         project = Project(folder, variables | authority.environment | proxy.environment)
         yield Cloud(account, workspace, storage, proxy, project, tracking_server.folder)
-        exercised.note({"databricks": workspace, "blob": storage})
 
 
 @pytest.fixture(scope="module")
