@@ -92,7 +92,7 @@ def step_run(name: str, settings: Settings, recipe: str = "") -> Iterator[StepRu
         recipe: the ``-P`` words that choose a recipe, for the command that is printed as the next.
     """
     began = time.perf_counter()
-    key = cache_key(name, settings)
+    key = cache_key(name, settings) if name in STEPS else ""  # other entry points are never reused
     with mlflow.start_run(run_name=name) as run, TemporaryDirectory(prefix=f"carmodel-{name}-") as folder:
         # `mlflow run` has logged the -P values as typed ("1e-2"): those stay, since a parameter can't be logged twice.
         logged = mlflow.get_run(run.info.run_id).data.params
@@ -100,8 +100,8 @@ def step_run(name: str, settings: Settings, recipe: str = "") -> Iterator[StepRu
         yield (step := StepRun(name, run.info.run_id, Path(folder)))
         mlflow.log_metric("seconds", time.perf_counter() - began)
         mlflow.set_tag(LISTING_TAG, listing(f"runs:/{step.run_id}/"))
-        # Last, so that a run with a key is whole.
-        mlflow.set_tag(KEY_TAG, key)
+        if key:  # last, so that a run with a key is whole
+            mlflow.set_tag(KEY_TAG, key)
         print(f"\n{name}: done in {time.perf_counter() - began:.0f} s, run {step.run_id}")
         for output, record in step.outputs.items():
             print(f"  {output:<12} {record['uri']}")

@@ -56,15 +56,11 @@ def deploy(wanted: Wanted, say: Say, photo: bytes) -> Deployed:
     if not deployed.address:
         return deployed
     try:
+        say("sending a photo")
         say(smoke(deployed, photo))
     except DeployError as error:
-        back = (
-            f"  back to the version before:  {wanted.command('deploy', deployed.replaced)}\n"
-            if deployed.replaced
-            else ""
-        )
         costs = "" if wanted.target in ("local", "docker") else "  it is there, and may cost money\n"
-        raise DeployError(f"{error}\n{costs}{back}{wanted.next_commands()}") from None
+        raise DeployError(f"{error}\n{costs}{deployed.back}{wanted.next_commands()}") from None
     return TARGETS[wanted.target].release(wanted, say)
 
 

@@ -140,7 +140,7 @@ def test_a_password_in_the_tracking_uri_is_not_shown(
     [
         ({"target": "local"}, "model_uri"),
         ({"target": "local", "model_uri": "models:/cars/7"}, "cars"),
-        ({"target": "local", "model_uri": "models:/cars@champion"}, "alias champion not found"),
+        ({"target": "local", "model_uri": "models:/cars@champion"}, "no version of cars is called champion"),
         ({"target": "local", "model_uri": "runs:/0/model"}, "deploy.model_uri='runs:/0/model'"),
         ({"target": "local", "model_uri": "models:/cars/1", "photo": "no.jpg"}, "photo='no.jpg'"),
         ({"target": "local", "action": "promote"}, "action=promote is for online and kubernetes-online"),

@@ -137,7 +137,7 @@ def test_another_version_takes_the_place_of_the_one_before(wanted: Wanted, other
     docker.deploy(wanted, lambda line: None)
     newer = wanted._replace(model_uri=other)
     made = docker.deploy(newer, lambda line: None)
-    assert (made.detail, made.replaced) == (other, wanted.model_uri)
+    assert made.detail == other and f"-P model_uri={wanted.model_uri}" in made.back
     assert engine.images == {image(wanted), image(newer)}, "the image before is kept until a photo was answered"
     assert docker.release(newer, lambda line: None).detail == other
     assert engine.images == {image(newer)}, "the image before is gone, not left without a name"

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,41 +10,12 @@ from typing import Any
 
 import pytest
 
+from tests.cloud import online_client
 from tests.cloud.arm_online import INFERENCE, TRACKING_URI, Workspace, arm_service, scoring_service
 from tests.cloud.identity import Identity, login_service
 from tests.cloud.proxy import Proxy, lead
 from tests.cloud.stand_in import Authority, Wire, serve
 from tests.tiny import Endpoint
-
-# In a process of its own, since clients read the proxy and the authority from the environment when they are imported.
-PROGRAM = """
-import json, sys
-from pathlib import Path
-import mlflow
-from carmodel.errors import InputError
-from carmodel.serving.deployment import online
-from carmodel.serving.deployment.smoke import smoke
-from carmodel.serving.deployment.wanted import Wanted
-from carmodel.serving.deployment.wanted import SETTINGS
-from carmodel.serving.deployment.smoke import drawn_car
-wanted, actions, uri = json.loads(sys.argv[1])
-mlflow.set_tracking_uri(uri)
-wanted = {"settings_file": SETTINGS[wanted["target"]]} | wanted
-wanted = Wanted(**wanted | {"settings_file": Path(wanted["settings_file"]).resolve(), "folder": Path()})
-for action in actions:
-    action, *changes = action.split()
-    for name, value in (change.split("=") for change in changes):
-        change = {"model_uri": f"models:/cars/{value}"} if name == "version" else {name: int(value)}
-        wanted = wanted._replace(**change)
-    try:
-        if action == "smoke":
-            print(smoke(deployed, drawn_car()))
-        else:
-            deployed = getattr(online, action)(wanted, lambda line: print(line, flush=True))
-            print(action, "->", deployed)
-    except InputError as error:
-        sys.exit(f"{action}: {error}")
-"""
 
 
 @dataclass
@@ -61,25 +30,23 @@ class Cloud:
 
     def act(self, *actions: str, version: int = 1, target: str = "online", **changed: Any) -> str:
         """Do it, and return what is said; an action may change what is wanted from then on: ``deploy version=2``."""
-        done = self.run(*actions, version=version, target=target, **changed)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        code, said = self.run(*actions, version=version, target=target, **changed)
+        assert code == 0, said
+        return said
 
     def refuse(self, *actions: str, version: int = 1, target: str = "online", **changed: Any) -> str:
         """Do it, and return the error that it ends with."""
-        done = self.run(*actions, version=version, target=target, **changed)
-        assert done.returncode == 1, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stderr + done.stdout
+        code, said = self.run(*actions, version=version, target=target, **changed)
+        assert code == 1 and "Traceback" not in said, said
+        return said
 
-    def run(self, *actions: str, version: int, target: str, **changed: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *actions: str, version: int, target: str, **changed: Any) -> tuple[int, str]:
         wanted = {"target": target, "name": "cars", "model_uri": f"models:/cars/{version}", "port": 1}
         wanted |= {"traffic": 10, "timeout": 60.0} | changed
-        command = [sys.executable, "-c", PROGRAM, json.dumps([wanted, actions, TRACKING_URI])]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300, check=False)
+        code, said = online_client.run(wanted, actions, TRACKING_URI, self.environment)
         for secret in (self.identity.secret, *self.identity.tokens, *self.keys()):
-            assert secret not in done.stdout + done.stderr
-        return done
+            assert secret not in said
+        return code, said
 
     def keys(self) -> list[str]:
         return [key for endpoint in self.workspace.endpoints.values() for key in endpoint.keys.values()]
@@ -123,7 +90,7 @@ def test_versions_come_as_canaries_and_are_promoted_or_taken_back(cloud: Cloud, 
 
     said = cloud.act("deploy", "smoke", "release", "status", version=2, target=target)
     assert cloud.traffic == {"blue": 90, "green": 10}
-    assert "green: models:/cars/2, Succeeded, 10% of the requests" in said
+    assert "green (models:/cars/2) Succeeded, 10% of the requests, canary" in said
     assert "requests: blue 100%" in cloud.act("rollback", "release version=2", "promote", target=target)
     assert cloud.traffic == {"green": 100}
     cloud.act("rollback", target=target)
@@ -141,11 +108,12 @@ def test_a_command_given_twice_does_the_same_once(cloud: Cloud) -> None:
     assert "no canary; blue (models:/cars/1) gets all requests" in cloud.refuse("deploy", "release", "promote")
     cloud.act("deploy", "release", "release", version=2)
     assert cloud.traffic == {"blue": 90, "green": 10}
+    assert "no canary; blue (models:/cars/1) gets all requests" in cloud.refuse("rollback", "promote")
+    cloud.act("deploy", "release", version=2)
     said = cloud.act("promote", "promote", "deploy version=2", "release")
     assert "green (models:/cars/2) was promoted already" in said
     assert cloud.traffic == {"green": 100}, "the stable version stays what it is"
-    said = cloud.refuse("rollback", "rollback")
-    assert "neither a canary nor a version before: blue (models:/cars/1)" in said
+    assert "green (models:/cars/2) was rolled back already" in cloud.act("rollback", "rollback")
     assert cloud.traffic == {"blue": 100}
 
 
@@ -172,8 +140,24 @@ def test_traffic_that_was_changed_by_hand_says_which_version_is_stable(cloud: Cl
     cloud.act("deploy", "release", "deploy version=2", "release")
     cloud.workspace.endpoints["cars"].traffic = {"green": 100}
     cloud.act("deploy", "release", version=3)
+    endpoint = cloud.workspace.endpoints["cars"]
     assert cloud.traffic == {"green": 90, "blue": 10}
-    assert cloud.workspace.endpoints["cars"].deployments["blue"].body["tags"]["carmodel.model"] == "models:/cars/3"
+    assert endpoint.deployments["blue"].body["tags"]["carmodel.model"] == "models:/cars/3"
+
+    # An endpoint of another program: two that get requests, and no tags.
+    endpoint.body["tags"], endpoint.traffic = {}, {"blue": 60, "green": 40}
+    assert "promote or roll back first" in cloud.refuse("deploy version=1")
+    cloud.act("promote")
+    assert cloud.traffic == {"green": 100}
+    endpoint.traffic = {"blue": 50, "green": 50}
+    assert "was promoted already" in cloud.act("promote")
+    assert cloud.traffic == {"green": 100}
+
+
+def test_an_endpoint_of_the_other_kind_is_left_alone(cloud: Cloud) -> None:
+    cloud.act("deploy", "release")
+    for action in ("deploy", "promote", "status", "delete"):
+        assert "is an endpoint of target=online" in cloud.refuse(action, target="kubernetes-online")
 
 
 def test_changed_settings_are_a_canary_too_and_a_changed_or_failed_endpoint_is_put_right(
@@ -222,6 +206,7 @@ def test_a_container_that_crashes_gets_no_requests_and_shows_its_log_and_a_rerun
     said = cloud.refuse("deploy", "release", version=2)
     assert "User container has crashed" in said
     assert "No module named 'keras'" in said
+    assert "to delete green alone:  az ml online-deployment delete --name green --endpoint-name cars" in said
     assert "action=delete" in said
     assert cloud.traffic == {"blue": 100}
     cloud.workspace.broken = ""

@@ -23,6 +23,7 @@ VERSION = {"api-version": "2023-04-01"}
 KEYS = ({"leafDomainLabel"}, {"cname", "cert", "key"})
 CERTIFICATE = "carmodel.certificate"
 """Tag of a cluster, or of a service on ACI: digest of the certificate that it was given."""
+ENDED = ("Failed", "Canceled")
 PAUSE = 10.0
 
 
@@ -72,14 +73,19 @@ def ensure(
         # Azure shows neither certificate nor key: a tag tells whether the certificate is another one.
         tags = {CERTIFICATE: digest_of_bytes(asked["cert"].encode())} if "cert" in asked else {}
         same = all(there.get(key) == asked[key] for key in ("status", "leafDomainLabel", "cname") if key in asked)
-        if same and tags.items() <= (cluster.get("tags") or {}).items():
+        same = same and tags.items() <= (cluster.get("tags") or {}).items()
+        state = cluster["properties"].get("provisioningState")
+        if same and state == "Succeeded":
             return
-        say(f"turning TLS on for cluster {compute}")
-        cluster["properties"]["properties"]["sslConfiguration"] = asked
-        cluster["tags"] = (cluster.get("tags") or {}) | tags
-        send("PUT", json={key: cluster[key] for key in ("location", "tags", "properties") if key in cluster})
+        if same and state not in ENDED:
+            say(f"cluster {compute} is being changed already")
+        else:
+            say(f"turning TLS on for cluster {compute}")
+            cluster["properties"]["properties"]["sslConfiguration"] = asked
+            cluster["tags"] = (cluster.get("tags") or {}) | tags
+            send("PUT", json={key: cluster[key] for key in ("location", "tags", "properties") if key in cluster})
         while (properties := send("GET")["properties"])["provisioningState"] != "Succeeded":
-            if properties["provisioningState"] in ("Failed", "Canceled") or time.monotonic() > deadline:
+            if properties["provisioningState"] in ENDED or time.monotonic() > deadline:
                 errors = [
                     one.get("error", one).get("message", "") for one in properties.get("provisioningErrors") or []
                 ]

@@ -59,6 +59,7 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
     else:
         require_context(wanted, say)
         _build(wanted, say, deadline)
+    back = wanted.way_back(container.model_uri, container.port) if container else ""
     if container:
         say(f"removing the container of {container.model_uri}")
         _docker(wanted, "rm", "--force", wanted.name)
@@ -66,12 +67,8 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
         _run(wanted, say)
         _wait(wanted, say, deadline)
     except DeployError as error:
-        if container and container.model_uri != wanted.model_uri:
-            back = wanted._replace(port=container.port).command("deploy", container.model_uri)
-            raise DeployError(f"{error}\n  back to the version before, whose image is kept:  {back}") from None
-        raise
-    before = container.model_uri if container and container.model_uri != wanted.model_uri else ""
-    return status(wanted, say)._replace(replaced=before)
+        raise DeployError(f"{error}\n{back}".rstrip()) from None
+    return status(wanted, say)._replace(back=back)
 
 
 def release(wanted: Wanted, say: Say) -> Deployed:

@@ -29,8 +29,9 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
     if (kept := _kept(wanted)) and kept.model_uri == wanted.model_uri and kept.port == wanted.port and _answers(kept):
         say(f"{wanted.name} serves {wanted.model_uri} already")
         return _deployed(kept)
-    before = kept.model_uri if kept and kept.model_uri != wanted.model_uri else ""
-    back = f"\n  back to the version before:  {wanted.command('deploy', before)}" if before else ""
+    back = wanted.way_back(kept.model_uri, kept.port) if kept else ""
+    if kept is None or kept.port != wanted.port:
+        require_free(HOST, wanted.port)
     delete(wanted, say)
     require_free(HOST, wanted.port)
     wanted.folder.mkdir(parents=True, exist_ok=True)
@@ -46,14 +47,13 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
         if process.poll() is not None:
             delete(wanted, lambda line: None, keep_log=True)
             last = log.read_text(errors="replace").strip().splitlines()[-3:]
-            raise DeployError(f"MLflow's server has ended: {' '.join(last)}\n  all its lines: {log}{back}")
+            raise DeployError(f"MLflow's server has ended: {' '.join(last)}\n  all its lines: {log}\n{back}".rstrip())
         if time.monotonic() > deadline:
             delete(wanted, say, keep_log=True)
-            raise DeployError(
-                f"MLflow's server has not answered within timeout={wanted.timeout:g} seconds: {log}{back}"
-            )
+            said = f"MLflow's server has not answered within timeout={wanted.timeout:g} seconds: {log}\n{back}"
+            raise DeployError(said.rstrip())
         time.sleep(0.25)
-    return _deployed(kept)._replace(replaced=before)
+    return _deployed(kept)._replace(back=back)
 
 
 def release(wanted: Wanted, say: Say) -> Deployed:

@@ -22,6 +22,7 @@ from carmodel.serving.deployment.online_service import (
     settings_of,
     settled,
     state_of,
+    to_delete,
     wait,
     works,
 )
@@ -32,38 +33,35 @@ if TYPE_CHECKING:
     from azure.ai.ml.entities import OnlineDeployment, OnlineEndpoint
 
 COLOURS = ("blue", "green")
-STABLE, CANARY, PREVIOUS = "carmodel.stable", "carmodel.canary", "carmodel.previous"
+TAGS = ("carmodel.stable", "carmodel.other", "carmodel.role")
 
 
 class Roles(NamedTuple):
-    """Which colour is what, from the tags of an endpoint; empty: none is.
+    """Which deployment is what, in the tags of an endpoint; Azure takes no empty ones.
 
     Attributes:
         stable: gets the requests, or most of them.
-        canary: has answered a photo, and waits to be promoted.
-        previous: was stable before the last promotion.
+        other: the other one.
+        role: of the other one. It has answered a photo and waits for `promote`: canary; was stable before that: previous; was
+            taken back by `rollback`: rejected.
     """
 
-    stable: str = ""
-    canary: str = ""
-    previous: str = ""
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """As they are kept; Azure takes no empty values."""
-        return {name: colour or "none" for name, colour in zip((STABLE, CANARY, PREVIOUS), self, strict=True)}
+    stable: str = "none"
+    other: str = "none"
+    role: str = "none"
 
 
 def roles_of(endpoint: "OnlineEndpoint", there: "dict[str, OnlineDeployment]") -> Roles:
-    """The roles; where the traffic was changed by hand, whichever gets most of the requests is the stable one."""
-    tags = endpoint.tags or {}
-    stable, canary, previous = (
-        colour if (colour := tags.get(name)) in there else "" for name in (STABLE, CANARY, PREVIOUS)
-    )
-    if not stable or not share_of(endpoint, stable):
-        stable = max(there, key=lambda colour: share_of(endpoint, colour), default="")
-        stable = stable if stable and share_of(endpoint, stable) else ""
-    return Roles(stable, canary if canary != stable else "", previous if previous != stable else "")
+    """The roles; where traffic was changed by hand, what gets most of it is stable, and another that gets some is a canary."""
+    roles = Roles(*((endpoint.tags or {}).get(tag, "none") for tag in TAGS))
+    most = max(there, key=lambda colour: share_of(endpoint, colour), default="none")
+    if share_of(endpoint, most) and not share_of(endpoint, roles.stable):
+        roles = Roles(most, roles.stable, "previous" if roles.stable in there else "none")
+    if roles.other not in there or roles.other == roles.stable:
+        roles = Roles(roles.stable, next((colour for colour in there if colour != roles.stable), "none"))
+    if roles.role == "none" and share_of(endpoint, roles.other):
+        roles = roles._replace(role="canary")
+    return roles
 
 
 def deploy(wanted: Wanted, say: Say) -> Deployed:
@@ -85,11 +83,11 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
                 f"blue and green of {wanted.name} both get requests: promote or roll back first\n  "
                 f"{wanted.command('promote')}\n  {wanted.command('rollback')}"
             )
-        roles = roles_of(endpoint, there)
-        if colour in (roles.canary, roles.previous):
+        stable, other, role = roles_of(endpoint, there)
+        if colour == other and role != "none":
             # Else a rollback or promotion, if this goes wrong, would lead to what has never answered.
-            say(f"{_named(there, colour)} makes room")
-            _route(ml, wanted, endpoint, say, traffic=_traffic(endpoint), roles=Roles(roles.stable))
+            say(f"{_named(there, colour)}, {role}, makes room")
+            _route(ml, wanted, endpoint, say, traffic=_traffic(endpoint), roles=Roles(stable))
         make_deployment(ml, wanted, asked, colour, say)
         return _reach(ml, existing(ml, wanted), colour)
 
@@ -101,16 +99,14 @@ def release(wanted: Wanted, say: Say) -> Deployed:
     with explained(wanted, f"sharing the requests of endpoint {wanted.name}"):
         endpoint, there = existing(ml, wanted), deployments(ml, wanted)
         colour = next(c for c, d in there.items() if serves(d, asked) and works(d))
-        stable, _, previous = roles_of(endpoint, there)
-        if stable in ("", colour):
-            if not share_of(endpoint, colour):
-                _route(ml, wanted, endpoint, say, traffic={colour: 100}, roles=Roles(colour))
-        elif wanted.traffic == 100:
-            _route(ml, wanted, endpoint, say, traffic={colour: 100}, roles=Roles(colour, previous=stable))
-        else:
+        stable = roles_of(endpoint, there).stable
+        if not share_of(endpoint, stable):
+            _route(ml, wanted, endpoint, say, traffic={colour: 100}, roles=Roles(colour))
+        elif colour != stable and wanted.traffic == 100:
+            _route(ml, wanted, endpoint, say, traffic={colour: 100}, roles=Roles(colour, stable, "previous"))
+        elif colour != stable:
             traffic = {stable: 100 - wanted.traffic, colour: wanted.traffic}
-            roles = Roles(stable, colour, previous if previous != colour else "")
-            _route(ml, wanted, endpoint, say, traffic=traffic, roles=roles)
+            _route(ml, wanted, endpoint, say, traffic=traffic, roles=Roles(stable, colour, "canary"))
             say(f"to go on: {wanted.command('promote')}\ndeploy: to go back: {wanted.command('rollback')}")
         return _seen(ml, wanted)
 
@@ -123,19 +119,18 @@ def promote(wanted: Wanted, say: Say) -> Deployed:
     """
     ml = client()
     with explained(wanted, f"promoting on endpoint {wanted.name}"):
+        settled(ml, wanted, say)
         endpoint, there = existing(ml, wanted), deployments(ml, wanted)
-        roles = roles_of(endpoint, there)
-        if roles.canary:
-            if not works(there[roles.canary]):
-                raise DeployError(f"{_named(there, roles.canary)} does not work\n{wanted.next_commands()}")
-            _route(
-                ml, wanted, endpoint, say, traffic={roles.canary: 100}, roles=Roles(roles.canary, previous=roles.stable)
-            )
-        elif roles.previous:
-            say(f"{_named(there, roles.stable)} was promoted already")
+        stable, other, role = roles_of(endpoint, there)
+        if role == "canary":
+            _require_works(wanted, there, other)
+            _route(ml, wanted, endpoint, say, traffic={other: 100}, roles=Roles(other, stable, "previous"))
+        elif role == "previous":
+            say(f"{_named(there, stable)} was promoted already")
+            _route(ml, wanted, endpoint, say, traffic={stable: 100}, roles=Roles(stable, other, role))
         else:
             raise InputError(
-                f"{wanted.name} has no canary; {_named(there, roles.stable)} gets all requests\n"
+                f"{wanted.name} has no canary; {_named(there, stable)} gets all requests\n"
                 f"  to have one: {wanted.command('deploy')}"
             )
         return _seen(ml, wanted)
@@ -145,21 +140,24 @@ def rollback(wanted: Wanted, say: Say) -> Deployed:
     """Take a canary's requests away; where there is no canary, give all requests to the version before the last promotion.
 
     Raises:
-        InputError: there is neither.
+        InputError: there is neither, nor was one rolled back before.
     """
     ml = client()
     with explained(wanted, f"rolling back endpoint {wanted.name}"):
+        settled(ml, wanted, say)
         endpoint, there = existing(ml, wanted), deployments(ml, wanted)
-        stable, canary, previous = roles_of(endpoint, there)
-        if canary:
-            _route(ml, wanted, endpoint, say, traffic={stable: 100}, roles=Roles(stable, previous=previous))
-        elif previous and works(there[previous]):
-            _route(ml, wanted, endpoint, say, traffic={previous: 100}, roles=Roles(previous))
-        else:
+        stable, other, role = roles_of(endpoint, there)
+        if role == "none":
             raise InputError(
                 f"{wanted.name} has neither a canary nor a version before: {_named(there, stable)} gets all requests\n"
                 f"  for another version: {wanted.command('deploy')}"
             )
+        if role == "previous":
+            stable, other = other, stable
+        elif role == "rejected":
+            say(f"{_named(there, other)} was rolled back already")
+        _require_works(wanted, there, stable)
+        _route(ml, wanted, endpoint, say, traffic={stable: 100}, roles=Roles(stable, other, "rejected"))
         return _seen(ml, wanted)
 
 
@@ -188,6 +186,11 @@ def _traffic(endpoint: "OnlineEndpoint") -> dict[str, int]:
     return {colour: int(share) for colour, share in (endpoint.traffic or {}).items() if share}
 
 
+def _require_works(wanted: Wanted, there: "dict[str, OnlineDeployment]", colour: str) -> None:
+    if not works(there.get(colour)):
+        raise DeployError(f"{_named(there, colour)} does not work: all stays as it is\n{wanted.next_commands()}")
+
+
 def _named(there: "dict[str, OnlineDeployment]", colour: str) -> str:
     return f"{colour} ({(there[colour].tags or {}).get(MODEL, 'another model')})" if colour in there else "no version"
 
@@ -197,7 +200,7 @@ def _route(
 ) -> None:
     """Share the requests among the deployments and remember what they are, in one request."""
     traffic = {colour: share for colour, share in traffic.items() if share}
-    tags = (endpoint.tags or {}) | roles.tags
+    tags = (endpoint.tags or {}) | dict(zip(TAGS, roles, strict=True))
     if _traffic(endpoint) == traffic and endpoint.tags == tags:
         return
     endpoint.traffic, endpoint.tags = traffic, tags
@@ -210,19 +213,18 @@ def _reach(ml: "MLClient", endpoint: "OnlineEndpoint", colour: str) -> Deployed:
     keys = ml.online_endpoints.get_keys(endpoint.name)
     key = getattr(keys, "primary_key", None) or getattr(keys, "access_token", "")
     headers = {"Authorization": f"Bearer {key}"} | ({"azureml-model-deployment": colour} if colour else {})
-    return Deployed(state_of(endpoint), str(endpoint.scoring_uri), headers, "input_data")
+    back = "" if not colour or share_of(endpoint, colour) else to_delete(ml, str(endpoint.name), colour)
+    return Deployed(state_of(endpoint), str(endpoint.scoring_uri), headers, "input_data", back=back)
 
 
 def _seen(ml: "MLClient", wanted: Wanted) -> Deployed:
     endpoint, there = existing(ml, wanted), deployments(ml, wanted)
-    roles = roles_of(endpoint, there)._asdict()
-    told = []
-    for colour, deployment in there.items():
-        role = "".join(f", {role}" for role, of in roles.items() if of == colour)
-        told.append(
-            f"{colour}: {(deployment.tags or {}).get(MODEL, 'another model')}, {state_of(deployment)}, "
-            f"{share_of(endpoint, colour)}% of the requests{role}"
-        )
+    stable, other, role = roles_of(endpoint, there)
+    told = [
+        f"{_named(there, colour)} {state_of(deployment)}, {share_of(endpoint, colour)}% of the requests"
+        f"{', stable' if colour == stable else f', {role}' if colour == other and role != 'none' else ''}"
+        for colour, deployment in there.items()
+    ]
     detail = "; ".join(told) or "no deployment yet"
     if not any(share_of(endpoint, colour) for colour in there):
         return Deployed(state_of(endpoint), detail=detail)

@@ -121,16 +121,23 @@ def make_deployment(ml: "MLClient", wanted: Wanted, asked: "OnlineDeployment", c
         raise
     if not works(deployments(ml, wanted).get(colour)):
         _say_its_log(ml, wanted, colour, say)
-        raise DeployError(f"{doing}: it has failed and gets no requests, and may cost money\n{wanted.next_commands()}")
+        raise DeployError(f"{doing}: it has failed\n{wanted.next_commands()}")
+
+
+def to_delete(ml: "MLClient", endpoint: str, colour: str) -> str:
+    """A line of an error: how to delete one deployment, which gets no requests, and nothing else."""
+    where = f"--resource-group {ml.resource_group_name} --workspace-name {ml.workspace_name}"
+    return f"  to delete {colour} alone:  az ml online-deployment delete --name {colour} --endpoint-name {endpoint} {where}\n"
 
 
 def _say_its_log(ml: "MLClient", wanted: Wanted, colour: str, say: Say) -> None:
-    """Show what the container said last, where there is one."""
+    """Show what the container said last, where there is one, and how to delete it."""
     try:
         said = ml.online_deployments.get_logs(name=colour, endpoint_name=wanted.name, lines=20)
         say(f"last lines of {colour}:\n{said}")
     except Exception as error:  # what led here is told, whatever happens to its log
         say(f"{colour} has left no log ({type(error).__name__})")
+    say(f"{colour} gets no requests, and may cost money\n{to_delete(ml, wanted.name, colour)}".rstrip())
 
 
 def wait(poller: "LROPoller[Any]", wanted: Wanted, doing: str, say: Say) -> Any:
@@ -179,11 +186,21 @@ def settled(ml: "MLClient", wanted: Wanted, say: Say) -> None:
 
 
 def endpoint_called(ml: "MLClient", wanted: Wanted) -> "OnlineEndpoint | None":
-    """The endpoint as it is now, if there is one."""
+    """The endpoint as it is now, if there is one.
+
+    Raises:
+        InputError: it is of the other kind.
+    """
+    from azure.ai.ml.entities import KubernetesOnlineEndpoint
+
     try:
-        return ml.online_endpoints.get(wanted.name)
+        endpoint = ml.online_endpoints.get(wanted.name)
     except ResourceNotFoundError:
         return None
+    kind = "kubernetes-online" if isinstance(endpoint, KubernetesOnlineEndpoint) else "online"
+    if kind != wanted.target:
+        raise InputError(f"name={wanted.name} is an endpoint of target={kind}: give that target, or another name")
+    return endpoint
 
 
 def existing(ml: "MLClient", wanted: Wanted) -> "OnlineEndpoint":

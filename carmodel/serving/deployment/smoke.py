@@ -13,9 +13,9 @@ from carmodel.data import sample
 from carmodel.serving.deployment.wanted import Deployed, DeployError
 
 PATIENCE = Retry(
-    8, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None, raise_on_status=False
+    8, read=1, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None, raise_on_status=False
 )
-"""A service that has just started may answer 502 or 503 for some seconds."""
+"""A service that has just started may answer 502 or 503 for some seconds; one that does not answer at all is asked twice."""
 
 
 def smoke(deployed: Deployed, photo: bytes) -> str:

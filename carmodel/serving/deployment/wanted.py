@@ -68,11 +68,18 @@ class Wanted(NamedTuple):
         return f"mlflow run . -e deploy --env-manager local {words}"
 
     def next_commands(self) -> str:
-        """How to look at what is there, go on or clean up: the last lines of an error."""
+        """How to look at what is there, go on or delete it: the last lines of an error."""
+        what = "the endpoint with all its versions" if self.target.endswith("online") else "it"
         return (
             f"  what is there:  {self.command('status')}\n"
-            f"  to go on, run this again; to clean up:  {self.command('delete')}"
+            f"  to go on, run this again; to delete {what}:  {self.command('delete')}"
         )
+
+    def way_back(self, before: str, port: int = 0) -> str:
+        """A line of an error: how to get the version that was there before; empty where there was none, or this one."""
+        if before in ("", self.model_uri):
+            return ""
+        return f"  back to the version before:  {self._replace(port=port or self.port).command('deploy', before)}\n"
 
 
 class Deployed(NamedTuple):
@@ -85,7 +92,7 @@ class Deployed(NamedTuple):
         envelope: the key of a request's JSON under which the rows are: Azure ML's own server of MLflow models takes
             ``input_data``, MLflow's ``dataframe_split``.
         detail: a line for people.
-        replaced: URI of the version that this one took the place of just now; empty where there was none.
+        back: a line that says what leads back to what was there before; empty where there was nothing.
     """
 
     state: str
@@ -93,7 +100,7 @@ class Deployed(NamedTuple):
     headers: dict[str, str] = {}  # noqa: RUF012 (never changed)
     envelope: str = "dataframe_split"
     detail: str = ""
-    replaced: str = ""
+    back: str = ""
 
     def __repr__(self) -> str:
         """Show nothing of the headers: they hold a key."""

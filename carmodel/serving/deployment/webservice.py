@@ -59,7 +59,7 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
     deadline = time.monotonic() + wanted.timeout
     with explained(wanted, f"deploying web service {wanted.name}"):
         service = _find(client, wanted)
-        before = "" if service is None else _served(service)
+        back = "" if service is None else wanted.way_back(_served(service))
         if service and service["state"] == "Transitioning":
             say(f"{wanted.name} is being changed already")
             service = _wait(client, wanted, say, deadline, patient=True)
@@ -81,11 +81,13 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
                 client.update_deployment(wanted.name, copy, config={"deploy-config-file": str(file)})
         else:
             say(f"{wanted.name} serves {wanted.model_uri} already")
-        service = _wait(client, wanted, say, deadline)
+        try:
+            service = _wait(client, wanted, say, deadline)
+        except DeployError as error:
+            raise DeployError(f"{error}\n{back}".rstrip()) from None
         if service["scoringUri"].startswith("http:"):
             say(f"photos and the key travel unencrypted to {wanted.name}: see TLS in {wanted.settings_file}")
-        replaced = "" if before in ("", wanted.model_uri) else before
-        return _deployed(client, service)._replace(replaced=replaced)
+        return _deployed(client, service)._replace(back=back)
 
 
 def release(wanted: Wanted, say: Say) -> Deployed:
