@@ -7,6 +7,7 @@ command job, `carmodel.remote.command_job`.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,14 @@ IMAGE = "IMAGE"
 """Key of the backend's file, beside its own COMPUTE and STREAM_OUTPUT: the image of backends/environment/Dockerfile."""
 
 
+CREDENTIALS = {
+    "AZURE_TENANT_ID": "AZUREML_SERVICE_PRINCIPAL_TENANT_ID",
+    "AZURE_CLIENT_ID": "AZUREML_SERVICE_PRINCIPAL_ID",
+    "AZURE_CLIENT_SECRET": "AZUREML_SERVICE_PRINCIPAL_PASSWORD",
+}
+"""SDK v1 has names of its own for what all other clients read."""
+
+
 def environment_of(project: "Project", image: str) -> "Environment":
     """What a job runs in: an image with all packages and Horovod; without one, packages that Azure ML installs, without it."""
     from azureml.core import Environment
@@ -42,7 +51,7 @@ def environment_of(project: "Project", image: str) -> "Environment":
 
 
 def register() -> None:
-    """Have MLflow take azureml-mlflow's backend with our environment.
+    """Have MLflow take azureml-mlflow's backend with our environment, and SDK v1 the service principal of `CREDENTIALS`.
 
     Raises:
         InputError: azureml-core is not installed.
@@ -51,6 +60,10 @@ def register() -> None:
         from azureml.mlflow._internal import projects
     except Exception:  # as azureml-mlflow raises it
         raise InputError("backend azureml needs azureml-core: make azure") from None
+
+    for ours, theirs in CREDENTIALS.items():
+        if value := os.environ.get(ours):
+            os.environ.setdefault(theirs, value)
 
     class Backend(projects.AzureMLProjectBackend):
         def run(self, *arguments: Any) -> Any:

@@ -6,7 +6,7 @@ Such a project has no environment of its own, so it is a copy with another MLpro
 (https://docs.databricks.com/en/mlflow/projects.html#mlflow-databricks-spark-job-project-format)::
 
     python -m carmodel.remote.databricks FOLDER
-    mlflow run FOLDER -b databricks --backend-config backends/databricks.json
+    mlflow run FOLDER -b databricks --backend-config backends/databricks.json --experiment-name /Users/…/cars
 """
 
 import json

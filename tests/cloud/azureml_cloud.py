@@ -68,11 +68,7 @@ def azure(folder: Path, authority: Authority) -> Iterator[Azure]:
         proxy = stack.enter_context(lead(wires))
         network = proxy.environment | authority.environment | {"MLFLOW_DISABLE_TELEMETRY": "true"}
         jobs.environment.update(network)
-        # azureml-core has names of its own for the service principal.
         own = {
-            "AZUREML_SERVICE_PRINCIPAL_TENANT_ID": identity.tenant,
-            "AZUREML_SERVICE_PRINCIPAL_ID": identity.client,
-            "AZUREML_SERVICE_PRINCIPAL_PASSWORD": identity.secret,
             "MLFLOW_TRACKING_URI": workspace.uri,
             "HOME": str(folder / "home"),  # azureml-core remembers there where its services are
         }

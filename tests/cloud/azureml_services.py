@@ -42,6 +42,8 @@ class Services:
         kept: the services by name, as the service shows them.
         keys: by the service's name.
         tags: by the cluster's name.
+        clusters: states by the cluster's name.
+        cluster_end: the state that a change of a cluster ends in.
         pace: how many times a service that is created or updated shows ``Transitioning``.
         end: the state that comes then, and the error it comes with.
     """
@@ -52,6 +54,8 @@ class Services:
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
     keys: dict[str, dict[str, str]] = field(default_factory=dict)
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
+    clusters: dict[str, str] = field(default_factory=dict)
+    cluster_end: str = "Succeeded"
     operations: dict[str, str] = field(default_factory=dict)
     pace: int = 2
     end: tuple[str, dict[str, Any] | None] = ("Healthy", None)
@@ -199,7 +203,6 @@ def region_service(services: Services) -> FastAPI:
 def endpoints_service(services: Services, app: FastAPI) -> FastAPI:
     """Add to Azure Resource Manager's stand-in what is asked there: online endpoints of that name, and the AKS clusters."""
     workspace = services.workspace
-    changing: list[str] = []
 
     @app.get(f"{workspace.scope}/computes/{{name}}")
     def compute(name: str, request: Request) -> Response:
@@ -208,7 +211,9 @@ def endpoints_service(services: Services, app: FastAPI) -> FastAPI:
         if name not in services.computes:
             said = {"code": "UserError", "message": f"The specified resource {name} was not found."}
             return JSONResponse({"error": said}, 404)
-        state = "Updating" if changing and changing.pop() else "Succeeded"
+        state = services.clusters.get(name, "Succeeded")
+        if state == "Updating":
+            services.clusters[name] = services.cluster_end
         shown = {key: value for key, value in services.computes[name].items() if key not in ("cert", "key")}
         cluster = {"agentCount": 3, "sslConfiguration": shown or None}
         properties = {"computeType": "AKS", "provisioningState": state, "properties": cluster}
@@ -229,7 +234,7 @@ def endpoints_service(services: Services, app: FastAPI) -> FastAPI:
         ):
             return JSONResponse({"error": {"code": "UserError", "message": "Invalid sslConfiguration."}}, 400)
         services.computes[name], services.tags[name] = asked, body.get("tags") or {}
-        changing.append(name)
+        services.clusters[name] = "Updating"
         return JSONResponse(body | {"name": name}, 201, {"Azure-AsyncOperation": "https://management.azure.com/none"})
 
     @app.get(f"{workspace.scope}/onlineEndpoints/{{name:path}}")

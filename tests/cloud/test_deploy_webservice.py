@@ -104,7 +104,7 @@ def cloud(workspace: Cloud, monkeypatch) -> Iterator[Cloud]:
         kept.clear()
     workspace.management.sent.clear()
     workspace.services.ends_as("Healthy")
-    workspace.services.pace = 2
+    workspace.services.pace, workspace.services.cluster_end = 2, "Succeeded"
     workspace.services.computes["cars-aks"] = {}
     monkeypatch.setattr(webservice, "PAUSE", 0.05)
     monkeypatch.setattr(aks_tls, "PAUSE", 0.05)
@@ -360,6 +360,22 @@ def test_the_cluster_uses_tls_as_the_settings_ask_before_a_service_is_made(cloud
     assert cloud.services.computes["cars-aks"]["key"] == authority.key.read_text()
     assert "turning TLS on for cluster cars-aks" in lines
     assert authority.key.read_text().splitlines()[1] not in "".join(lines)
+
+
+def test_a_cluster_whose_change_failed_is_changed_again_before_a_service_is_made(cloud, tmp_path):
+    file = settings(tmp_path, "aks", tls={"leafDomainLabel": "cars"})
+    cloud.services.cluster_end = "Failed"
+    with pytest.raises(DeployError, match="TLS for cluster cars-aks: Failed"):
+        webservice.deploy(wanted("aks", settings_file=file), print)
+    assert cloud.services.kept == {}
+    cloud.services.cluster_end = "Succeeded"
+    webservice.deploy(wanted("aks", settings_file=file), print)
+    assert len(cloud.management.seen("PUT", "/computes/")) == 2
+    cloud.services.clusters["cars-aks"] = "Updating"  # a run that was cut off
+    lines: list[str] = []
+    webservice.deploy(wanted("aks", settings_file=file), lines.append)
+    assert lines[0] == "cluster cars-aks is being changed already"
+    assert len(cloud.management.seen("PUT", "/computes/")) == 2
 
 
 def test_a_renewed_certificate_is_given_to_the_cluster_or_the_service(cloud, tmp_path, authority):
