@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import mlflow
@@ -17,8 +18,12 @@ from carmodel.errors import InputError
 from carmodel.remote import databricks as remote
 from carmodel.remote.project import copy_project
 from carmodel.remote.waiting import wait
-from tests.cloud.databricks_jobs import Workspace
-from tests.cloud.stand_in import Wire
+from tests.cloud.blobs import Blobs, blob_service
+from tests.cloud.conftest import Server
+from tests.cloud.databricks_jobs import TOKEN, Workspace, make
+from tests.cloud.databricks_tracking import HOST, Account, databricks_service
+from tests.cloud.proxy import lead
+from tests.cloud.stand_in import Authority, Wire, serve
 
 CONFIG = Path("backends/databricks.json")
 TINY = {"sample_classes": "2", "sample_photos": "5", "image_size": "16"}
@@ -165,31 +170,43 @@ def test_a_job_that_never_ran_has_ended_though_it_has_no_result(client: tuple[Wo
 
 
 @pytest.mark.slow
-def test_the_whole_pipeline_is_one_spark_job(
-    tmp_path: Path, tracking: str, databricks: tuple[Workspace, Wire], databricks_environment: dict[str, str]
+def test_the_whole_pipeline_is_one_spark_job_that_tracks_to_its_workspace(
+    tmp_path: Path, authority: Authority, tracking_server: Server
 ) -> None:
-    """`mlflow run` of the copy that `carmodel.remote.databricks` makes; blanks in values and empty ones arrive as they are."""
-    workspace, _ = databricks
-    project = remote.make_project(tmp_path / "copy", tracking)
-    chosen = {
-        "set": "preprocess.sample_classes=2, preprocess.sample_photos=10, preprocess.image_size=32, augment.copies=0, "
-        "train.depth=14, train.width=8, train.epochs=1, train.batch_size=8, package_pyfunc.example_pictures=0",
-        "config": "configs/demo.yaml",
-    }
-    words = [word for name, value in chosen.items() for word in ("-P", f"{name}={value}")]
-    command = ["run", str(project), "-b", "databricks", "--backend-config", str(CONFIG), *words]
-    done = subprocess.run(
-        [Path(sys.executable).with_name("mlflow"), *command],
-        env=os.environ | databricks_environment | {"MLFLOW_TRACKING_URI": tracking},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (job,) = workspace.jobs.values()
-    assert job.wait(240) == 0, job.said()
-    for step in ("preprocess", "train", "evaluate", "package_pyfunc"):
-        assert f"main: {step} ran" in job.said()
+    """The two commands of the README. Blanks in values, and empty ones, arrive as they are."""
+    account = Account(tracking_server.url, Blobs(), TOKEN)
+    workspace = Workspace(tmp_path / "databricks", {})
+    service = make(workspace)
+    service.mount("/", databricks_service(account))
+    with ExitStack() as stack:
+        wires = {
+            re.escape(HOST): stack.enter_context(serve(service, authority)),
+            r".*\.blob\.core\.windows\.net": stack.enter_context(serve(blob_service(account.blobs), authority)),
+        }
+        network = authority.environment | stack.enter_context(lead(wires)).environment
+        own = {"MLFLOW_TRACKING_URI": "databricks", "DATABRICKS_HOST": f"https://{HOST}", "DATABRICKS_TOKEN": TOKEN}
+        # A cluster knows its workspace by itself.
+        workspace.environment |= network | own | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = os.environ | network | own
+        copy = tmp_path / "copy"
+        subprocess.run([sys.executable, "-m", "carmodel.remote.databricks", str(copy)], check=True, env=environment)
+        recipe = (
+            "preprocess.sample_classes=2, preprocess.sample_photos=10, preprocess.image_size=32, augment.copies=0, "
+            "train.depth=14, train.width=8, train.epochs=1, train.batch_size=8, package_pyfunc.example_pictures=0"
+        )
+        given = {"config": "configs/demo.yaml", "set": recipe, "registered_model_name": "main.cars.carmodel"}
+        words = [word for name, value in given.items() for word in ("-P", f"{name}={value}")]
+        command = ["run", str(copy), "-b", "databricks", "--backend-config", str(CONFIG), *words]
+        command += ["--experiment-name", "/Users/you@example.com/spark-job"]
+        mlflow_ = Path(sys.executable).with_name("mlflow")
+        done = subprocess.run([mlflow_, *command], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (job,) = workspace.jobs.values()
+        assert job.wait(240) == 0, job.said()
+        for step in ("preprocess", "train", "evaluate", "package_pyfunc"):
+            assert f"main: {step} ran" in job.said()
+        assert "mlflow models serve -m models:/main.cars.carmodel@candidate" in job.said()
+        assert "all runs and pictures: databricks" in job.said()
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
