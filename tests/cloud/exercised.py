@@ -9,12 +9,16 @@ from pathlib import Path
 NAMES = [
     (r"/subscriptions/[^/]+/resourceGroups/[^/]+/providers/[^/]+/workspaces/[^/]+", "/{workspace}"),
     (r"^/(azureml/ExperimentRun|root|catalog|cars|azureml/LocalUpload|snapshots)/.*", r"/\1/{path}"),
-    (r"^/dbfs/.*", "/dbfs/{path}"),
+    (r"^/(dbfs|code)[-/].*", r"/\1/{path}"),
     (r"/(Runs|LoggedModels)/([^/]+)/artifacts(/.*)?$", r"/\1/\2/artifacts/{path}"),
     (r"/directories/Models/.*", "/directories/Models/{path}"),
     (r"m-[0-9a-f]{32}", "{model}"),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "{id}"),
     (r"[0-9a-f]{32,64}", "{id}"),
+    (r"/Default_\d+_[0-9a-f]+|/[a-z]+_[a-z]+_[a-z0-9]{10}(?=/|$)", "/{run}"),
+    (r"/LocalUpload/[0-9a-f]{8}/", "/LocalUpload/{id}/"),
+    (r"/operations/op-\d+", "/operations/{id}"),
+    (r"^/photos/.*", "/photos/{path}"),
     (r"/(experiments|experimentids|Artifacts)/\d+", r"/\1/{experiment}"),
 ]
 
