@@ -208,10 +208,10 @@ class Deploy(Settings):
 
     target: Literal["local", "docker", "aci", "aks", "online", "kubernetes-online"] = Field(
         "local",
-        description="this machine, a container, or Azure ML: online is recommended; Azure has retired aci and aks",
+        description="local, docker, or Azure ML's online (recommended), kubernetes-online, aci, aks (retired by Azure)",
     )
     action: Literal["deploy", "status", "promote", "rollback", "delete"] = Field(
-        "deploy", description="promote and rollback move the traffic of an online endpoint"
+        "deploy", description="deploy, status or delete; promote or rollback: an online endpoint's traffic"
     )
     model_uri: str = Field(
         "", pattern=r"^$|^models:/[^/@]+(/\d+|@[\w.-]+)$", description="models:/NAME/VERSION or models:/NAME@ALIAS"

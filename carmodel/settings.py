@@ -128,4 +128,6 @@ def _explain(step: str, item: dict[str, Any]) -> str:
     if item["type"] == "extra_forbidden":
         return f"{step} has no parameter {name!r}; it has {', '.join(ENTRY_POINTS[step].model_fields)}"
     said = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "string_pattern_mismatch":
+        said = f"is not as it must be: {ENTRY_POINTS[step].model_fields[name].description}"
     return f"{step}.{name}={item['input']!r}: {said[0].lower()}{said[1:]}"

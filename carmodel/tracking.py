@@ -54,14 +54,14 @@ class StepRun:
         run_id: MLflow run.
         folder: scratch folder, removed when the step ends.
         outputs: ``{name: {"uri", "digest", "listing"}}`` of what was logged so far.
-        next: the command that goes on from here, where it is not the next step of main.
+        next: the command that goes on from here, where it is not the next step of main; empty where there is none.
     """
 
     name: str
     run_id: str
     folder: Path
     outputs: dict[str, dict[str, str]] = field(default_factory=dict)
-    next: str = ""
+    next: str | None = None
 
     def summarise(self, text: str) -> None:
         """One line on what came out, for the table that main prints."""
@@ -105,8 +105,9 @@ def step_run(name: str, settings: Settings, recipe: str = "") -> Iterator[StepRu
         print(f"\n{name}: done in {time.perf_counter() - began:.0f} s, run {step.run_id}")
         for output, record in step.outputs.items():
             print(f"  {output:<12} {record['uri']}")
-        if MLFLOW_PARENT_RUN_ID not in run.data.tags:  # main goes on by itself
-            print(f"  next:        {step.next or f'{what_next(name, settings, step.outputs)} {recipe}'}")
+        following = f"{what_next(name, settings, step.outputs)} {recipe}" if step.next is None else step.next
+        if following and MLFLOW_PARENT_RUN_ID not in run.data.tags:  # main goes on by itself
+            print(f"  next:        {following}")
 
 
 def what_next(name: str, settings: Settings, outputs: dict[str, dict[str, str]]) -> str:

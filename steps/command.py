@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import Literal, NoReturn, get_args, get_origin
 
 from carmodel.errors import InputError
 from carmodel.parameters import ENTRY_POINTS, Settings
@@ -61,7 +61,8 @@ def make_parser(entry: str, description: str | None, names: Mapping[str, list[st
     for name, steps in owners.items():
         field = ENTRY_POINTS[steps[0]].model_fields[name]
         where = "" if len(names) == 1 else f"[{', '.join(steps)}] "
-        text = f"{where}{field.description} (default: {field.default!r})"
+        choices = f"one of {', '.join(get_args(field.annotation))}; " if get_origin(field.annotation) is Literal else ""
+        text = f"{where}{field.description} ({choices}default: {field.default!r})"
         parser.add_argument(f"--{name}", default="", metavar="VALUE", help=text.replace("%", "%%"))
     return parser
 

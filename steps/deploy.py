@@ -32,13 +32,16 @@ def work(settings: Deploy, step: StepRun) -> None:
     wanted = wanted_of(settings)
     try:
         if settings.action == "delete":
-            TARGETS[settings.target].delete(wanted, say)
-            step.summarise(f"{settings.target} {settings.name}: deleted")
-            step.next = wanted.command("deploy")
+            there = TARGETS[settings.target].delete(wanted, say)
+            step.summarise(
+                f"{settings.target} {settings.name}: {'deleted' if there else 'there was none of this name'}"
+            )
+            step.next = ""
             return
         deployed = ACTIONS[settings.action](wanted, say, photo)
     except (KeyboardInterrupt, SystemExit):
-        say(f"interrupted: what was begun may go on\n{wanted.next_commands()}")
+        if settings.action != "status":
+            say(f"interrupted: what was begun may go on\n{wanted.next_commands()}")
         raise
     step.next = wanted.command("status")
     mlflow.set_tags({"carmodel.state": deployed.state, "carmodel.address": deployed.address})

@@ -8,8 +8,7 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from carmodel import tracking
-from carmodel.digests import digest_of_path
+from carmodel import digests, tracking
 from carmodel.errors import InputError
 from carmodel.parameters import Augment, Evaluate, Preprocess, Train
 from tests.tracked import tracked_in
@@ -89,7 +88,7 @@ def test_links_back_to_their_folder_are_followed_once(tmp_path: Path) -> None:
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "all").symlink_to(tmp_path / "data")
         (tmp_path / "data" / name / "photo.jpg").write_bytes(b"photo")
-    assert digest_of_path(tmp_path / "data")
+    assert digests.digest_of_path(tmp_path / "data")
 
 
 def test_the_next_command_carries_the_outputs_and_the_inputs_on() -> None:
@@ -131,9 +130,10 @@ def test_a_run_made_again_with_the_same_bytes_gives_the_next_step_the_same_key()
 def test_the_key_follows_the_sources_that_the_step_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "project"
     for folder in ("carmodel", "steps"):
-        shutil.copytree(tracking.ROOT / folder, copy / folder)
-    shutil.copy(tracking.ROOT / "requirements.lock", copy)
-    monkeypatch.setattr(tracking, "ROOT", copy)
+        shutil.copytree(digests.ROOT / folder, copy / folder)
+    shutil.copy(digests.ROOT / "requirements.lock", copy)
+    for module in (tracking, digests):
+        monkeypatch.setattr(module, "ROOT", copy)
     keys = {step: tracking.cache_key(step, settings) for step, settings in (("augment", Augment()), ("train", Train()))}
     scale = copy / "carmodel" / "model" / "scale.py"
     scale.write_text(scale.read_text() + "\n# changed\n")

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import mlflow
 import pytest
 import requests
 
+from carmodel.errors import InputError
+from carmodel.serving.deployment import local
+from carmodel.serving.deployment.wanted import Wanted
 from tests.tiny import free_port, log_tiny, tiny_network
 from tests.tracked import tracked_in
 
@@ -70,7 +74,7 @@ def test_a_local_server_is_started_left_replaced_and_ended(registered: Registere
     with socket.create_server(("127.0.0.1", port)):
         pass
     assert "there is no server cars" in registered.deploy(fails=True, target="local", action="status")
-    registered.deploy(target="local", action="delete")
+    assert "there was none of this name" in registered.deploy(target="local", action="delete")
     runs = mlflow.MlflowClient(f"sqlite:///{registered.folder}/mlflow.db").search_runs(["0"], "status = 'FINISHED'")
     assert {run.data.tags.get("carmodel.state") for run in runs} == {"running", None}
 
@@ -93,8 +97,45 @@ def test_one_that_answers_no_photo_is_said_to_be_there_with_the_ways_on_and_back
         said = registered.deploy(**given, action="status", photo=tmp_path / "photo.jpg")
         assert "local vans: running" in said and "answers a photo with" in said
     finally:
-        said = registered.deploy(**given, action="delete")
-    assert f"next:        {command.format('deploy')} {folder} -P model_uri=models:/NAME/VERSION" in said
+        assert "next:" not in registered.deploy(**given, action="delete")
+
+
+@pytest.mark.slow
+def test_the_same_command_beside_itself_waits_for_the_server_that_is_starting(registered: Registered) -> None:
+    given = {"target": "local", "name": "twins", "port": free_port(), "model_uri": "models:/cars/1"}
+    first = registered.start(given)
+    try:
+        while not (registered.folder / "deployed" / "local-twins" / "server.json").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        assert "local twins: starting" in registered.deploy(target="local", name="twins", action="status")
+        assert "models:/cars/1 already" in registered.deploy(**given)
+        said, _ = first.communicate(timeout=120)
+        assert first.returncode == 0, said
+    finally:
+        registered.deploy(target="local", name="twins", action="delete")
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / "local-cars"
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("precious")
+    asked = Wanted("local", "cars", "models:/cars/1", Path(), theirs, free_port(), 10, 60.0)
+    for act in (local.deploy, local.delete):
+        with pytest.raises(InputError, match="holds something else; choose another one"):
+            act(asked, print)
+    assert (theirs / "thesis.txt").read_text() == "precious"
+    with pytest.raises(InputError, match=r"folder=.*thesis.txt: Not a directory; choose another one"):
+        local.deploy(asked._replace(folder=theirs / "thesis.txt" / "local-cars"), print)
+
+
+def test_a_note_of_a_server_that_was_cut_short_is_no_server(tmp_path: Path) -> None:
+    (tmp_path / "server.json").write_text("")
+    asked = Wanted("local", "cars", "models:/cars/1", Path(), tmp_path, free_port(), 10, 60.0)
+    with pytest.raises(InputError, match="there is no server cars"):
+        local.status(asked, print)
+    assert local.delete(asked, print) is False
+    assert not tmp_path.exists()
 
 
 @pytest.mark.slow
@@ -148,7 +189,7 @@ def test_a_password_in_the_tracking_uri_is_not_shown(
         ({"target": "aci", "model_uri": "models:/cars/1"}, "MLFLOW_TRACKING_URI"),
         ({"target": "online", "settings_file": "no.yml", "model_uri": "models:/cars/1"}, "settings_file='no.yml'"),
         ({"target": "moon"}, "deploy.target='moon'"),
-        ({"target": "local", "name": "My Cars"}, "deploy.name='My Cars'"),
+        ({"target": "local", "name": "My Cars"}, "deploy.name='My Cars': is not as it must be: of the service"),
     ],
 )
 def test_what_can_t_be_done_is_said_before_anything_is(

@@ -61,7 +61,7 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
         _build(wanted, say, deadline)
     back = wanted.way_back(container.model_uri, container.port) if container else ""
     if container:
-        say(f"removing the container of {container.model_uri}")
+        say(f"removing the container of {container.model_uri}\n{back}".rstrip())
         _docker(wanted, "rm", "--force", wanted.name)
     try:
         _run(wanted, say)
@@ -103,25 +103,29 @@ def status(wanted: Wanted, say: Say) -> Deployed:
     )
 
 
-def delete(wanted: Wanted, say: Say) -> None:
-    """Remove the container, its images and the context.
+def delete(wanted: Wanted, say: Say) -> bool:
+    """Remove the container, its images and the context; whether there was any of them.
 
     Raises:
         InputError: the container of this name or the folder is somebody else's.
         DeployError: Docker refuses, or no engine answers that could say whether they are there.
     """
     require_ours(wanted.folder)
+    there = wanted.folder.exists()
     if missing := _why_no_engine():
         say(f"{missing}: a container or an image that an engine keeps stays there")
     else:
         if container := _container(wanted):
             say(f"removing the container of {container.model_uri}")
             _docker(wanted, "rm", "--force", wanted.name)
-        for image in sorted(_images(wanted)):
+        images = sorted(_images(wanted))
+        for image in images:
             say(f"removing image {image}")
             _docker(wanted, "rmi", image)
+        there = there or container is not None or bool(images)
     for folder in (wanted.folder, partial_of(wanted.folder)):
         shutil.rmtree(folder, ignore_errors=True)
+    return there
 
 
 def build_command(wanted: Wanted) -> list[str]:

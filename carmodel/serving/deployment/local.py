@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import requests
@@ -25,32 +26,35 @@ class _Kept(NamedTuple):
 
 
 def deploy(wanted: Wanted, say: Say) -> Deployed:
-    """Serve the model; a server of another version is replaced, one of this version left as it is."""
-    if (kept := _kept(wanted)) and kept.model_uri == wanted.model_uri and kept.port == wanted.port and _answers(kept):
-        say(f"{wanted.name} serves {wanted.model_uri} already")
-        return _deployed(kept)
-    back = wanted.way_back(kept.model_uri, kept.port) if kept else ""
-    if kept is None or kept.port != wanted.port:
+    """Serve the model; a server of another version is replaced, one of this version left as it is.
+
+    Raises:
+        InputError: the port is taken, or the folder is somebody else's.
+        DeployError: the server ends, or does not answer in time; nothing is left but its log.
+    """
+    _require_ours(wanted)
+    kept, back = _kept(wanted), ""
+    if kept and (kept.model_uri, kept.port) == (wanted.model_uri, wanted.port) and _is_ours(kept):
+        say(f"{wanted.name} {'serves' if _answers(kept) else 'starts to serve'} {wanted.model_uri} already")
+    else:
+        if kept is None or kept.port != wanted.port:
+            require_free(HOST, wanted.port)
+        if kept:
+            back = wanted.way_back(kept.model_uri, kept.port)
+            say(f"ending the server of {kept.model_uri}\n{back}".rstrip())
+            _end(wanted, kept)
         require_free(HOST, wanted.port)
-    delete(wanted, say)
-    require_free(HOST, wanted.port)
-    wanted.folder.mkdir(parents=True, exist_ok=True)
-    log = wanted.folder / "server.log"
-    say(f"starting MLflow's server; its lines go to {log}")
-    with log.open("wb") as lines:
-        process = start(wanted.model_uri, wanted.port, lines)
-    kept = _Kept(process.pid, wanted.port, wanted.model_uri)
-    # Before it answers: a server that never does can still be ended.
-    (wanted.folder / "server.json").write_text(json.dumps(kept._asdict()))
+        kept = _start(wanted, say)
     deadline = time.monotonic() + wanted.timeout
     while not _answers(kept):
-        if process.poll() is not None:
-            delete(wanted, lambda line: None, keep_log=True)
-            last = log.read_text(errors="replace").strip().splitlines()[-3:]
-            raise DeployError(f"MLflow's server has ended: {' '.join(last)}\n  all its lines: {log}\n{back}".rstrip())
+        if not _is_ours(kept):
+            _end(wanted, kept)
+            last = _log(wanted).read_text(errors="replace").strip().splitlines()[-3:]
+            said = f"MLflow's server has ended: {' '.join(last)}\n  all its lines: {_log(wanted)}\n{back}"
+            raise DeployError(said.rstrip())
         if time.monotonic() > deadline:
-            delete(wanted, say, keep_log=True)
-            said = f"MLflow's server has not answered within timeout={wanted.timeout:g} seconds: {log}\n{back}"
+            _end(wanted, kept)
+            said = f"MLflow's server has not answered within timeout={wanted.timeout:g} seconds: {_log(wanted)}\n{back}"
             raise DeployError(said.rstrip())
         time.sleep(0.25)
     return _deployed(kept)._replace(back=back)
@@ -62,30 +66,82 @@ def release(wanted: Wanted, say: Say) -> Deployed:
 
 
 def status(wanted: Wanted, say: Say) -> Deployed:
-    """Look whether the server answers."""
+    """Look whether the server answers.
+
+    Raises:
+        InputError: there is none.
+    """
     if not (kept := _kept(wanted)):
         raise InputError(
             f"there is no server {wanted.name} in {wanted.folder.parent}; start it: {wanted.command('deploy')}"
         )
-    return _deployed(kept) if _answers(kept) else Deployed("stopped", detail=f"see {wanted.folder / 'server.log'}")
+    if _answers(kept):
+        return _deployed(kept)
+    if _is_ours(kept):
+        return Deployed("starting", detail=f"{kept.model_uri} does not answer yet; its lines: {_log(wanted)}")
+    again = wanted._replace(port=kept.port).command("deploy", kept.model_uri)
+    return Deployed("stopped", detail=f"its lines: {_log(wanted)}; start it: {again}")
 
 
-def delete(wanted: Wanted, say: Say, keep_log: bool = False) -> None:
-    """End the server and remove what it left."""
+def delete(wanted: Wanted, say: Say) -> bool:
+    """End the server and remove what it left; whether there was one.
+
+    Raises:
+        InputError: the folder is somebody else's.
+    """
+    _require_ours(wanted)
     if kept := _kept(wanted):
         say(f"ending the server of {kept.model_uri}")
-        with suppress(ProcessLookupError):
-            if _is_ours(kept):
-                os.killpg(kept.pid, signal.SIGTERM)
-                _wait_for_its_end(kept)
+        _end(wanted, kept)
+    shutil.rmtree(wanted.folder, ignore_errors=True)
+    return kept is not None
+
+
+def _start(wanted: Wanted, say: Say) -> _Kept:
+    say(f"starting MLflow's server; its lines go to {_log(wanted)}")
+    try:
+        wanted.folder.mkdir(parents=True, exist_ok=True)
+        with _log(wanted).open("wb") as lines:
+            process = start(wanted.model_uri, wanted.port, lines)
+    except OSError as error:
+        raise InputError(f"folder={wanted.folder.parent}: {error.strerror}; choose another one") from None
+    kept = _Kept(process.pid, wanted.port, wanted.model_uri)
+    # Before it answers: a server that never does can still be ended.
+    (wanted.folder / "server.json").write_text(json.dumps(kept._asdict()))
+    return kept
+
+
+def _end(wanted: Wanted, kept: _Kept) -> None:
+    """End this server; another that has taken its place meanwhile goes on."""
+    with suppress(ProcessLookupError):
+        if _is_ours(kept):
+            os.killpg(kept.pid, signal.SIGTERM)
+            _wait_for_its_end(kept)
+    if _kept(wanted) == kept:
         (wanted.folder / "server.json").unlink()
-    if not keep_log:
-        shutil.rmtree(wanted.folder, ignore_errors=True)
+
+
+def _log(wanted: Wanted) -> Path:
+    return wanted.folder / "server.log"
 
 
 def _kept(wanted: Wanted) -> _Kept | None:
-    file = wanted.folder / "server.json"
-    return _Kept(**json.loads(file.read_text())) if file.is_file() else None
+    """The server that was started last; None also where the file was cut short."""
+    try:
+        return _Kept(**json.loads((wanted.folder / "server.json").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _require_ours(wanted: Wanted) -> None:
+    """Check that the folder holds nothing of anybody else.
+
+    Raises:
+        InputError: it does.
+    """
+    there = {path.name for path in wanted.folder.iterdir()} if wanted.folder.is_dir() else set()
+    if there - {"server.json", "server.log"}:
+        raise InputError(f"folder={wanted.folder.parent}: {wanted.folder} holds something else; choose another one")
 
 
 def _deployed(kept: _Kept) -> Deployed:

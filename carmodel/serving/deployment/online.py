@@ -167,14 +167,14 @@ def status(wanted: Wanted, say: Say) -> Deployed:
         return _seen(client(), wanted)
 
 
-def delete(wanted: Wanted, say: Say) -> None:
-    """Delete the endpoint with its deployments; fine where there is none."""
+def delete(wanted: Wanted, say: Say) -> bool:
+    """Delete the endpoint with its deployments; whether there was one."""
     ml = client()
     with explained(wanted, f"deleting endpoint {wanted.name}"):
         if endpoint_called(ml, wanted) is None:
-            say(f"there is no endpoint {wanted.name}")
-            return
+            return False
         wait(ml.online_endpoints.begin_delete(name=wanted.name), wanted, f"deleting endpoint {wanted.name}", say)
+    return True
 
 
 def share_of(endpoint: "OnlineEndpoint", colour: str) -> int:

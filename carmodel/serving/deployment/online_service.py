@@ -43,7 +43,7 @@ def client() -> "MLClient":
     if not (found := WORKSPACE.search(uri)):
         raise InputError(
             "MLFLOW_TRACKING_URI names no Azure ML workspace (azureml://…); to get it: az ml workspace show --name WORKSPACE "
-            "--resource-group GROUP --query mlflow_tracking_uri"
+            "--resource-group GROUP --query mlflow_tracking_uri -o tsv"
         )
     try:
         from azure.ai.ml import MLClient

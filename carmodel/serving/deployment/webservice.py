@@ -76,7 +76,7 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
                 client.create_deployment(wanted.name, copy, config={"deploy-config-file": str(file)})
         elif (differing := _differing(service, settings, copy)) or service["state"] == "Failed":
             _require_changeable(wanted, differing)
-            say(f"updating {wanted.name}: {', '.join(differing) or 'it has Failed'}")
+            say(f"updating {wanted.name}: {', '.join(differing) or 'it has Failed'}\n{back}".rstrip())
             with _file({key: value for key, value in settings.items() if key not in FIXED}) as file, _server():
                 client.update_deployment(wanted.name, copy, config={"deploy-config-file": str(file)})
         else:
@@ -109,13 +109,13 @@ def status(wanted: Wanted, say: Say) -> Deployed:
         return _deployed(client, service)
 
 
-def delete(wanted: Wanted, say: Say) -> None:
-    """Delete the service, where there is one, and wait until it is gone."""
+def delete(wanted: Wanted, say: Say) -> bool:
+    """Delete the service and wait until it is gone; whether there was one."""
     client = _client(wanted)
     deadline = time.monotonic() + wanted.timeout
     with explained(wanted, f"deleting web service {wanted.name}"):
         if _find(client, wanted) is None:
-            return
+            return False
         say(f"deleting {wanted.name}")
         # The client takes a 409, another operation that still runs, for a success.
         while client.delete_deployment(wanted.name) or _find(client, wanted):
@@ -125,6 +125,7 @@ def delete(wanted: Wanted, say: Say) -> None:
                     f"another operation on it may be running\n  delete it again:  {wanted.command('delete')}"
                 )
             time.sleep(PAUSE)
+    return True
 
 
 def _settings(wanted: Wanted) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def _client(wanted: Wanted) -> AzureMLDeploymentClient:
     if not (uri := mlflow.get_tracking_uri()).startswith("azureml://"):
         raise InputError(
             f"target={wanted.target} needs MLFLOW_TRACKING_URI=azureml://… of the workspace: "
-            "az ml workspace show --query mlflow_tracking_uri"
+            "az ml workspace show --name WORKSPACE --resource-group GROUP --query mlflow_tracking_uri -o tsv"
         )
     with explained(wanted, f"reaching {uri.split('/')[2]}"):
         return get_deploy_client(uri)
