@@ -61,11 +61,8 @@ def make_parser(entry: str, description: str | None, names: Mapping[str, list[st
     for name, steps in owners.items():
         field = ENTRY_POINTS[steps[0]].model_fields[name]
         where = "" if len(names) == 1 else f"[{', '.join(steps)}] "
-        choices = (
-            f"one of {', '.join(map(str, get_args(field.annotation)))}; "
-            if get_origin(field.annotation) is Literal
-            else ""
-        )
+        values = ", ".join(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ""
+        choices = f"one of {values}; " if values else ""
         text = f"{where}{field.description} ({choices}default: {field.default!r})"
         parser.add_argument(f"--{name}", default="", metavar="VALUE", help=text.replace("%", "%%"))
     return parser
