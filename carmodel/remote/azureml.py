@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 ENDED = ("Completed", "Failed", "Canceled", "NotResponding")
 IMAGE = "IMAGE"
 """Key of the backend's file, beside its own COMPUTE and STREAM_OUTPUT: the image of backends/environment/Dockerfile."""
-
-
 CREDENTIALS = {
     "AZURE_TENANT_ID": "AZUREML_SERVICE_PRINCIPAL_TENANT_ID",
     "AZURE_CLIENT_ID": "AZUREML_SERVICE_PRINCIPAL_ID",
@@ -67,9 +65,7 @@ def register() -> None:
 
     class Backend(projects.AzureMLProjectBackend):
         def run(self, *arguments: Any) -> Any:
-            config = arguments[
-                4
-            ]  # MLflow gives: uri, entry point, parameters, version, backend's file, tracking, experiment
+            _uri, _entry_point, _parameters, _version, config, *_ = arguments
             projects._load_remote_environment = lambda project: environment_of(project, config.get(IMAGE, ""))
             return super().run(*arguments)
 

@@ -3,7 +3,6 @@
 The SDK v2 is used for both kinds of endpoints: azureml-mlflow's deployment client knows managed ones alone.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -16,6 +15,7 @@ import mlflow
 import yaml
 from azure.core.exceptions import ResourceNotFoundError
 
+from carmodel.digests import digest_of_bytes
 from carmodel.errors import InputError
 from carmodel.serving.deployment.wanted import DeployError, Say, Wanted
 
@@ -86,7 +86,7 @@ def read(load: Callable[..., Any], file: Path, given: dict[str, str]) -> Any:
     except (MlException, ValidationError, OSError) as error:
         raise InputError(f"{file}: {' '.join(str(error).split())[:1000]}") from None
     content = json.dumps(yaml.safe_load(file.read_text()), sort_keys=True, default=str)
-    made.tags = (made.tags or {}) | {SETTINGS: hashlib.blake2b(content.encode(), digest_size=8).hexdigest()}
+    made.tags = (made.tags or {}) | {SETTINGS: digest_of_bytes(content.encode())}
     return made
 
 
