@@ -30,7 +30,7 @@ from PIL import Image
 
 from carmodel.data import sample
 from carmodel.digests import ROOT
-from carmodel.logged_model import log_network
+from carmodel.mlflow_model import log_network
 from carmodel.model.backbone import application
 from carmodel.model.folding import fold
 from carmodel.model.resnet import resnet

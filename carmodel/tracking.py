@@ -29,7 +29,7 @@ from carmodel.data.transform import file_of
 from carmodel.digests import ROOT, digest_of_bytes, digest_of_path, digest_of_sources
 from carmodel.errors import InputError
 from carmodel.parameters import LINK_OF, STEPS, Settings
-from carmodel.service import has_no_such_call, without_secrets
+from carmodel.service_errors import has_no_such_call, without_secrets
 
 # What MLflow raises for an address that is wrong, can't be reached, or needs a client that is not installed.
 UNREACHABLE = (MlflowException, AzureError, OSError, ImportError, ValueError, NotImplementedError)

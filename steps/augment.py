@@ -9,7 +9,7 @@ from carmodel.data.pictures import before_after
 from carmodel.data.store import open_store
 from carmodel.data.transform import load_transform
 from carmodel.parameters import Augment
-from carmodel.settings import SettingsError, require
+from carmodel.recipe import SettingsError, require
 from carmodel.tracking import StepRun, fetch, local_path
 from steps.command import run_step
 from steps.engine import engine_of, output_folder, seen_by_all

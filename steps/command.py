@@ -9,8 +9,8 @@ from typing import Literal, NoReturn, get_args, get_origin
 
 from carmodel.errors import InputError
 from carmodel.parameters import ENTRY_POINTS, Settings
-from carmodel.service import explain
-from carmodel.settings import SettingsError, resolve
+from carmodel.recipe import SettingsError, resolve
+from carmodel.service_errors import explain
 from carmodel.tracking import step_run
 
 

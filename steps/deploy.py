@@ -6,13 +6,13 @@ from pathlib import Path
 import mlflow
 from mlflow.exceptions import MlflowException
 
+from carmodel.deploy import docker, local, online, webservice
+from carmodel.deploy.smoke import drawn_car, smoke
+from carmodel.deploy.wanted import SETTINGS, Deployed, DeployError, Say, Wanted
 from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.parameters import Deploy
-from carmodel.serving.deployment import docker, local, online, webservice
-from carmodel.serving.deployment.smoke import drawn_car, smoke
-from carmodel.serving.deployment.wanted import SETTINGS, Deployed, DeployError, Say, Wanted
-from carmodel.serving.registry import version_called
+from carmodel.serving.registry import version_for_alias
 from carmodel.tracking import StepRun
 from steps.command import run_step
 
@@ -126,7 +126,7 @@ def version_of(uri: str) -> str:
     try:
         if "@" in name:
             name, alias = name.split("@")
-            if (version := version_called(client, name, alias)) is None:
+            if (version := version_for_alias(client, name, alias)) is None:
                 raise InputError(f"model_uri={uri!r}: no version of {name} is called {alias}")
             return f"models:/{name}/{version.version}"
         client.get_model_version(*name.split("/"))

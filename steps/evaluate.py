@@ -4,9 +4,9 @@ import mlflow
 
 from carmodel.data.store import open_store
 from carmodel.evaluation.report import evaluate, write_report
-from carmodel.logged_model import load_network
+from carmodel.mlflow_model import load_network
 from carmodel.parameters import Evaluate
-from carmodel.settings import require
+from carmodel.recipe import require
 from carmodel.tracking import StepRun, fetch
 from steps.command import run_step
 

@@ -9,15 +9,15 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 
+from carmodel.cloud.placement import Place, check_artifacts, check_placement, load_placement
+from carmodel.cloud.waiting import wait
 from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.model.weights import find_weights
 from carmodel.parameters import LINK_OF, STEPS, Settings
-from carmodel.remote.placement import Place, check_artifacts, check_placement, load_placement
-from carmodel.remote.waiting import wait
-from carmodel.service import AGAIN, without_secrets
+from carmodel.recipe import check, parse_flag, resolve
+from carmodel.service_errors import AGAIN, without_secrets
 from carmodel.serving.registry import CANDIDATE, address_of, promote
-from carmodel.settings import check, parse_flag, resolve
 from carmodel.tracking import SUMMARY_TAG, cache_key, find_reusable, links_from, local_path, outputs_of
 from steps.command import fail, make_parser, parse, stop
 
@@ -133,11 +133,11 @@ def run_step(name: str, values: Settings, place: Place | None, experiment_id: st
 def run_elsewhere(name: str, given: dict[str, str], place: Place, experiment_id: str) -> Run:
     """Submit a step to its backend and wait for it; its run is FAILED where it does not end well."""
     if place.backend == "databricks":
-        from carmodel.remote.databricks import submit
+        from carmodel.cloud.databricks import submit
     elif place.backend == "azureml":
-        from carmodel.remote.azureml import submit
+        from carmodel.cloud.azureml import submit
     else:
-        from carmodel.remote.command_job import submit
+        from carmodel.cloud.command_job import submit
     remote = submit(name, given, Path(place.backend_config), experiment_id)
     try:
         wait(name, remote)

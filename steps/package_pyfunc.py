@@ -12,10 +12,10 @@ from carmodel.data.pictures import class_examples
 from carmodel.data.store import Store, content_digest, open_store
 from carmodel.errors import InputError
 from carmodel.parameters import PackagePyfunc
+from carmodel.recipe import require
 from carmodel.serving.examples import EXAMPLES
 from carmodel.serving.packaging import log_classifier
 from carmodel.serving.registry import promote, register
-from carmodel.settings import require
 from carmodel.tracking import StepRun, fetch
 from steps.command import run_step
 

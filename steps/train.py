@@ -14,10 +14,10 @@ from carmodel.data.augmentation import check_augmented
 from carmodel.data.store import open_store
 from carmodel.errors import InputError
 from carmodel.evaluation.figures import training_curves
-from carmodel.logged_model import log_network
+from carmodel.mlflow_model import log_network
 from carmodel.model.network import build
 from carmodel.parameters import Train
-from carmodel.settings import require
+from carmodel.recipe import require
 from carmodel.tracking import StepRun, fetch, outputs_of
 from carmodel.training import launch, precision, spark
 from carmodel.training.fit import fit

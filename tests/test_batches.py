@@ -13,7 +13,7 @@ from carmodel.data.store import Store, open_store
 from carmodel.data.writer import Header, Rows, Writer
 from carmodel.errors import InputError
 from carmodel.training.batches import Batches, deal, permutation
-from carmodel.training.views import NO_VIEW, draw
+from carmodel.training.device_augmentation import NO_VIEW, draw
 
 ROWS, CLASSES = 43, 3
 VIEWS = partial(draw, random_crop=0.5, random_flip=True, mixup=0.4)

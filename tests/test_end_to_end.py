@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from carmodel.data import stanford_cars
 from carmodel.data.store import open_store
 from carmodel.digests import ROOT
-from carmodel.logged_model import load_network
+from carmodel.mlflow_model import load_network
 from carmodel.parameters import STEPS
 from carmodel.tracking import fetch, outputs_of
 from tests.endpoint import serve

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from carmodel.data.images import Header, ImageError, crop_to_box, decode, prepare, read_header
+from carmodel.data.images import Header, ImageError, crop_to_box, decode, prepare, read_header, resize
 
 RED, BLUE = (200, 30, 40), (20, 60, 210)
 
@@ -189,6 +189,12 @@ def test_a_crop_holds_the_box_or_the_box_is_refused(box: tuple[int, int, int, in
     else:
         with pytest.raises(ImageError, match=r"has no area|leaves the 20 x 12 frame"):
             crop_to_box(image, box, margin)
+
+
+def test_an_axis_that_grows_is_interpolated_while_the_other_is_averaged() -> None:
+    ramp = np.zeros((16, 4, 3), np.uint8) + np.array([0, 40, 80, 120], np.uint8)[None, :, None]
+    assert resize(ramp, 8, 4)[:, :, 0].tolist() == [[0, 10, 30, 50, 70, 90, 110, 120]] * 4
+    assert resize(ramp.transpose(1, 0, 2), 4, 8)[:, 0, 0].tolist() == [0, 10, 30, 50, 70, 90, 110, 120]
 
 
 def test_prepare_is_decode_crop_and_area_resize() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from carmodel.parameters import ENTRY_POINTS
-from carmodel.settings import resolve
+from carmodel.recipe import resolve
 
 README = Path("README.md").read_text() if Path("README.md").is_file() else ""
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from carmodel.data.engines import TOLD, Engine, local
+from carmodel.data.images import resize
 from carmodel.data.store import Store, open_store
 from carmodel.data.transform import Transform, TransformError, transformed
 from carmodel.data.writer import Header, Rows
@@ -69,8 +70,7 @@ def augment(image: np.ndarray, rng: np.random.Generator, crop: float, pad: float
         changed = mirror(changed)
     if changed.shape == image.shape:
         return np.ascontiguousarray(changed)
-    smaller = changed.shape[0] > height or changed.shape[1] > width
-    return cv2.resize(changed, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    return resize(changed, width, height)
 
 
 def augment_store(

@@ -127,9 +127,9 @@ def prepare(
     *,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Turn a photo's bytes into a network's input: decode, crop, squash to a square by area averaging.
+    """Turn a photo's bytes into a network's input: decode, crop, and stretch to a square (see `resize`).
 
-    Squashing beat cropping to a square and padding on Stanford Cars: nothing of the car is lost.
+    Stretching beat cropping to a square and padding on Stanford Cars: nothing of the car is lost.
 
     Returns:
         uint8 (size, size, 3) RGB: `out` where given.
@@ -138,7 +138,30 @@ def prepare(
         ImageError: see `decode` and `crop_to_box`.
     """
     region = crop_to_box(decode(data, max_pixels), box, margin)
-    return cv2.resize(region, (size, size), dst=out, interpolation=cv2.INTER_AREA)
+    return resize(region, size, size, out=out)
+
+
+def resize(image: np.ndarray, width: int, height: int, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Resize each axis as it needs: average areas along an axis that shrinks, interpolate along one that grows.
+
+    OpenCV's INTER_AREA alone behaves like nearest neighbour along an axis that grows while the other one shrinks.
+
+    Args:
+        image: uint8 (H, W, 3).
+        width: new width in pixels.
+        height: new height in pixels.
+        out: uint8 (height, width, 3) to fill, or None for a new array.
+
+    Returns:
+        uint8 (height, width, 3): `out` where given.
+    """
+    old_height, old_width = image.shape[:2]
+    if old_width >= width and old_height >= height:
+        return cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_AREA)
+    smaller = (min(old_width, width), min(old_height, height))
+    if smaller != (old_width, old_height):
+        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -16,12 +16,12 @@ from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, Param
 
 from carmodel.digests import ROOT
 from carmodel.errors import InputError
-from carmodel.logged_model import log_model, pinned
+from carmodel.mlflow_model import log_model, pinned
 from carmodel.model.scale import Scale
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving import served as entry
 from carmodel.serving.classifier import TOP_K
-from carmodel.serving.lowering import Served, lower
+from carmodel.serving.inference_model import Served, lower
 from carmodel.serving.rows import BOX_COLUMNS
 from carmodel.tracking import fetch
 

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ALREADY_EXISTS, RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
-from carmodel.service import has_no_such_call
+from carmodel.service_errors import has_no_such_call
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
@@ -64,17 +64,17 @@ def promote(client: MlflowClient, name: str, version: str, min_accuracy: float) 
     store. A champion that was measured on another store, or never, stays: the two can't be compared, and the reason
     says how to move it by hand. The first champion has nothing to be compared with.
     """
-    call(client, name, CANDIDATE, version)
+    set_alias(client, name, CANDIDATE, version)
     tags = client.get_model_version(name, version).tags
     accuracy = float(tags[ACCURACY_TAG])
-    champion = version_called(client, name, CHAMPION)
+    champion = version_for_alias(client, name, CHAMPION)
     measured = f"version {version} has test top-1 {accuracy:.4f}"
     if champion is not None and str(champion.version) == version:
         return Promotion(True, f"version {version} is the champion already")
     if accuracy < min_accuracy:
         return Promotion(False, f"{measured}, below min_accuracy {min_accuracy:.4f}; {_stays(champion)}")
     if champion is None:
-        call(client, name, CHAMPION, version)
+        set_alias(client, name, CHAMPION, version)
         return Promotion(True, f"{measured}, at least min_accuracy {min_accuracy:.4f}, and is the first champion")
     against = f"the champion, version {champion.version}"
     if ACCURACY_TAG not in champion.tags or champion.tags.get(STORE_TAG) != tags[STORE_TAG]:
@@ -89,11 +89,11 @@ def promote(client: MlflowClient, name: str, version: str, min_accuracy: float) 
     best = float(champion.tags[ACCURACY_TAG])
     if accuracy < best:
         return Promotion(False, f"{measured}, below {best:.4f} of {against}, which stays")
-    call(client, name, CHAMPION, version)
+    set_alias(client, name, CHAMPION, version)
     return Promotion(True, f"{measured}, not below {best:.4f} of {against}, and replaces it")
 
 
-def call(client: MlflowClient, name: str, alias: str, version: str) -> None:
+def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
     """Point an alias at a version; where the registry has no aliases, move the tag that stands for it."""
     try:
         return client.set_registered_model_alias(name, alias, version)
@@ -108,7 +108,7 @@ def call(client: MlflowClient, name: str, alias: str, version: str) -> None:
     return None
 
 
-def version_called(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+def version_for_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     """Return the version that an alias, or the tag that stands for it, names."""
     aliases = client.get_registered_model(name).aliases
     if alias in aliases:
@@ -118,7 +118,7 @@ def version_called(client: MlflowClient, name: str, alias: str) -> ModelVersion 
 
 def address_of(client: MlflowClient, name: str, alias: str) -> str | None:
     """Return the address of the version called so: ``models:/NAME@ALIAS``, or ``models:/NAME/VERSION`` without aliases."""
-    version = version_called(client, name, alias)
+    version = version_for_alias(client, name, alias)
     if version is None:
         return None
     return f"models:/{name}/{version.version}" if _tag(alias) in version.tags else f"models:/{name}@{alias}"
@@ -126,7 +126,7 @@ def address_of(client: MlflowClient, name: str, alias: str) -> str | None:
 
 def newest_candidate(client: MlflowClient) -> str | None:
     """Return the address of the registered model that got its candidate last, ``models:/NAME@candidate``, if there is one."""
-    versions = [version_called(client, model.name, CANDIDATE) for model in client.search_registered_models()]
+    versions = [version_for_alias(client, model.name, CANDIDATE) for model in client.search_registered_models()]
     called = [version for version in versions if version is not None]
     newest = max(called, key=lambda version: version.creation_timestamp, default=None)
     return None if newest is None else address_of(client, newest.name, CANDIDATE)

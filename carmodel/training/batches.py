@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from carmodel.errors import InputError
-from carmodel.training.views import NO_VIEW, mix
+from carmodel.training.device_augmentation import NO_VIEW, mix
 
 DrawViews = Callable[[int, np.random.Generator], np.ndarray]
 
@@ -57,7 +57,7 @@ class Batches(keras.utils.PyDataset):
         rows: int (N,), rows of `data` to visit.
         batch_size: rows a batch at most.
         seed: of the order and the views; None: rows in order, no views drawn.
-        views: ``(rows, generator) -> float32 (rows, 5)`` as `carmodel.training.views.draw`. The inputs are then
+        views: ``(rows, generator) -> float32 (rows, 5)`` as `carmodel.training.device_augmentation.draw`. The inputs are then
             ``{"image": (batch, …), "view": (batch, 5)}`` and the labels mixed; otherwise the inputs are ``data.take``'s
             arrays.
         rank: this process among the `ranks` that share every epoch.

@@ -14,7 +14,7 @@ from carmodel.errors import InputError
 from carmodel.model.backbone import features
 from carmodel.model.head import HEAD
 from carmodel.parameters import Train
-from carmodel.training import checkpoint, views
+from carmodel.training import checkpoint, device_augmentation
 from carmodel.training.batches import Batches, DrawViews, Rows
 from carmodel.training.optimizer import make_optimizer, undecayed
 from carmodel.training.precision import gpus
@@ -158,7 +158,9 @@ def _views(params: Train) -> DrawViews | None:
     """The on-device augmentation that is asked for, or None."""
     if params.random_crop == 1.0 and not params.random_flip and params.mixup == 0:
         return None
-    return partial(views.draw, random_crop=params.random_crop, random_flip=params.random_flip, mixup=params.mixup)
+    return partial(
+        device_augmentation.draw, random_crop=params.random_crop, random_flip=params.random_flip, mixup=params.mixup
+    )
 
 
 def _training_model(
@@ -169,7 +171,7 @@ def _training_model(
     The network itself is never compiled, so what is saved of it holds no optimizer.
     """
     if _views(params) is not None:
-        return views.with_views(network), store
+        return device_augmentation.with_views(network), store
     if not params.freeze:
         return keras.Model(network.inputs, network.outputs[0], name="training"), store
     data = Features(network, store, params.batch_size, verbose, rank=rank, ranks=ranks)

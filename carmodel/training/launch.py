@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from carmodel.errors import InputError
-from carmodel.training.rank import address_towards
+from carmodel.training.worker import address_towards
 
 # Seconds that a rank has to end when told to.
 GRACE = 5
@@ -182,7 +182,7 @@ class _Rank:
     last: deque[str] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
 
     def __post_init__(self) -> None:
-        command: Sequence[str] = (sys.executable, "-m", "carmodel.training.rank")
+        command: Sequence[str] = (sys.executable, "-m", "carmodel.training.worker")
         if not self.host.local:
             command = (*SSH, self.host.name, f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command)}")
         self.process = subprocess.Popen(

@@ -10,7 +10,7 @@ from pathlib import Path
 from carmodel.data.spark_session import spark_session
 from carmodel.errors import InputError
 from carmodel.training.launch import LAST_LINES, RankError, describe, forwarded, require_horovod
-from carmodel.training.rank import call
+from carmodel.training.worker import call
 
 
 def run(

@@ -10,17 +10,15 @@ from typing import Any
 
 # Importing the SDK takes seconds: once for all tests.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["azure.ai.ml", "azure.identity", "carmodel.serving.deployment.online", "tests.cloud.online_client"]
-)
+CONTEXT.set_forkserver_preload(["azure.ai.ml", "azure.identity", "carmodel.deploy.online", "tests.cloud.online_client"])
 
 
 def run(wanted: dict[str, Any], actions: tuple[str, ...], uri: str, environment: dict[str, str]) -> tuple[int, str]:
     """Do the actions in turn and return the exit code and what was said.
 
     Args:
-        wanted: of `carmodel.serving.deployment.wanted.Wanted`.
-        actions: names of functions of `carmodel.serving.deployment.online`, or smoke; ``deploy version=2 traffic=0`` changes
+        wanted: of `carmodel.deploy.wanted.Wanted`.
+        actions: names of functions of `carmodel.deploy.online`, or smoke; ``deploy version=2 traffic=0`` changes
             what is wanted from then on.
         uri: tracking URI.
         environment: all variables of the process.
@@ -51,10 +49,10 @@ def act(wanted: dict[str, Any], actions: tuple[str, ...], uri: str, environment:
 def _act(wanted: dict[str, Any], actions: tuple[str, ...], uri: str) -> None:
     import mlflow
 
+    from carmodel.deploy import online
+    from carmodel.deploy.smoke import drawn_car, smoke
+    from carmodel.deploy.wanted import SETTINGS, Deployed, Wanted
     from carmodel.errors import InputError
-    from carmodel.serving.deployment import online
-    from carmodel.serving.deployment.smoke import drawn_car, smoke
-    from carmodel.serving.deployment.wanted import SETTINGS, Deployed, Wanted
 
     mlflow.set_tracking_uri(uri)
     settings = Path(wanted.get("settings_file", SETTINGS[wanted["target"]])).resolve()

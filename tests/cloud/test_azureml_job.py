@@ -9,10 +9,10 @@ import yaml
 from azure.core.exceptions import HttpResponseError
 from mlflow.exceptions import ExecutionException
 
+from carmodel.cloud import command_job as remote
+from carmodel.cloud.waiting import wait
 from carmodel.errors import InputError
 from carmodel.parameters import STEPS
-from carmodel.remote import command_job as remote
-from carmodel.remote.waiting import wait
 from tests.cloud.azureml_cloud import Azure
 from tests.cloud.test_azureml_run import TINY, client  # noqa: F401  (the fixture)
 

@@ -10,9 +10,9 @@ import pytest
 from mlflow.exceptions import ExecutionException
 from mlflow.projects.utils import load_project
 
+from carmodel.cloud import azureml as remote
+from carmodel.cloud.waiting import wait
 from carmodel.errors import InputError
-from carmodel.remote import azureml as remote
-from carmodel.remote.waiting import wait
 from tests.cloud.azureml_cloud import Azure
 
 TINY = {"sample_classes": "2", "sample_photos": "5", "image_size": "16"}
@@ -39,7 +39,7 @@ def client(cloud: Azure, monkeypatch) -> Azure:
 
 
 def test_mlflow_s_own_command_would_end_in_an_attribute_error() -> None:
-    """When this fails, `carmodel.remote.azureml` is not needed any more."""
+    """When this fails, `carmodel.cloud.azureml` is not needed any more."""
     code = "from mlflow.projects.utils import load_project; print(hasattr(load_project('.'), 'conda_env_path'))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "False"
@@ -58,7 +58,7 @@ def test_the_command_submits_the_project_to_the_cluster_and_the_job_runs_it(clou
     words = [word for name, value in TINY.items() for word in ("-P", f"{name}={value}")]
     config = ["-b", "azureml", "--backend-config", "backends/azureml-gpu.json"]
     done = subprocess.run(
-        [sys.executable, "-m", "carmodel.remote.azureml", "run", ".", "-e", "preprocess", *config, *words],
+        [sys.executable, "-m", "carmodel.cloud.azureml", "run", ".", "-e", "preprocess", *config, *words],
         env=os.environ | cloud.environment,
         capture_output=True,
         text=True,

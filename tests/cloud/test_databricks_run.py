@@ -14,10 +14,10 @@ import yaml
 from databricks.sdk.service.compute import ClusterSpec
 from mlflow.exceptions import ExecutionException, MlflowException
 
+from carmodel.cloud import databricks as remote
+from carmodel.cloud.project import copy_project
+from carmodel.cloud.waiting import wait
 from carmodel.errors import InputError
-from carmodel.remote import databricks as remote
-from carmodel.remote.project import copy_project
-from carmodel.remote.waiting import wait
 from tests.cloud.blobs import Blobs, blob_service
 from tests.cloud.conftest import Server
 from tests.cloud.databricks_jobs import TOKEN, Workspace, make
@@ -189,7 +189,7 @@ def test_the_whole_pipeline_is_one_spark_job_that_tracks_to_its_workspace(
         workspace.environment |= network | own | {"MLFLOW_DISABLE_TELEMETRY": "true"}
         environment = os.environ | network | own
         copy = tmp_path / "copy"
-        subprocess.run([sys.executable, "-m", "carmodel.remote.databricks", str(copy)], check=True, env=environment)
+        subprocess.run([sys.executable, "-m", "carmodel.cloud.databricks", str(copy)], check=True, env=environment)
         recipe = (
             "preprocess.sample_classes=2, preprocess.sample_photos=10, preprocess.image_size=32, augment.copies=0, "
             "train.depth=14, train.width=8, train.epochs=1, train.batch_size=8, package_pyfunc.example_pictures=0"

@@ -13,9 +13,9 @@ import mlflow
 import pytest
 import requests
 
+from carmodel.deploy import local
+from carmodel.deploy.wanted import Wanted
 from carmodel.errors import InputError
-from carmodel.serving.deployment import local
-from carmodel.serving.deployment.wanted import Wanted
 from tests.tiny import free_port, log_tiny, tiny_network
 from tests.tracked import tracked_in
 

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import requests
 
+from carmodel.deploy import docker
+from carmodel.deploy.smoke import drawn_car, smoke
+from carmodel.deploy.wanted import Deployed, DeployError, Wanted
 from carmodel.errors import InputError
-from carmodel.serving.deployment import docker
-from carmodel.serving.deployment.smoke import drawn_car, smoke
-from carmodel.serving.deployment.wanted import Deployed, DeployError, Wanted
 from tests.cloud import docker_cli
 from tests.tiny import Endpoint, free_port
 

@@ -9,9 +9,9 @@ from azure.ai.ml.exceptions import ValidationException
 from azure.core.exceptions import ServiceRequestError
 from mlflow.exceptions import MlflowException, RestException
 
+from carmodel.deploy.failure import explain
+from carmodel.deploy.wanted import SETTINGS, Wanted
 from carmodel.digests import ROOT
-from carmodel.serving.deployment.failure import explain
-from carmodel.serving.deployment.wanted import SETTINGS, Wanted
 
 BASE = "mlflow run . -e deploy --env-manager local"
 

@@ -272,8 +272,8 @@ def test_a_token_that_expires_midway_is_asked_for_again(cloud: Cloud) -> None:
 def test_settings_that_the_service_would_not_take_are_refused_with_their_file(text: str, tmp_path: Path) -> None:
     from azure.ai.ml import load_online_endpoint
 
+    from carmodel.deploy.online_service import read
     from carmodel.errors import InputError
-    from carmodel.serving.deployment.online_service import read
 
     file = tmp_path / "endpoint.yml"
     file.write_text(Path("backends/online/endpoint.yml").read_text().replace("auth_mode: key\n", "") + text)

@@ -15,10 +15,10 @@ import yaml
 from azureml.mlflow.deploy._mms.webservice.aci.aci import AciServiceDeploymentConfiguration
 from azureml.mlflow.deploy._mms.webservice.aks.aks import AksServiceDeploymentConfiguration
 
+from carmodel.deploy import aks_tls, webservice
+from carmodel.deploy.smoke import smoke
+from carmodel.deploy.wanted import DeployError, Wanted
 from carmodel.errors import InputError
-from carmodel.serving.deployment import aks_tls, webservice
-from carmodel.serving.deployment.smoke import smoke
-from carmodel.serving.deployment.wanted import DeployError, Wanted
 from tests.cloud.azureml_services import Services, endpoints_service, region_service, scoring_service
 from tests.cloud.azureml_tracking import Workspace, management_service
 from tests.cloud.blobs import Blobs, blob_service

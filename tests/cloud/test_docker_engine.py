@@ -11,10 +11,10 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from carmodel.deploy import docker
+from carmodel.deploy.smoke import drawn_car, smoke
+from carmodel.deploy.wanted import DeployError, Wanted
 from carmodel.errors import InputError
-from carmodel.serving.deployment import docker
-from carmodel.serving.deployment.smoke import drawn_car, smoke
-from carmodel.serving.deployment.wanted import DeployError, Wanted
 from tests.tiny import Endpoint, free_port
 from tests.tracked import tracked_in
 

@@ -11,9 +11,9 @@ import mlflow
 import pytest
 import yaml
 
+from carmodel.cloud.placement import Place, check_artifacts, check_placement, load_placement
 from carmodel.errors import InputError
-from carmodel.remote.placement import Place, check_artifacts, check_placement, load_placement
-from carmodel.settings import resolve
+from carmodel.recipe import resolve
 from tests.cloud.azureml_cloud import Azure
 from tests.cloud.databricks_jobs import Workspace
 from tests.cloud.stand_in import Wire

@@ -1,4 +1,4 @@
-"""The process of one rank: ``python -m carmodel.training.rank``, as `carmodel.training.launch` starts it, also by ssh.
+"""The process of one rank: ``python -m carmodel.training.worker``, as `carmodel.training.launch` starts it, also by ssh.
 
 The first line of the standard input says what to run, as JSON with environment, function ("module:name") and arguments:
 so nothing secret shows in a list of processes, and no file has to be copied. The rest of the input is a lifeline: it

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 from mlflow.exceptions import ExecutionException, MlflowException
 
-from carmodel.service import without_secrets
+from carmodel.service_errors import without_secrets
 
 # Seconds between questions, at first and at most; and for how long a service may not answer while its job runs on.
 FIRST, LONGEST, PATIENCE = 1.0, 30.0, 600.0

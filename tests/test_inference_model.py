@@ -8,7 +8,7 @@ import pytest
 
 from carmodel.model.resnet import resnet
 from carmodel.model.scale import Scale
-from carmodel.serving.lowering import BFLOAT16_BOUND, judge_bfloat16, lower
+from carmodel.serving.inference_model import BFLOAT16_BOUND, judge_bfloat16, lower
 from carmodel.training.precision import BF16_FLAGS, cpu_flags
 
 SIZE = 32

@@ -6,10 +6,10 @@ from pathlib import Path
 import mlflow
 from mlflow.projects.utils import load_project
 
+from carmodel.cloud.waiting import Remote, State
 from carmodel.digests import ROOT
 from carmodel.errors import InputError
-from carmodel.remote.waiting import Remote, State
-from carmodel.service import without_secrets
+from carmodel.service_errors import without_secrets
 
 WORKSPACE = re.compile(r"/subscriptions/([^/]+)/resourceGroups/([^/]+)/providers/[^/]+/workspaces/([^/?]+)")
 ENDED = ("Completed", "Failed", "Canceled", "NotResponding")

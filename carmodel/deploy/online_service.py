@@ -15,9 +15,9 @@ import mlflow
 import yaml
 from azure.core.exceptions import ResourceNotFoundError
 
+from carmodel.deploy.wanted import DeployError, Say, Wanted
 from carmodel.digests import digest_of_bytes
 from carmodel.errors import InputError
-from carmodel.serving.deployment.wanted import DeployError, Say, Wanted
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MODEL = "carmodel.model"
 """Tag of a deployment: the version that it serves."""
-SETTINGS = "carmodel.settings"
+SETTINGS = "carmodel.recipe"
 """Tag of an endpoint or a deployment: digest of the file that it was made of."""
 WORKSPACE = re.compile(r"/subscriptions/([^/]+)/resourceGroups/([^/]+)/.*/workspaces/([^/?]+)", re.IGNORECASE)
 SAY_EVERY = 15.0

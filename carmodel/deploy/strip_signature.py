@@ -15,13 +15,13 @@ from mlflow.models import Model
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from carmodel.serving.deployment.wanted import Say
+from carmodel.deploy.wanted import Say
 
 SOURCE_TAG = "copy_of"
 SUFFIX = "-webservice"
 
 
-def unsigned(model_uri: str, say: Say) -> str:
+def strip_signature(model_uri: str, say: Say) -> str:
     """Return ``models:/NAME-webservice/VERSION``, the copy of ``models:/NAME/VERSION``; it is made where there is none yet.
 
     The copy is kept in the active run: one of the run that packaged the version would make that one look changed.

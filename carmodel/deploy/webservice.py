@@ -23,12 +23,12 @@ from azureml.mlflow.deploy._mms.webservice.aks.aks import AksServiceDeploymentCo
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
+from carmodel.deploy import aks_tls
+from carmodel.deploy.failure import explained
+from carmodel.deploy.strip_signature import SOURCE_TAG, SUFFIX, strip_signature
+from carmodel.deploy.wanted import Deployed, DeployError, Say, Wanted
 from carmodel.digests import digest_of_bytes
 from carmodel.errors import InputError
-from carmodel.serving.deployment import aks_tls
-from carmodel.serving.deployment.failure import explained
-from carmodel.serving.deployment.unsigned import SOURCE_TAG, SUFFIX, unsigned
-from carmodel.serving.deployment.wanted import Deployed, DeployError, Say, Wanted
 
 PARSERS = {"aci": AciServiceDeploymentConfiguration, "aks": AksServiceDeploymentConfiguration}
 PAUSE = 10.0
@@ -69,7 +69,7 @@ def deploy(wanted: Wanted, say: Say) -> Deployed:
             service = None
         if asked:
             aks_tls.ensure(client, settings["computeTargetName"], asked, wanted=wanted, say=say, deadline=deadline)
-        copy = unsigned(wanted.model_uri, say)
+        copy = strip_signature(wanted.model_uri, say)
         if service is None:
             say(f"creating {wanted.name} on {wanted.target}; this takes many minutes while Azure builds an image")
             with _file(settings) as file, _server():

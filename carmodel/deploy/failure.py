@@ -16,9 +16,9 @@ from azure.core.exceptions import (
 )
 from mlflow.exceptions import MlflowException, RestException
 
+from carmodel.deploy.wanted import DeployError, Wanted
 from carmodel.errors import InputError
-from carmodel.service import without_secrets
-from carmodel.serving.deployment.wanted import DeployError, Wanted
+from carmodel.service_errors import without_secrets
 
 MEANINGS = {
     401: "the credentials are missing, wrong or expired: sign in again (az login), or set AZURE_TENANT_ID, AZURE_CLIENT_ID and "

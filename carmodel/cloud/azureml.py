@@ -1,9 +1,9 @@
-"""MLflow's command line, on which `run -b azureml` works: `python -m carmodel.remote.azureml run . -b azureml …`.
+"""MLflow's command line, on which `run -b azureml` works: `python -m carmodel.cloud.azureml run . -b azureml …`.
 
 azureml-mlflow's project backend asks a project for `conda_env_path`, which MLflow calls `env_config_path` by now, so with
 `mlflow run` itself it ends in an AttributeError; and it knows no images. It also needs azureml-core, SDK v1 of Azure ML, out of
 support since 2026-06-30 (https://learn.microsoft.com/en-us/azure/machine-learning/v1/introduction); the way that lasts is a
-command job, `carmodel.remote.command_job`.
+command job, `carmodel.cloud.command_job`.
 """
 
 import json
@@ -16,9 +16,9 @@ import mlflow
 from mlflow.cli import cli
 from mlflow.projects.backend.loader import MLFLOW_BACKENDS
 
+from carmodel.cloud.waiting import Remote, State
 from carmodel.digests import ROOT
 from carmodel.errors import InputError
-from carmodel.remote.waiting import Remote, State
 
 if TYPE_CHECKING:
     from azureml.core import Environment

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import requests
 
+from carmodel.deploy.docker_context import LABEL, model_in, partial_of, require_context, require_ours
+from carmodel.deploy.wanted import Deployed, DeployError, Say, Wanted
 from carmodel.errors import InputError
-from carmodel.serving.deployment.docker_context import LABEL, model_in, partial_of, require_context, require_ours
-from carmodel.serving.deployment.wanted import Deployed, DeployError, Say, Wanted
 from carmodel.serving.server import HOST, require_free
 
 PORT = 8080

@@ -10,7 +10,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 from carmodel.data import sample
-from carmodel.serving.deployment.wanted import Deployed, DeployError
+from carmodel.deploy.wanted import Deployed, DeployError
 
 PATIENCE = Retry(
     8, read=1, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None, raise_on_status=False

@@ -9,7 +9,7 @@ from scipy.ndimage import map_coordinates
 
 from carmodel.model.network import build
 from carmodel.parameters import Train
-from carmodel.training.views import NO_VIEW, View, draw, mix, with_views
+from carmodel.training.device_augmentation import NO_VIEW, View, draw, mix, with_views
 
 SIDE = 12
 

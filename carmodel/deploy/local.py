@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import requests
 
+from carmodel.deploy.wanted import Deployed, DeployError, Say, Wanted
 from carmodel.errors import InputError
-from carmodel.serving.deployment.wanted import Deployed, DeployError, Say, Wanted
 from carmodel.serving.server import HOST, require_free, start
 
 

@@ -1,11 +1,11 @@
 """The project as Databricks runs it since Databricks Runtime 13: an MLflow "Spark job" project.
 
 There a job's Python file runs in the driver's own Python process, with the cluster's Spark session, so `engine=spark` works for
-a step. The steps of a `main` are processes of their own without that session: give them a `carmodel.remote.placement` for it.
+a step. The steps of a `main` are processes of their own without that session: give them a `carmodel.cloud.placement` for it.
 Such a project has no environment of its own, so it is a copy with another MLproject
 (https://docs.databricks.com/en/mlflow/projects.html#mlflow-databricks-spark-job-project-format)::
 
-    python -m carmodel.remote.databricks FOLDER
+    python -m carmodel.cloud.databricks FOLDER
     mlflow run FOLDER -b databricks --backend-config backends/databricks.json --experiment-name /Users/…/cars
 """
 
@@ -22,10 +22,10 @@ import yaml
 from mlflow.projects.databricks import DatabricksJobRunner, run_databricks_spark_job
 from mlflow.projects.utils import get_or_create_run, load_project
 
+from carmodel.cloud.project import copy_project
+from carmodel.cloud.waiting import Remote, State
 from carmodel.digests import ROOT
 from carmodel.errors import InputError
-from carmodel.remote.project import copy_project
-from carmodel.remote.waiting import Remote, State
 
 JOB = "databricks_job.py"
 # A run that could not even start has no result: https://docs.databricks.com/api/workspace/jobs/getrun

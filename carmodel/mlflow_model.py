@@ -16,7 +16,7 @@ from mlflow.types.schema import Schema, TensorSpec
 from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.model.scale import Scale
-from carmodel.service import has_no_such_call
+from carmodel.service_errors import has_no_such_call
 from carmodel.tracking import fetch
 
 # What a process needs to load the network and run it; everything else of the project stays at home.

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from carmodel.parameters import ENTRY_POINTS, LINK_OF
-from carmodel.settings import SettingsError, check, load_recipe, parse_flag, parse_set, resolve
+from carmodel.recipe import SettingsError, check, load_recipe, parse_flag, parse_set, resolve
 
 RECIPES = sorted(Path("configs").glob("*.yaml"))
 

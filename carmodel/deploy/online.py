@@ -8,9 +8,8 @@ endpoint's tags, so that a command that is given twice does the same once.
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from carmodel.errors import InputError
-from carmodel.serving.deployment.failure import explained
-from carmodel.serving.deployment.online_service import (
+from carmodel.deploy.failure import explained
+from carmodel.deploy.online_service import (
     MODEL,
     client,
     deployments,
@@ -26,7 +25,8 @@ from carmodel.serving.deployment.online_service import (
     wait,
     works,
 )
-from carmodel.serving.deployment.wanted import Deployed, DeployError, Say, Wanted
+from carmodel.deploy.wanted import Deployed, DeployError, Say, Wanted
+from carmodel.errors import InputError
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mlflow.models.flavor_backend_registry import get_flavor_backend
 
+from carmodel.deploy.failure import explained
+from carmodel.deploy.wanted import DeployError, Say, Wanted
 from carmodel.errors import InputError
-from carmodel.serving.deployment.failure import explained
-from carmodel.serving.deployment.wanted import DeployError, Say, Wanted
 
 LABEL = "carmodel.model"
 """Of the image, and so of its containers."""
