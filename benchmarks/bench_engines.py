@@ -24,9 +24,9 @@ import psutil
 
 from carmodel.data import sample
 from carmodel.data.augmentation import augment, augment_store, rng_for
-from carmodel.data.engines import Engine, local
+from carmodel.data.local_engine import Engine
 from carmodel.data.preprocessing import write_stores
-from carmodel.data.spark import cluster
+from carmodel.data.spark_engine import spark_engine
 from carmodel.data.spark_session import ship, spark_session
 from carmodel.data.stanford_cars import read
 from carmodel.data.store import open_store
@@ -183,7 +183,7 @@ def main() -> None:
         ship(session, ["carmodel"])
         started = time.perf_counter() - began
         began = time.perf_counter()
-        spark = cluster(session)
+        spark = spark_engine(session)
         few = first_photos(table, 200)
         preprocess(few, folder, 16, spark)
         first = time.perf_counter() - began
@@ -217,12 +217,12 @@ def main() -> None:
             )
             for file in folder.glob("*.raw"):
                 file.unlink()
-            decode["local"].append(timed(lambda: preprocess(table, folder, size, local)))
+            decode["local"].append(timed(lambda: preprocess(table, folder, size, local_engine)))
             decode["spark"].append(timed(lambda: preprocess(table, folder, size, spark)))
             change["bare crop, pad, flip"].append(
                 timed(lambda: on_all_cores(lambda part: bare_augment(part, images), rows))
             )
-            change["local"].append(timed(lambda: augmented(data / "train.h5", folder, local)))
+            change["local"].append(timed(lambda: augmented(data / "train.h5", folder, local_engine)))
             change["spark"].append(timed(lambda: augmented(data / "train.h5", folder, spark)))
 
     cores = len(os.sched_getaffinity(0))

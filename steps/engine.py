@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from carmodel.data.engines import Engine, local
-from carmodel.data.spark import cluster
+from carmodel.data.local_engine import Engine, local_engine
+from carmodel.data.spark_engine import spark_engine
 from carmodel.data.spark_session import ship, spark_session
 from carmodel.parameters import OnEngine
 from carmodel.tracking import StepRun
@@ -22,12 +22,12 @@ def engine_of(settings: OnEngine, packages: tuple[str, ...] = ()) -> Iterator[En
         packages: what the executors need of this project beside ``carmodel``.
     """
     if settings.engine == "local":
-        yield local
+        yield local_engine
         return
     with spark_session(settings.spark_master) as session:
         ship(session, ["carmodel", *packages])
         print(f"{type(settings).__name__.lower()}: Spark {session.version} on {session.conf.get('spark.master', '?')}")
-        yield cluster(session, settings.partitions)
+        yield spark_engine(session, settings.partitions)
 
 
 @contextmanager

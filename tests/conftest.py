@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from carmodel.data import sample as built_in
-from carmodel.data.writer import Header, Rows, Writer
+from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 from tests.tiny import Endpoint, tiny_endpoint
 
 # Tests interrupt programs, which would inherit that a shell's background jobs ignore it.
@@ -58,10 +58,10 @@ def train(tmp_path: Path) -> Path:
         ]
     )
     attrs = {"split": "train", "crop": "box", "margin": 0.1, "seed": 0, "created_by": "a test", "note": "synthetic"}
-    with Writer(Header(path, 16, ["a", "b"], **attrs), 12) as writer:
+    with Writer(StoreSpec(path, 16, ["a", "b"], **attrs), 12) as writer:
         rows = np.arange(12)
         writer.append(images.astype(np.uint8))
-        writer.describe(Rows(rows % 2, [f"{i}.jpg" for i in rows], rows, rows % 4 == 0))
+        writer.describe(StoreColumns(rows % 2, [f"{i}.jpg" for i in rows], rows, rows % 4 == 0))
     return path
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carmodel.data.store import Store, open_store
-from carmodel.data.writer import Header, Rows, Writer
+from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 from carmodel.errors import InputError
 from carmodel.training.batches import Batches, deal, permutation
 from carmodel.training.device_augmentation import NO_VIEW, draw
@@ -25,10 +25,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     path = tmp_path_factory.mktemp("store") / "train.h5"
     rows = np.arange(ROWS)
     attributes: dict[str, str | int | float] = {"crop": "none", "margin": 0.0, "seed": 0, "created_by": "a test"}
-    with Writer(Header(path, 16, ["a", "b", "c"], split="train", **attributes), ROWS) as writer:
+    with Writer(StoreSpec(path, 16, ["a", "b", "c"], split="train", **attributes), ROWS) as writer:
         images = np.broadcast_to(rows[:, None, None, None], (ROWS, 16, 16, 3)).astype(np.uint8)
         writer.append(images)
-        writer.describe(Rows(rows % CLASSES, [f"{row}.jpg" for row in rows], rows, rows % 5 == 0))
+        writer.describe(StoreColumns(rows % CLASSES, [f"{row}.jpg" for row in rows], rows, rows % 5 == 0))
     return open_store(path)
 
 

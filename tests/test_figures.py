@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from carmodel.data.store import Store, open_store
-from carmodel.data.writer import Header, Rows, Writer
+from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 from carmodel.errors import InputError
 from carmodel.evaluation import figures, metrics
 
@@ -33,10 +33,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     images = np.zeros((6, SIZE, SIZE, 3), np.uint8)
     images[np.arange(6), :, :, colours] = 255
     attrs = {"split": "test", "crop": "box", "margin": 0.0, "seed": 0, "created_by": "test"}
-    with Writer(Header(path, SIZE, NAMES, **attrs), 6) as writer:
+    with Writer(StoreSpec(path, SIZE, NAMES, **attrs), 6) as writer:
         labels = np.array([0, 1, 2, 0, 1, 0])
         writer.append(images)
-        writer.describe(Rows(labels, [f"{i}.jpg" for i in range(6)], np.arange(6), np.zeros(6, bool)))
+        writer.describe(StoreColumns(labels, [f"{i}.jpg" for i in range(6)], np.arange(6), np.zeros(6, bool)))
     return open_store(path)
 
 

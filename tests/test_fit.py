@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from carmodel.data.store import Store, open_store
-from carmodel.data.writer import Header, Rows, Writer
+from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 from carmodel.errors import InputError
 from carmodel.model.network import build
 from carmodel.parameters import Train
@@ -40,11 +40,11 @@ def write_store(path: Path, rows: int = 65, validation: bool = True) -> Store:
     images = (rng.integers(0, 60, (rows, SIDE, SIDE, 3)) + 32 * labels[:, None, None, None]).astype(np.uint8)
     attributes: dict[str, str | int | float] = {"crop": "none", "margin": 0.0, "seed": 0, "created_by": "a test"}
     with Writer(
-        Header(path, SIDE, [f"car {label}" for label in range(CLASSES)], split="train", **attributes), rows
+        StoreSpec(path, SIDE, [f"car {label}" for label in range(CLASSES)], split="train", **attributes), rows
     ) as writer:
         is_validation = (np.arange(rows) % 5 == 0) & validation
         writer.append(images)
-        writer.describe(Rows(labels, [f"{row}.jpg" for row in range(rows)], np.arange(rows), is_validation))
+        writer.describe(StoreColumns(labels, [f"{row}.jpg" for row in range(rows)], np.arange(rows), is_validation))
     return open_store(path)
 
 

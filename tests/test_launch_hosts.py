@@ -15,7 +15,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from carmodel.data.writer import Header, Rows, Writer
+from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 from carmodel.errors import InputError
 from carmodel.training.launch import Host, RankError, check, run
 from tests.test_launch import ROOT, alive, wait_until
@@ -107,9 +107,9 @@ def train_small(folder: Path, *parameters: str) -> None:
     attributes: dict[str, str | int | float] = {"crop": "none", "margin": 0.0, "seed": 0, "created_by": "a test"}
     numbers = np.random.default_rng(0)
     images, labels = numbers.integers(0, 256, (40, 32, 32, 3), np.uint8), numbers.integers(0, 3, 40)
-    with Writer(Header(folder / "train.h5", 32, ["a", "b", "c"], split="train", **attributes), 40) as writer:
+    with Writer(StoreSpec(folder / "train.h5", 32, ["a", "b", "c"], split="train", **attributes), 40) as writer:
         writer.append(images)
-        writer.describe(Rows(labels, ["photo.jpg"] * 40, np.arange(40), np.arange(40) % 5 == 0))
+        writer.describe(StoreColumns(labels, ["photo.jpg"] * 40, np.arange(40), np.arange(40) % 5 == 0))
     uri = f"sqlite:///{folder}/mlflow.db"
     client = mlflow.MlflowClient(uri)
     experiment = client.create_experiment("hosts", (folder / "artifacts").as_uri())

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from carmodel.data.images import decode
 from carmodel.data.pictures import class_examples
-from carmodel.data.writer import Header, Rows, Writer
+from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 from carmodel.serving.examples import EXAMPLES
 from carmodel.serving.page import preview
 from carmodel.serving.registry import CANDIDATE
@@ -52,12 +52,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tracking store, in which a packaged classifier with example pictures is the candidate."""
     folder = tmp_path_factory.mktemp("page")
     store = folder / "train.h5"
-    header = Header(store, SIZE, NAMES, split="train", crop="box", margin=0.1, seed=0, created_by="a test")
+    header = StoreSpec(store, SIZE, NAMES, split="train", crop="box", margin=0.1, seed=0, created_by="a test")
     with Writer(header, 16) as writer:
         images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), np.uint8)
         rows = np.arange(16)
         writer.append(images)
-        writer.describe(Rows(rows % len(NAMES), [f"{row}.jpg" for row in rows], rows, rows < 0))
+        writer.describe(StoreColumns(rows % len(NAMES), [f"{row}.jpg" for row in rows], rows, rows < 0))
     (pictures := folder / EXAMPLES).mkdir()
     class_examples(store, pictures, 2, side=50)
     with tracked_in(folder):

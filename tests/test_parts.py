@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carmodel.data.engines import TOLD, slices
+from carmodel.data.local_engine import OUTCOME_COLUMNS, slices
 from carmodel.data.memory_map import copy_store
 from carmodel.data.parts import link_parts, parts_folder, write_part
 from carmodel.data.store import Store, StoreError, open_store
-from carmodel.data.writer import Header, Rows, Writer
+from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 
 SIZE = 4
 ATTRS = {"split": "train", "crop": "box", "margin": 0.1, "seed": 3, "created_by": "a test"}
@@ -29,12 +29,14 @@ def images_of(rows: Iterable[int]) -> np.ndarray:
 def make(batch: pd.DataFrame, images: np.ndarray, bad: frozenset[int] = frozenset()) -> pd.DataFrame:
     images[:] = images_of(batch.index)
     problems = ["odd" if row in bad else "" for row in batch.index]
-    return pd.DataFrame({"digest": b"", "problem": problems, "detail": problems}, columns=TOLD, index=batch.index)
+    return pd.DataFrame(
+        {"digest": b"", "problem": problems, "detail": problems}, columns=OUTCOME_COLUMNS, index=batch.index
+    )
 
 
-def described(rows: int) -> Rows:
+def described(rows: int) -> StoreColumns:
     row = np.arange(rows)
-    return Rows(row % 2, [f"{i}.jpg" for i in row], row, row % 3 == 0)
+    return StoreColumns(row % 2, [f"{i}.jpg" for i in row], row, row % 3 == 0)
 
 
 def linked(path: Path, rows: int = 10, batch_rows: int = 4, bad: frozenset[int] = frozenset()) -> Store:
@@ -44,13 +46,13 @@ def linked(path: Path, rows: int = 10, batch_rows: int = 4, bad: frozenset[int] 
     write = partial(write_part, make=partial(make, bad=bad), size=SIZE, folder=parts_folder(path))
     made = pd.concat([write(batch) for batch in slices(table, batch_rows)])
     fine = made[made["problem"] == ""]
-    link_parts(Header(path, SIZE, ["a", "b"], **ATTRS), described(len(fine)), fine)
+    link_parts(StoreSpec(path, SIZE, ["a", "b"], **ATTRS), described(len(fine)), fine)
     return open_store(path)
 
 
 def test_it_reads_as_a_store_of_one_file(tmp_path: Path) -> None:
     parts, rows = linked(tmp_path / "parts.h5"), np.arange(10)
-    with Writer(Header(tmp_path / "one.h5", SIZE, ["a", "b"], **ATTRS), 10) as writer:
+    with Writer(StoreSpec(tmp_path / "one.h5", SIZE, ["a", "b"], **ATTRS), 10) as writer:
         writer.append(images_of(rows))
         writer.describe(described(10))
     one = open_store(tmp_path / "one.h5")
@@ -87,7 +89,7 @@ def test_batches_of_the_same_content_share_a_part(tmp_path: Path) -> None:
     parts_folder(path).mkdir()
     batch = pd.DataFrame(index=range(3))
     twice = pd.concat([write_part(batch, make, SIZE, parts_folder(path)) for _ in range(2)])
-    link_parts(Header(path, SIZE, ["a", "b"], **ATTRS), described(6), twice)
+    link_parts(StoreSpec(path, SIZE, ["a", "b"], **ATTRS), described(6), twice)
     assert len(list(parts_folder(path).iterdir())) == 1
     assert np.array_equal(open_store(path).take(np.arange(6)), np.tile(images_of(batch.index), (2, 1, 1, 1)))
 
@@ -98,7 +100,7 @@ def test_what_lost_work_left_behind_is_removed(tmp_path: Path) -> None:
     made = write_part(pd.DataFrame(index=range(3)), make, SIZE, parts_folder(path))
     (parts_folder(path) / ".half.partial").write_bytes(b"half")
     write_part(pd.DataFrame(index=range(7)), make, SIZE, parts_folder(path))
-    link_parts(Header(path, SIZE, ["a", "b"], **ATTRS), described(3), made)
+    link_parts(StoreSpec(path, SIZE, ["a", "b"], **ATTRS), described(3), made)
     assert [file.name for file in parts_folder(path).iterdir()] == [made["part"].iloc[0]]
 
 
@@ -137,5 +139,5 @@ def test_an_image_that_is_not_what_was_made_is_no_store(tmp_path: Path) -> None:
     parts_folder(path).mkdir()
     made = write_part(pd.DataFrame(index=range(3)), make, SIZE, parts_folder(path)).assign(crc32=7)
     with pytest.raises(StoreError, match="row 0 .* is damaged"):
-        link_parts(Header(path, SIZE, ["a", "b"], **ATTRS), described(3), made)
+        link_parts(StoreSpec(path, SIZE, ["a", "b"], **ATTRS), described(3), made)
     assert not path.exists()

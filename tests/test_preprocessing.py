@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carmodel.data.engines import map_batches, rows_a_batch
+from carmodel.data.data_report import Report
 from carmodel.data.images import prepare
+from carmodel.data.local_engine import map_batches, rows_per_batch
 from carmodel.data.preprocessing import check_stores, decode_batch, write_stores
-from carmodel.data.report import Report
 from carmodel.data.split import hold_out, hold_out_test
 from carmodel.data.stanford_cars import read
 from carmodel.data.store import StoreError, open_store
@@ -275,7 +275,7 @@ def test_a_photo_that_cannot_be_read_is_listed_whichever_side_it_was_held_out_fo
 
 @pytest.mark.parametrize(("size", "rows"), [(16, 64), (224, 64), (256, 64), (512, 16), (1024, 4), (10_000, 1)])
 def test_a_batch_holds_about_12_mebibytes_of_images(size: int, rows: int) -> None:
-    assert rows_a_batch(size) == rows
+    assert rows_per_batch(size) == rows
 
 
 @pytest.mark.parametrize("cores", [1, 2, 5])
@@ -290,7 +290,7 @@ def test_at_most_two_batches_a_core_are_in_memory(cores: int, monkeypatch: pytes
     alive: WeakSet[Batch] = WeakSet()
     most: list[int] = []
     lock = Lock()
-    monkeypatch.setattr("carmodel.data.engines.cores", lambda: cores)
+    monkeypatch.setattr("carmodel.data.local_engine.cores", lambda: cores)
     seen = []
     for batch in map_batches(Batch, pd.DataFrame({"row": range(100)}), "testing", batch_rows=3):
         seen += batch.rows

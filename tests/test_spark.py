@@ -21,11 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carmodel.data.augmentation import augment_store
-from carmodel.data.engines import Engine
+from carmodel.data.data_report import Report
+from carmodel.data.local_engine import Engine
 from carmodel.data.parts import parts_folder
 from carmodel.data.preprocessing import write_stores
-from carmodel.data.report import Report
-from carmodel.data.spark import cluster, tasks_of
+from carmodel.data.spark_engine import assign_tasks, spark_engine
 from carmodel.data.spark_session import check_java, ship, spark_session
 from carmodel.data.stanford_cars import read
 from carmodel.data.store import Store, open_store
@@ -55,7 +55,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., E
         patch.chdir(tmp_path_factory.mktemp("driver"))  # so that executors have what is shipped alone
         with spark_session("local[2]") as session:
             ship(session, ["carmodel", "examples", "tests"])
-            yield lambda partitions=0: cluster(session, partitions)
+            yield lambda partitions=0: spark_engine(session, partitions)
 
 
 def same(a: Store, b: Store) -> bool:
@@ -107,7 +107,7 @@ def test_augment_makes_the_copies_of_the_local_engine(
 def test_rows_are_dealt_in_order_and_evenly_in_whole_parts(
     rows: int, batch_rows: int, partitions: int, cores: int
 ) -> None:
-    tasks = tasks_of(rows, batch_rows, partitions, cores)
+    tasks = assign_tasks(rows, batch_rows, partitions, cores)
     used, sizes = np.unique(tasks, return_counts=True)
     assert (np.diff(tasks) >= 0).all()
     assert used.tolist() == list(range(len(used)))

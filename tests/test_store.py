@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from carmodel.data.memory_map import copy_store
 from carmodel.data.store import SCHEMA_VERSION, StoreError, content_digest, open_store
-from carmodel.data.writer import Header, Rows, Writer
+from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 
 NAMES = ["Éclair Coupé 2012", "Tonne Van 1999", "Zip SUV 2020"]
 ATTRS = {"split": "train", "crop": "box", "margin": 0.1, "seed": 3, "created_by": "a test"}
@@ -25,11 +25,11 @@ def write(
 ) -> np.ndarray:
     """A store of random images, appended in two goes; returns the images."""
     images = np.random.default_rng(rows).integers(0, 256, (rows, size, size, 3), np.uint8)
-    with Writer(Header(path, size, names, **ATTRS), rows if announced is None else announced) as writer:
+    with Writer(StoreSpec(path, size, names, **ATTRS), rows if announced is None else announced) as writer:
         for part in np.array_split(np.arange(rows), 2):
             writer.append(images[part])
         row = np.arange(rows)
-        writer.describe(Rows(row % len(names), [f"{i:05d}.jpg" for i in row], row, row % 3 == 0))
+        writer.describe(StoreColumns(row % len(names), [f"{i:05d}.jpg" for i in row], row, row % 3 == 0))
     return images
 
 
@@ -112,7 +112,7 @@ def test_a_store_without_rows_can_be_read(tmp_path: Path) -> None:
 def test_an_exception_leaves_nothing_and_keeps_the_file_that_was_there(tmp_path: Path) -> None:
     path = tmp_path / "train.h5"
     before = write(path)
-    with pytest.raises(RuntimeError), Writer(Header(path, 4, NAMES, **ATTRS), 9) as writer:
+    with pytest.raises(RuntimeError), Writer(StoreSpec(path, 4, NAMES, **ATTRS), 9) as writer:
         writer.append(before[:1])
         raise RuntimeError("the power went")
     assert [entry.name for entry in tmp_path.iterdir()] == ["train.h5"]
@@ -120,16 +120,16 @@ def test_an_exception_leaves_nothing_and_keeps_the_file_that_was_there(tmp_path:
 
 
 def test_the_final_name_appears_when_the_file_is_whole(tmp_path: Path) -> None:
-    with Writer(Header(tmp_path / "train.h5", 4, NAMES, **ATTRS), 1) as writer:
+    with Writer(StoreSpec(tmp_path / "train.h5", 4, NAMES, **ATTRS), 1) as writer:
         writer.append(np.zeros((1, 4, 4, 3), np.uint8))
-        writer.describe(Rows(np.array([0]), ["x"], np.array([0]), np.array([False])))
+        writer.describe(StoreColumns(np.array([0]), ["x"], np.array([0]), np.array([False])))
         assert not (tmp_path / "train.h5").exists()
     assert (tmp_path / "train.h5").exists()
 
 
 def test_attributes_are_checked_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="margin"):
-        Header(tmp_path / "train.h5", 4, NAMES, split="train", crop="box", seed=0, created_by="a test")
+        StoreSpec(tmp_path / "train.h5", 4, NAMES, split="train", crop="box", seed=0, created_by="a test")
     assert not list(tmp_path.iterdir())
 
 

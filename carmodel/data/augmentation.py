@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from carmodel.data.engines import TOLD, Engine, local
 from carmodel.data.images import resize
+from carmodel.data.local_engine import OUTCOME_COLUMNS, Engine, local_engine
 from carmodel.data.store import Store, open_store
 from carmodel.data.transform import Transform, TransformError, transformed
-from carmodel.data.writer import Header, Rows
+from carmodel.data.writer import StoreColumns, StoreSpec
 from carmodel.errors import InputError
 
 CREATED_BY = "carmodel augment"
@@ -83,7 +83,7 @@ def augment_store(
     flip: float,
     seed: int,
     transform: Transform | None = None,
-    engine: Engine = local,
+    engine: Engine = local_engine,
 ) -> None:
     """Write augmented copies of a store's training rows; validation rows are left alone.
 
@@ -111,11 +111,11 @@ def augment_store(
     change = partial(augment, crop=crop, pad=pad, flip=flip)
     inherited = {name: train.attrs[name] for name in ("split", "crop", "margin", "note")}
     engine(
-        Header(out_h5, train.image_size, train.class_names, seed=seed, created_by=CREATED_BY, **inherited),
+        StoreSpec(out_h5, train.image_size, train.class_names, seed=seed, created_by=CREATED_BY, **inherited),
         partial(augment_batch, train_h5=train_h5.resolve(), seed=seed, change=change, transform=transform),
         table,
         _stop,
-        lambda told: Rows(train.labels[origin], train.source[origin], origin, np.zeros(len(told), np.bool_)),
+        lambda told: StoreColumns(train.labels[origin], train.source[origin], origin, np.zeros(len(told), np.bool_)),
     )
 
 
@@ -128,7 +128,7 @@ def augment_batch(
     change: Transform,
     transform: Transform | None,
 ) -> pd.DataFrame:
-    """Make some copies: see `carmodel.data.engines.Make`.
+    """MakeImages some copies: see `carmodel.data.local_engine.Make`.
 
     Args:
         copies: row in the store and number of the copy.
@@ -148,7 +148,7 @@ def augment_batch(
             except TransformError as error:
                 problems[i] = str(error)
     told = {"digest": b"", "problem": ["transform" if problem else "" for problem in problems], "detail": problems}
-    return pd.DataFrame(told, columns=TOLD, index=copies.index)
+    return pd.DataFrame(told, columns=OUTCOME_COLUMNS, index=copies.index)
 
 
 @lru_cache(maxsize=1)

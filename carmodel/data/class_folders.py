@@ -8,11 +8,11 @@ import numpy as np
 from carmodel.data.split import hold_out_test
 from carmodel.data.table import (
     NO_BOX,
-    PICTURE_SUFFIXES,
+    PHOTO_SUFFIXES,
     CarTable,
     PhotoRow,
     ProblemRow,
-    is_picture,
+    is_photo_file,
     photo_table,
     problem_table,
 )
@@ -58,7 +58,7 @@ def _is_split(folder: Path) -> bool:
 
 
 def _holds_classes(folder: Path) -> bool:
-    return any(is_picture(path) for of_class in _folders(folder) for path in of_class.iterdir())
+    return any(is_photo_file(path) for of_class in _folders(folder) for path in of_class.iterdir())
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -74,20 +74,20 @@ def _class_names(folder: Path) -> list[str]:
 
 def _read(folder: Path, split: str, names: list[str]) -> tuple[list[PhotoRow], list[ProblemRow]]:
     rows: list[PhotoRow] = []
-    beside = (path for path in sorted(folder.iterdir()) if is_picture(path))
+    beside = (path for path in sorted(folder.iterdir()) if is_photo_file(path))
     problems = [(split, path.name, -1, "extra", "a photo beside the class folders") for path in beside]
     for of_class in _folders(folder):
         label, before = names.index(of_class.name), len(rows)
         for path in _files(of_class):
             source = path.relative_to(folder).as_posix()
-            if path.parent == of_class and is_picture(path):
+            if path.parent == of_class and is_photo_file(path):
                 rows.append((split, str(path.absolute()), source, label, *NO_BOX))
-            elif path.suffix.lower() in PICTURE_SUFFIXES and not path.exists():
+            elif path.suffix.lower() in PHOTO_SUFFIXES and not path.exists():
                 problems.append((split, source, label, "missing", "a link to a file that is not there"))
             else:
                 problems.append((split, source, label, "extra", "not a photo directly in its class folder"))
         if len(rows) == before:
-            kinds = ", ".join(sorted(PICTURE_SUFFIXES))
+            kinds = ", ".join(sorted(PHOTO_SUFFIXES))
             raise InputError(f"{of_class} holds no photo ({kinds}) directly in it; add photos or remove the folder")
     return rows, problems
 

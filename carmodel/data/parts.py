@@ -15,10 +15,10 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from carmodel.data.engines import Make, fine_of
+from carmodel.data.local_engine import MakeImages, usable_images
 from carmodel.data.memory_map import StoreError
 from carmodel.data.store import open_store
-from carmodel.data.writer import Header, Rows, checksums, create_images, write_pieces
+from carmodel.data.writer import StoreColumns, StoreSpec, checksums, create_images, write_pieces
 
 
 def parts_folder(store: Path) -> Path:
@@ -26,8 +26,8 @@ def parts_folder(store: Path) -> Path:
     return store.with_suffix(".parts")
 
 
-def write_part(batch: pd.DataFrame, make: Make, size: int, folder: Path) -> pd.DataFrame:
-    """Make the images of a batch and write those that are fine as one part.
+def write_part(batch: pd.DataFrame, make: MakeImages, size: int, folder: Path) -> pd.DataFrame:
+    """MakeImages the images of a batch and write those that are fine as one part.
 
     The file is made in memory and written from its beginning to its end, since shared folders such as DBFS take no
     other writes.
@@ -44,7 +44,7 @@ def write_part(batch: pd.DataFrame, make: Make, size: int, folder: Path) -> pd.D
     """
     images = np.empty((len(batch), size, size, 3), np.uint8)
     told = make(batch, images)
-    kept, fine = fine_of(images, told), told["problem"].eq("").to_numpy()
+    kept, fine = usable_images(images, told), told["problem"].eq("").to_numpy()
     told = told.assign(part="", place=0, crc32=0)
     if fine.any():
         told.loc[fine, "part"] = _keep(_file_of(kept), folder)
@@ -53,7 +53,7 @@ def write_part(batch: pd.DataFrame, make: Make, size: int, folder: Path) -> pd.D
     return told
 
 
-def link_parts(header: Header, rows: Rows, made: pd.DataFrame) -> None:
+def link_parts(header: StoreSpec, rows: StoreColumns, made: pd.DataFrame) -> None:
     """Write the store that links parts, check every image in it, and remove files in its folder that it does not name.
 
     Args:

@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 
-from carmodel.data.engines import TOLD, Engine, local
+from carmodel.data.data_report import Report, report_on_photos, report_on_stores
 from carmodel.data.images import Box, ImageError, check_box, prepare, read_header
-from carmodel.data.report import Report, report_on_photos, report_on_stores
+from carmodel.data.local_engine import OUTCOME_COLUMNS, Engine, local_engine
 from carmodel.data.split import digest, hold_out
 from carmodel.data.store import StoreError, open_store
 from carmodel.data.table import NO_BOX, PROBLEM_COLUMNS, CarTable
-from carmodel.data.writer import Header, Rows
+from carmodel.data.writer import StoreColumns, StoreSpec
 from carmodel.errors import InputError
 from carmodel.parameters import Preprocess
 
@@ -25,7 +25,7 @@ CREATED_BY = "carmodel preprocess"
 
 
 def decode_batch(photos: pd.DataFrame, images: np.ndarray, crop: str, margin: float) -> pd.DataFrame:
-    """Read and prepare each photo, once: see `carmodel.data.engines.Make`."""
+    """Read and prepare each photo, once: see `carmodel.data.local_engine.Make`."""
     told = []
     boxes = zip(*(photos[corner].tolist() for corner in ("x1", "y1", "x2", "y2")), strict=True)
     for i, (path, box) in enumerate(zip(photos["path"], boxes, strict=True)):
@@ -39,13 +39,15 @@ def decode_batch(photos: pd.DataFrame, images: np.ndarray, crop: str, margin: fl
         except OSError as error:
             problem, detail = "unreadable", str(error.strerror)
         told.append((content, problem, detail))
-    return pd.DataFrame(told, columns=TOLD, index=photos.index)
+    return pd.DataFrame(told, columns=OUTCOME_COLUMNS, index=photos.index)
 
 
-def write_stores(table: CarTable, out: Path, settings: Preprocess, note: str = "", engine: Engine = local) -> Report:
+def write_stores(
+    table: CarTable, out: Path, settings: Preprocess, note: str = "", engine: Engine = local_engine
+) -> Report:
     """Write train.h5 and test.h5 into a folder: both or none.
 
-    Photos that cannot be used are left out and listed in the report. Rows are in the order of their source names. Part
+    Photos that cannot be used are left out and listed in the report. StoreColumns are in the order of their source names. Part
     of the training rows of each class is marked as validation; byte-identical photos share a side. Where no photo has a
     box the stores have crop "none", whatever the settings say.
 
@@ -72,17 +74,17 @@ def write_stores(table: CarTable, out: Path, settings: Preprocess, note: str = "
     attrs = {"crop": crop, "margin": settings.margin, "seed": settings.seed, "note": note, "created_by": CREATED_BY}
     kept: list[pd.DataFrame] = []
 
-    def describe(rows: pd.DataFrame, held_out: float, told: pd.DataFrame) -> Rows:
+    def describe(rows: pd.DataFrame, held_out: float, told: pd.DataFrame) -> StoreColumns:
         fine = rows.join(told)[told["problem"] == ""]
         kept.append(fine)
         labels = fine["label"].to_numpy()
         validation = hold_out(labels, fine["digest"].tolist(), held_out, settings.seed)
-        return Rows(labels, fine["source"].tolist(), np.arange(len(fine)), validation)
+        return StoreColumns(labels, fine["source"].tolist(), np.arange(len(fine)), validation)
 
     with TemporaryDirectory(prefix=".", dir=out) as unfinished:
         for split, held_out in {"train": settings.validation_fraction, "test": 0.0}.items():
             path, rows = Path(unfinished) / f"{split}.h5", photos[photos["split"] == split]
-            header = Header(path, settings.image_size, table.class_names, split=split, **attrs)
+            header = StoreSpec(path, settings.image_size, table.class_names, split=split, **attrs)
             engine(header, decode, rows, found.add, partial(describe, rows, held_out))
         _check_classes(pd.concat(kept), table.class_names)
         # train before test, and the parts of a store before the file that names them.

@@ -22,7 +22,7 @@ def file_digest(path: str | Path) -> bytes:
 
 
 def hold_out_test(photos: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Make a fifth of each class (at least one photo) of a table of training photos its test, by `hold_out`.
+    """MakeImages a fifth of each class (at least one photo) of a table of training photos its test, by `hold_out`.
 
     A file that cannot be read is a photo unlike all others.
     """

@@ -13,7 +13,7 @@ from scipy.io import loadmat
 
 from carmodel.data.images import Box
 from carmodel.data.split import hold_out_test
-from carmodel.data.table import CarTable, PhotoRow, ProblemRow, photo_table, pictures_in, problem_table
+from carmodel.data.table import CarTable, PhotoRow, ProblemRow, photo_table, photos_in, problem_table
 from carmodel.errors import InputError
 
 TEST_LABELS = "cars_test_annos_withlabels*.mat"
@@ -72,7 +72,7 @@ def _photo_folder(folder: Path, split: str) -> Path:
 
 
 def _match(annotations: Path, folder: Path, split: str, classes: int) -> tuple[list[PhotoRow], list[ProblemRow]]:
-    files = pictures_in(folder)
+    files = photos_in(folder)
     rows: list[PhotoRow] = []
     problems: list[ProblemRow] = []
     seen: set[str] = set()

@@ -7,7 +7,7 @@ import pandas as pd
 
 PHOTO_COLUMNS = ["split", "path", "source", "label", "x1", "y1", "x2", "y2"]
 PROBLEM_COLUMNS = ["split", "source", "label", "problem", "detail"]
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 NO_BOX = (-1, -1, -1, -1)
 
 PhotoRow = tuple[str, str, str, int, int, int, int, int]
@@ -44,22 +44,22 @@ class CarTable:
 
 
 def photo_table(rows: list[PhotoRow]) -> pd.DataFrame:
-    """Make `CarTable.photos` from rows in the order of its columns, sorted by split and source."""
+    """MakeImages `CarTable.photos` from rows in the order of its columns, sorted by split and source."""
     table = pd.DataFrame(rows, columns=PHOTO_COLUMNS)
     table = table.astype(dict.fromkeys(("label", "x1", "y1", "x2", "y2"), "int64"))
     return table.sort_values(["split", "source"], ignore_index=True)
 
 
 def problem_table(rows: list[ProblemRow]) -> pd.DataFrame:
-    """Make `CarTable.problems` from rows in the order of its columns."""
+    """MakeImages `CarTable.problems` from rows in the order of its columns."""
     return pd.DataFrame(rows, columns=PROBLEM_COLUMNS).astype({"label": "int64"})
 
 
-def pictures_in(folder: Path) -> dict[str, Path]:
+def photos_in(folder: Path) -> dict[str, Path]:
     """Files that look like photos, by name."""
-    return {path.name: path for path in sorted(folder.iterdir()) if is_picture(path)}
+    return {path.name: path for path in sorted(folder.iterdir()) if is_photo_file(path)}
 
 
-def is_picture(path: Path) -> bool:
+def is_photo_file(path: Path) -> bool:
     """Whether a file's name says that it is a photo; hidden files are none."""
-    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file()

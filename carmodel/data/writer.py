@@ -18,7 +18,7 @@ from carmodel.data.store import ATTRIBUTES, ROW_DATA, SCHEMA_VERSION, Attribute
 PIECE = 1 << 20
 
 
-class Rows(NamedTuple):
+class StoreColumns(NamedTuple):
     """What a store keeps of its N rows beside their images; see the module's schema."""
 
     labels: np.ndarray
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
     validation: np.ndarray
 
 
-class Header:
+class StoreSpec:
     """A store that is to be written: its path and size, its attributes and class names.
 
     Args:
@@ -48,7 +48,7 @@ class Header:
         if odd := (set(ATTRIBUTES) ^ set(self._attrs)) - {"note"}:
             raise StoreError(f"{path}: a store has the attributes {', '.join(ATTRIBUTES)}; check {sorted(odd)}")
 
-    def write(self, file: h5py.File, rows: Rows | None, crc32: Sequence[int] | np.ndarray) -> None:
+    def write(self, file: h5py.File, rows: StoreColumns | None, crc32: Sequence[int] | np.ndarray) -> None:
         """Write everything but the images.
 
         Raises:
@@ -76,12 +76,12 @@ class Writer:
         rows: most images that will be appended.
     """
 
-    def __init__(self, header: Header, rows: int) -> None:
+    def __init__(self, header: StoreSpec, rows: int) -> None:
         self._header = header
         self._partial = header.path.with_name(f".{header.path.name}.{os.getpid()}.partial")
         self._shorter = self._partial.with_suffix(".shorter")
         self._crc32: list[int] = []
-        self._rows: Rows | None = None
+        self._rows: StoreColumns | None = None
         self._file = h5py.File(self._partial, "w")
         self._images = create_images(self._file, rows, header.image_size)
         self._file.flush()
@@ -104,7 +104,7 @@ class Writer:
         write_pieces(self._raw, np.ascontiguousarray(images, np.uint8).reshape(-1).data)
         self._crc32 += crc32
 
-    def describe(self, rows: Rows) -> None:
+    def describe(self, rows: StoreColumns) -> None:
         """Say what all rows are, in the order in which their images came."""
         self._rows = rows
 
@@ -154,7 +154,7 @@ def checksums(images: np.ndarray) -> list[int]:
 
 
 def create_images(file: h5py.File, rows: int, size: int) -> h5py.Dataset:
-    """Make the data set `images`, contiguous and uncompressed: uint8 (rows, size, size, 3)."""
+    """MakeImages the data set `images`, contiguous and uncompressed: uint8 (rows, size, size, 3)."""
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_layout(h5py.h5d.CONTIGUOUS)
     # Space at once and without fill values: the rows are written anyway.

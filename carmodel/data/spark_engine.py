@@ -15,23 +15,23 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from carmodel.data.engines import Describe, Engine, Make, Watch, rows_a_batch, slices
+from carmodel.data.local_engine import DescribeRows, Engine, MakeImages, OnProblems, rows_per_batch, slices
 from carmodel.data.parts import link_parts, parts_folder, write_part
 from carmodel.data.spark_session import job_progress
-from carmodel.data.writer import Header
+from carmodel.data.writer import StoreSpec
 from carmodel.errors import InputError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-TASKS_A_CORE = 8
+TASKS_PER_CORE = 8
 # Fewer, larger files than the local engine's batches, which are cut to the processor's cache.
-BATCHES_A_PART = 2
+BATCHES_PER_PART = 2
 ROW = "__row__"
-RETURNED = {ROW: int, "digest": bytes, "problem": str, "detail": str, "part": str, "place": int, "crc32": int}
+RESULT_TYPES = {ROW: int, "digest": bytes, "problem": str, "detail": str, "part": str, "place": int, "crc32": int}
 
 
-def cluster(session: "SparkSession", partitions: int = 0) -> Engine:
+def spark_engine(session: "SparkSession", partitions: int = 0) -> Engine:
     """The engine of a Spark session.
 
     Args:
@@ -43,11 +43,13 @@ def cluster(session: "SparkSession", partitions: int = 0) -> Engine:
         package, or storage that all nodes share.
     """
 
-    def write(header: Header, make: Make, table: pd.DataFrame, watch: Watch, describe: Describe) -> None:
+    def write(
+        header: StoreSpec, make: MakeImages, table: pd.DataFrame, watch: OnProblems, describe: DescribeRows
+    ) -> None:
         folder = parts_folder(header.path)
         folder.mkdir(exist_ok=True)
-        size, part_rows = header.image_size, BATCHES_A_PART * rows_a_batch(header.image_size)
-        tasks = tasks_of(len(table), part_rows, partitions, cores_of(session))
+        size, part_rows = header.image_size, BATCHES_PER_PART * rows_per_batch(header.image_size)
+        tasks = assign_tasks(len(table), part_rows, partitions, cores_of(session))
         work = partial(_write_parts, make=make, size=size, folder=folder.resolve(), part_rows=part_rows)
         told = apply_batch(session, work, table, tasks, f"writing {header.path.name}")
         fine = told["problem"] == ""
@@ -63,7 +65,7 @@ def cluster(session: "SparkSession", partitions: int = 0) -> Engine:
     return write
 
 
-def tasks_of(rows: int, part_rows: int, partitions: int, cores: int) -> np.ndarray:
+def assign_tasks(rows: int, part_rows: int, partitions: int, cores: int) -> np.ndarray:
     """Deal rows to tasks, int64 (rows,), rising from 0.
 
     A task costs Spark some tenths of a second, so there are a few a core; and they take whole parts, so that the parts are the
@@ -73,7 +75,7 @@ def tasks_of(rows: int, part_rows: int, partitions: int, cores: int) -> np.ndarr
     if partitions:
         return row * min(partitions, rows) // max(rows, 1)
     parts = -(-rows // part_rows)
-    return row // part_rows * min(parts, TASKS_A_CORE * cores) // max(parts, 1)
+    return row // part_rows * min(parts, TASKS_PER_CORE * cores) // max(parts, 1)
 
 
 def cores_of(session: "SparkSession") -> int:
@@ -93,9 +95,9 @@ def apply_batch(
 
     Args:
         session: of Spark.
-        work: of a slice with the column `ROW`, the number of each row in the table; returns `RETURNED`.
+        work: of a slice with the column `ROW`, the number of each row in the table; returns `RESULT_TYPES`.
         table: its columns are sent.
-        tasks: the task of each row, as `tasks_of` deals them.
+        tasks: the task of each row, as `assign_tasks` deals them.
         title: of the progress bar, which counts tasks.
 
     Returns:
@@ -106,13 +108,13 @@ def apply_batch(
     from pyspark.pandas.utils import PandasAPIOnSparkAdviceWarning
 
     if table.empty:
-        return pd.DataFrame(columns=list(RETURNED)[1:], index=table.index)
+        return pd.DataFrame(columns=list(RESULT_TYPES)[1:], index=table.index)
 
     def typed(given: pd.DataFrame) -> pd.DataFrame:
         return pd.concat([work(pd.DataFrame(task)) for task in given.to_dict("records")])
 
     frame_of: Any = ps.DataFrame  # its brackets are no type hint that checkers know
-    typed.__annotations__["return"] = frame_of[zip(RETURNED, RETURNED.values(), strict=True)]
+    typed.__annotations__["return"] = frame_of[zip(RESULT_TYPES, RESULT_TYPES.values(), strict=True)]
     rows = table.reset_index(drop=True).rename_axis(ROW).reset_index()
     slices_of_rows = rows.groupby(tasks).agg(list)
     with job_progress(session, title, len(slices_of_rows)), warnings.catch_warnings():
@@ -127,11 +129,11 @@ def apply_batch(
     return told.set_index(ROW).sort_index().set_index(table.index)
 
 
-def _write_parts(batch: pd.DataFrame, make: Make, size: int, folder: Path, part_rows: int) -> pd.DataFrame:
+def _write_parts(batch: pd.DataFrame, make: MakeImages, size: int, folder: Path, part_rows: int) -> pd.DataFrame:
     """On an executor: a part for every slice that is small enough for memory."""
     cv2.setNumThreads(1)  # Spark gives a task one core
     parts = [write_part(rows, make, size, folder) for rows in slices(batch.set_index(ROW), part_rows)]
-    return pd.concat(parts).reset_index()[list(RETURNED)]
+    return pd.concat(parts).reset_index()[list(RESULT_TYPES)]
 
 
 def _explained(error: Exception) -> Exception:
