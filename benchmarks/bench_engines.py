@@ -24,7 +24,8 @@ import psutil
 
 from carmodel.data import sample
 from carmodel.data.augmentation import augment, augment_store, rng_for
-from carmodel.data.local_engine import Engine
+from carmodel.data.local_engine import Engine, local_engine
+from carmodel.data.opencv_threads import one_opencv_thread
 from carmodel.data.preprocessing import write_stores
 from carmodel.data.spark_engine import spark_engine
 from carmodel.data.spark_session import ship, spark_session
@@ -64,9 +65,8 @@ class Memory:
 
 def on_all_cores(work: Callable[[pd.DataFrame], None], table: pd.DataFrame) -> None:
     """Do work on equal shares of a table, a thread a core."""
-    cv2.setNumThreads(1)
     cores = len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(cores) as pool:
+    with one_opencv_thread(), ThreadPoolExecutor(cores) as pool:
         list(pool.map(work, (table.iloc[core::cores] for core in range(cores))))
 
 

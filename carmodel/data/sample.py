@@ -17,6 +17,7 @@ from scipy.io import savemat
 
 from carmodel.data.drawing.bodies import BODIES
 from carmodel.data.drawing.photo import draw_photo
+from carmodel.data.opencv_threads import one_opencv_thread
 from carmodel.errors import InputError
 
 YEAR = 2020
@@ -75,8 +76,7 @@ def _write_split(folder: Path, split: str, chosen: list[Photo], seed: int) -> No
     (folder / f"cars_{split}").mkdir()
     names = [f"{number:05d}.jpg" for number in range(1, len(chosen) + 1)]
     paths = [folder / f"cars_{split}" / name for name in names]
-    cv2.setNumThreads(1)  # the cores are busy with whole photos
-    with ThreadPoolExecutor() as pool:
+    with one_opencv_thread(), ThreadPoolExecutor() as pool:
         boxes = list(pool.map(partial(_write_photo, seed=seed), paths, chosen))
     labels = [label for label, _ in chosen]
     if split == "test":
