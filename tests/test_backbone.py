@@ -49,7 +49,8 @@ def test_photos_are_preprocessed_as_the_network_wants_them_also_after_saving(
     again = keras.models.load_model(tmp_path / "model.keras", custom_objects={"Scale": Scale})
     inside = keras.Model(again.input, again.get_layer("preprocess").output)
     np.testing.assert_allclose(predict(inside, photos), wanted, atol=1e-4)
-    np.testing.assert_allclose(predict(features(again), photos), predict(features(model), photos), rtol=1e-5)
+    wanted = predict(features(model), photos)
+    np.testing.assert_allclose(predict(features(again), photos), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_the_settings_know_the_names_of_keras() -> None:
@@ -66,7 +67,7 @@ def test_features_are_what_the_head_sees_and_share_its_weights(photos: np.ndarra
         head = model.get_layer("predictions")
         pooled = predict(features(model), photos)
         assert pooled.shape == (2, head.kernel.shape[0])
-        np.testing.assert_allclose(keras.ops.convert_to_numpy(head(pooled)), predict(model, photos), atol=1e-6)
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(head(pooled)), predict(model, photos), atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["application", "resnet"])
@@ -84,11 +85,18 @@ def test_freezing_leaves_the_head_and_only_the_head_to_training(family: str, pho
 
 
 def test_a_weights_file_fills_the_backbone(mobilenet_weights: Path, photos: np.ndarray) -> None:
-    model = application("MobileNetV2", 5, 64, str(mobilenet_weights))
+    answer = predict(features(application("MobileNetV2", 5, 64, str(mobilenet_weights))), photos)
     reference = without_top("MobileNetV2", 64)
     reference.load_weights(mobilenet_weights)
-    wanted = predict(reference, PREPROCESSING["MobileNetV2"].preprocess_input(photos.astype("float32")))
-    np.testing.assert_allclose(predict(features(model), photos), wanted, rtol=1e-4, atol=1e-5)
+    inputs = PREPROCESSING["MobileNetV2"].preprocess_input(photos.astype("float32"))
+    wanted = predict(reference, inputs)
+    # Rounding in float32 depends on the processor. It is a fraction of the largest feature, not of each feature.
+    tolerance = 1e-4 * wanted.max()
+    np.testing.assert_allclose(answer, wanted, rtol=0, atol=tolerance)
+
+    layer = reference.get_layer("block_16_expand")
+    layer.set_weights([1.001 * weight for weight in layer.get_weights()])
+    assert np.abs(answer - predict(reference, inputs)).max() > 10 * tolerance, "slightly wrong weights must fail"
 
 
 def test_a_file_that_is_missing_or_of_another_network_is_named(tmp_path: Path) -> None:
