@@ -112,8 +112,8 @@ def test_copies_are_known_to_be_of_the_store_they_were_made_from(train: Path) ->
     ("column", "row", "value", "said"),
     [
         ("validation", 5, True, r"row 6 \(5\.jpg\) is a copy of the validation row 5 of .*train\.h5"),
-        ("labels", 5, 0, r"row 6 \(5\.jpg\) is no copy of row 5"),
-        ("source", 5, "other.jpg", r"row 6 \(5\.jpg\) is no copy of row 5"),
+        ("labels", 5, 0, r"row 6 \(5\.jpg\) is not a copy of row 5"),
+        ("source", 5, "other.jpg", r"row 6 \(5\.jpg\) is not a copy of row 5"),
     ],
 )
 def test_copies_of_validation_rows_or_of_another_store_are_refused(
@@ -135,7 +135,7 @@ def test_copies_of_rows_beyond_the_store_are_refused(train: Path) -> None:
         rows = np.array([0])
         writer.append(np.zeros((1, 16, 16, 3), np.uint8))
         writer.describe(StoreColumns(rows, ["0.jpg"], rows, np.array([False])))
-    with pytest.raises(InputError, match=r"row 0 \(1\.jpg\) is no copy of row 1"):
+    with pytest.raises(InputError, match=r"row 0 \(1\.jpg\) is not a copy of row 1"):
         check_augmented(open_store(train), copies)
 
 

@@ -30,7 +30,9 @@ def make(batch: pd.DataFrame, images: np.ndarray, bad: frozenset[int] = frozense
     images[:] = images_of(batch.index)
     problems = ["odd" if row in bad else "" for row in batch.index]
     return pd.DataFrame(
-        {"digest": b"", "problem": problems, "detail": problems}, columns=OUTCOME_COLUMNS, index=batch.index
+        {"digest": b"", "perceptual_hash": b"", "problem": problems, "detail": problems},
+        columns=OUTCOME_COLUMNS,
+        index=batch.index,
     )
 
 

@@ -254,13 +254,13 @@ def test_every_file_of_a_class_folder_that_is_not_taken_is_a_problem(tmp_path: P
     assert found == {
         ("a.gif", "extra"),
         ("b.tiff", "extra"),
-        ("notes.txt", "extra"),
         ("more/c.jpg", "extra"),
         ("more/still more/d.jpg", "extra"),
         ("beside.jpg", "extra"),
         ("elsewhere", "extra"),
         ("gone.jpg", "missing"),
     }
+    assert table.ignored_files == 1
     assert len(table.photos) == 22
     assert set(table.problems["label"]) == {-1, table.class_names.index(suv.name)}
 
@@ -274,14 +274,14 @@ def test_a_class_folder_without_a_photo_is_refused_by_name(tmp_path: Path, side:
     shutil.rmtree(of_class)
     of_class.mkdir()
     (of_class / "car.gif").write_bytes(b"")
-    with pytest.raises(InputError, match=r"Synthetic SUV 2020 holds no photo \(\.bmp, \.jpeg, \.jpg"):
+    with pytest.raises(InputError, match=r"Synthetic SUV 2020 has no photo \(\.bmp, \.jpeg, \.jpg"):
         open_folder(tmp_path / "mine", tmp_path / "work", 0)
 
 
 def test_one_class_folder_is_not_enough(tmp_path: Path) -> None:
     folder = class_folders(draw(tmp_path / "drawn", 2, 5), tmp_path / "mine")
     shutil.rmtree(folder / "Synthetic SUV 2020")
-    with pytest.raises(InputError, match="one class folder, Synthetic Sedan 2020; two classes or more are needed"):
+    with pytest.raises(InputError, match="one class folder, Synthetic Sedan 2020; at least two classes are needed"):
         open_folder(folder, tmp_path / "work", 0)
 
 

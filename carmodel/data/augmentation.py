@@ -1,6 +1,7 @@
-"""Augmented copies of training rows: crop, pad, horizontal flip.
+"""Augment training rows: crop, pad, horizontal flip.
 
-A copy depends on (seed, source row, number of the copy) alone: any order and any number of workers give the same bytes.
+A copy depends on the seed, the source row and the number of the copy alone. The order of the work and the number of
+workers change no byte.
 """
 
 from functools import lru_cache, partial
@@ -21,12 +22,12 @@ CREATED_BY = "carmodel augment"
 
 
 def rng_for(seed: int, source_row: int, copy: int) -> np.random.Generator:
-    """The random numbers of one copy: Philox, keyed by seed, row and copy (Salmon et al., SC11, 2011)."""
+    """Return the random generator of one copy: Philox, keyed by seed, row and copy (Salmon et al., SC11, 2011)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, source_row, copy])))
 
 
 def cut_sides(image: np.ndarray, left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    """Cut parts of the width and height away: (H, W, 3) to a view (h, w, 3) of at least one pixel."""
+    """Cut off fractions of the width and height: (H, W, 3) to a view (h, w, 3) of at least one pixel."""
     height, width = image.shape[:2]
     x1, y1 = min(round(left * width), width - 1), min(round(top * height), height - 1)
     x2, y2 = max(round((1 - right) * width), x1 + 1), max(round((1 - bottom) * height), y1 + 1)
@@ -34,9 +35,9 @@ def cut_sides(image: np.ndarray, left: float, top: float, right: float, bottom: 
 
 
 def pad_sides(image: np.ndarray, left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    """Add parts of the width and height as a border: (H, W, 3) to (h, w, 3).
+    """Add fractions of the width and height as a border: (H, W, 3) to (h, w, 3).
 
-    The border has the image's mean colour: zeros would add a black frame that no photo has.
+    The border has the image's mean colour, since a black frame looks like no real photo.
     """
     height, width = image.shape[:2]
     across, down = (round(left * width), round(right * width)), (round(top * height), round(bottom * height))
@@ -44,20 +45,20 @@ def pad_sides(image: np.ndarray, left: float, top: float, right: float, bottom: 
 
 
 def mirror(image: np.ndarray) -> np.ndarray:
-    """Mirror left and right: (H, W, 3) to the same shape."""
+    """Swap left and right: (H, W, 3) to the same shape."""
     return cv2.flip(image, 1)
 
 
 def augment(image: np.ndarray, rng: np.random.Generator, crop: float, pad: float, flip: float) -> np.ndarray:
-    """Crop, pad and flip at random; the size stays.
+    """Crop, pad and flip at random, and resize to the original size.
 
     Args:
         image: uint8 (H, W, 3).
-        rng: of this copy; the same number of draws is made whatever the strengths, so switching one part off leaves the
-            others as they were.
-        crop: largest part of a side that is cut away, shared at random between its two ends (0: off).
-        pad: largest part of a side that is added, shared likewise (0: off).
-        flip: of a horizontal flip (0: off).
+        rng: generator of this copy. The number of draws does not depend on the strengths, so switching one operation
+            off does not change the others.
+        crop: largest fraction of a side to cut off, divided at random between its two ends (0: off).
+        pad: largest fraction of a side to add, divided in the same way (0: off).
+        flip: probability of a horizontal flip (0: off).
 
     Returns:
         uint8 (H, W, 3).
@@ -85,24 +86,24 @@ def augment_store(
     transform: Transform | None = None,
     engine: Engine = local_engine,
 ) -> None:
-    """Write augmented copies of a store's training rows; validation rows are left alone.
+    """Write augmented copies of a store's training rows. Validation rows are not augmented.
 
-    The rows of the new store are (row, copy) in order, with the row in `train_h5` as source_index, the row's label and
-    source, and validation false.
+    The new store is ordered by row, then by copy. Each copy has the label and source of its row, source_index is the row
+    in `train_h5`, and validation is false.
 
     Args:
         train_h5: the training store.
         out_h5: the store to write.
-        copies: of each training row.
+        copies: number of copies of each training row.
         crop: see `augment`.
         pad: see `augment`.
         flip: see `augment`.
-        seed: of all copies.
-        transform: of the user's, applied to what crop, pad and flip made.
-        engine: where the copies are made.
+        seed: seed of all copies.
+        transform: the user's own function, applied after crop, pad and flip.
+        engine: makes the copies.
 
     Raises:
-        InputError: `transform` raised, or changed the shape or dtype; names the row and the photo.
+        InputError: `transform` raised an exception, or changed the shape or dtype. Names the row and the photo.
     """
     train = open_store(train_h5)
     origin = np.repeat(np.flatnonzero(~train.validation), copies)
@@ -114,8 +115,8 @@ def augment_store(
         StoreSpec(out_h5, train.image_size, train.class_names, seed=seed, created_by=CREATED_BY, **inherited),
         partial(augment_batch, train_h5=train_h5.resolve(), seed=seed, change=change, transform=transform),
         table,
-        _stop,
-        lambda told: StoreColumns(train.labels[origin], train.source[origin], origin, np.zeros(len(told), np.bool_)),
+        _raise_first,
+        lambda _: StoreColumns(train.labels[origin], train.source[origin], origin, np.zeros(len(origin), np.bool_)),
     )
 
 
@@ -128,14 +129,15 @@ def augment_batch(
     change: Transform,
     transform: Transform | None,
 ) -> pd.DataFrame:
-    """MakeImages some copies: see `carmodel.data.local_engine.Make`.
+    """Make some of the copies, as `carmodel.data.local_engine.MakeImages` describes.
 
     Args:
         copies: row in the store and number of the copy.
+        images: uint8 (n, H, W, 3) to fill.
         train_h5: the store.
-        seed: of all copies.
+        seed: seed of all copies.
         change: the built-in augmentation.
-        transform: follows it, or None.
+        transform: the user's function that follows it, or None.
     """
     _opened(train_h5, train_h5.stat().st_mtime_ns).take(copies["row"].to_numpy(), images)
     problems = [""] * len(copies)
@@ -147,36 +149,41 @@ def augment_batch(
                 images[i] = transformed(images[i], rng, transform)
             except TransformError as error:
                 problems[i] = str(error)
-    told = {"digest": b"", "problem": ["transform" if problem else "" for problem in problems], "detail": problems}
-    return pd.DataFrame(told, columns=OUTCOME_COLUMNS, index=copies.index)
+    kinds = ["transform" if problem else "" for problem in problems]
+    outcomes = {"digest": b"", "perceptual_hash": b"", "problem": kinds, "detail": problems}
+    return pd.DataFrame(outcomes, columns=OUTCOME_COLUMNS, index=copies.index)
 
 
 @lru_cache(maxsize=1)
-def _opened(path: Path, changed: int) -> Store:
-    """A store, opened once a process while its file does not change."""
+def _opened(path: Path, modified_ns: int) -> Store:
+    """Open a store once per process, and again if its file changes."""
     return open_store(path)
 
 
-def _stop(failed: pd.DataFrame) -> None:
+def _raise_first(failed: pd.DataFrame) -> None:
     first = failed.iloc[0]
     raise InputError(f"row {first['row']} ({first['source']}), copy {first['copy']}: {first['detail']}")
 
 
 def check_augmented(train: Store, augmented: Store) -> None:
-    """Check that augmented copies are copies of this store's training rows.
+    """Check that a store contains copies of the training rows of another one.
 
     Raises:
-        InputError: names the first copy of a validation row, which would make validation look better than it is, or of
-            a row that this store does not have with that source and label.
+        InputError: a row is a copy of a validation row, which would make validation look better than it is, or of a row
+            that `train` does not have with that source and label.
     """
     origin = augmented.source_index
     inside = (origin >= 0) & (origin < len(train))
-    there = np.where(inside, origin, 0)
-    other = ~inside | (train.labels[there] != augmented.labels) | (train.source[there] != augmented.source)
-    for wrong, what in ((other, "is no copy of row"), (train.validation[there], "is a copy of the validation row")):
+    row_in_train = np.where(inside, origin, 0)
+    same_photo = (train.labels[row_in_train] == augmented.labels) & (train.source[row_in_train] == augmented.source)
+    of_validation = train.validation[row_in_train]
+    for wrong, error in (
+        (~(inside & same_photo), "is not a copy of row"),
+        (of_validation, "is a copy of the validation row"),
+    ):
         if wrong.any():
             row = int(np.argmax(wrong))
             raise InputError(
-                f"{augmented.paths[0]}: row {row} ({augmented.source[row]}) {what} {origin[row]} of {train.paths[0]}; "
+                f"{augmented.paths[0]}: row {row} ({augmented.source[row]}) {error} {origin[row]} of {train.paths[0]}; "
                 "make the augmented copies from this store"
             )

@@ -1,10 +1,11 @@
-"""The data report: what was read, what was left out and why, and what the stores hold. Plain values, for JSON."""
+"""The data report: what was read, what was left out and why, and what the stores contain. Plain values, for JSON."""
 
 from typing import TypedDict
 
 import numpy as np
 import pandas as pd
 
+from carmodel.data.near_duplicates import group_duplicates
 from carmodel.data.store import Store
 from carmodel.data.table import CarTable
 from carmodel.parameters import Preprocess
@@ -15,14 +16,17 @@ class Report(TypedDict):
 
     Keys:
         splits: rows of each store, {"train": {"rows", "training", "validation"}, "test": {"rows"}}.
-        photos: photos and annotations that were looked at, unusable ones included.
-        bad_fraction: part of them that was left out.
+        photos: number of photos and annotations, including those that cannot be used.
+        bad_fraction: fraction of them that was left out.
         problems: counts, {split: {problem: count}}.
         listed: every problem: {split, source, problem, detail}.
-        identical_photos: byte-identical photos: {"groups", "photos", "groups_with_two_labels",
+        ignored_files: number of files that are not photos.
+        identical_photos: groups of byte-identical photos: {"groups", "photos", "groups_with_two_labels",
             "groups_in_train_and_test"}.
+        near_identical_photos: groups of photos that show the same picture in different files, with the same keys (see
+            `carmodel.data.near_duplicates`).
         rows_per_class: {class name: {"training", "validation", "test"}}.
-        notes: what the user should know.
+        notes: sentences for the user.
         settings: the parameters of the step.
     """
 
@@ -31,14 +35,16 @@ class Report(TypedDict):
     bad_fraction: float
     problems: dict[str, dict[str, int]]
     listed: list[dict[str, str]]
+    ignored_files: int
     identical_photos: dict[str, int]
+    near_identical_photos: dict[str, int]
     rows_per_class: dict[str, dict[str, int]]
     notes: list[str]
     settings: dict[str, object]
 
 
 def report_on_stores(train: Store, test: Store, notes: list[str]) -> Report:
-    """The report on stores whose photos are not at hand."""
+    """Report on stores without their photos."""
     validation = int(train.validation.sum())
     per_class = [
         np.bincount(labels, minlength=len(train.class_names)).tolist()
@@ -53,7 +59,9 @@ def report_on_stores(train: Store, test: Store, notes: list[str]) -> Report:
         "bad_fraction": 0.0,
         "problems": {},
         "listed": [],
+        "ignored_files": 0,
         "identical_photos": {},
+        "near_identical_photos": {},
         "rows_per_class": {
             name: {"training": a, "validation": b, "test": c}
             for name, a, b, c in zip(train.class_names, *per_class, strict=True)
@@ -70,39 +78,63 @@ def report_on_photos(
     problems: pd.DataFrame,
     settings: Preprocess,
 ) -> Report:
-    """The report on photos and the stores that were written from them.
+    """Report on photos and the stores that were written from them.
 
     Args:
         stores: train and test, as written.
-        table: as it was read.
-        photos: those that passed the scan, with their digest.
-        problems: all that was left out.
+        table: the table that was read.
+        photos: the photos in the stores, with their digests and perceptual hashes.
+        problems: all photos that were left out.
         settings: the parameters of the step.
     """
-    twins = photos.groupby("digest").agg(n=("source", "size"), labels=("label", "nunique"), splits=("split", "nunique"))
-    twins = twins[twins["n"] > 1]
-    shared = int((twins["splits"] > 1).sum())
-    notes = list(table.notes)
-    if shared:
-        notes.append(f"Byte-identical in train and test: {shared} photos. Accuracy on the test is flattered by them.")
-    counts = problems.groupby(["split", "problem"]).size()
-    report = report_on_stores(*stores, notes)
+    report = report_on_stores(*stores, list(table.notes))
     total = len(table.photos) + len(table.problems)
     report["photos"] = total
     report["bad_fraction"] = len(problems) / total
     report["problems"] = {
         str(split): {str(problem): int(n) for problem, n in of_split.droplevel("split").items()}
-        for split, of_split in counts.groupby("split")
+        for split, of_split in problems.groupby(["split", "problem"]).size().groupby("split")
     }
     report["listed"] = [
         {str(name): str(value) for name, value in problem.items()}
         for problem in problems[["split", "source", "problem", "detail"]].to_dict("records")
     ]
-    report["identical_photos"] = {
-        "groups": len(twins),
-        "photos": int(twins["n"].sum()),
-        "groups_with_two_labels": int((twins["labels"] > 1).sum()),
-        "groups_in_train_and_test": shared,
-    }
+    report["ignored_files"] = table.ignored_files
+    groups = group_duplicates(photos["digest"].tolist(), photos["perceptual_hash"].tolist())
+    report["identical_photos"] = _count_groups(photos, photos["digest"], "row")
+    report["near_identical_photos"] = _count_groups(photos, groups, "digest")
+    report["notes"] += _notes_on(report)
     report["settings"] = settings.model_dump()
     return report
+
+
+def _count_groups(photos: pd.DataFrame, groups: np.ndarray | pd.Series, differing: str) -> dict[str, int]:
+    """Count the groups with more than one value in the column `differing`, and their photos."""
+    columns = photos.reset_index(drop=True).assign(group=np.asarray(groups), row=range(len(photos)))
+    counts = columns.groupby("group")[list({"row", differing, "label", "split"})].nunique()
+    several = counts[counts[differing] > 1]
+    return {
+        "groups": len(several),
+        "photos": int(several["row"].sum()),
+        "groups_with_two_labels": int((several["label"] > 1).sum()),
+        "groups_in_train_and_test": int((several["split"] > 1).sum()),
+    }
+
+
+def _notes_on(report: Report) -> list[str]:
+    notes = []
+    if report["listed"]:
+        first = "; ".join(f"{bad['split']}/{bad['source']} ({bad['problem']})" for bad in report["listed"][:5])
+        more = ", …; data_report.json lists all" if len(report["listed"]) > 5 else ""
+        notes.append(f"{len(report['listed'])} of {report['photos']} photos are left out: {first}{more}.")
+    if report["ignored_files"]:
+        notes.append(f"{report['ignored_files']} files that are not photos are ignored.")
+    for kind, found in (
+        ("Byte-identical", report["identical_photos"]),
+        ("Nearly identical", report["near_identical_photos"]),
+    ):
+        if shared := found["groups_in_train_and_test"]:
+            notes.append(
+                f"{kind} in train and test: {shared} photos. They make the test accuracy look better than it is."
+            )
+    return notes

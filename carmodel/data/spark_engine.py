@@ -28,7 +28,16 @@ TASKS_PER_CORE = 8
 # Fewer, larger files than the local engine's batches, which are cut to the processor's cache.
 BATCHES_PER_PART = 2
 ROW = "__row__"
-RESULT_TYPES = {ROW: int, "digest": bytes, "problem": str, "detail": str, "part": str, "place": int, "crc32": int}
+RESULT_TYPES = {
+    ROW: int,
+    "digest": bytes,
+    "perceptual_hash": bytes,
+    "problem": str,
+    "detail": str,
+    "part": str,
+    "place": int,
+    "crc32": int,
+}
 
 
 def spark_engine(session: "SparkSession", partitions: int = 0) -> Engine:

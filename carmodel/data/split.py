@@ -1,4 +1,4 @@
-"""Holding photos out, for validation or for the test: seeded, by content, independent of order."""
+"""Choose the photos to hold out for validation or test: seeded, by content, whatever the order of the rows."""
 
 import hashlib
 from collections import defaultdict
@@ -8,33 +8,33 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-TEST_FRACTION = 0.2  # where a data set has no labelled test of its own
+TEST_FRACTION = 0.2  # for data sets without a labelled test set
 
 
 def digest(data: bytes) -> bytes:
-    """BLAKE2b of a file's bytes, 16 bytes long."""
+    """Return the BLAKE2b digest of a file's bytes, 16 bytes long."""
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def file_digest(path: str | Path) -> bytes:
-    """`digest` of a file."""
+    """Return the `digest` of a file."""
     return digest(Path(path).read_bytes())
 
 
 def hold_out_test(photos: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """MakeImages a fifth of each class (at least one photo) of a table of training photos its test, by `hold_out`.
+    """Move a fifth of each class of a table of training photos, at least one photo, to the test set.
 
-    A file that cannot be read is a photo unlike all others.
+    The choice is made by `hold_out`. A file that cannot be read counts as a photo of its own.
     """
-    digests = [_content_or_name(*photo) for photo in zip(photos["path"], photos["source"], strict=True)]
+    digests = [_digest_of_content_or_name(*photo) for photo in zip(photos["path"], photos["source"], strict=True)]
     held = hold_out(photos["label"].to_numpy(), digests, TEST_FRACTION, seed, at_least=1)
     return photos.assign(split=np.where(held, "test", "train")).sort_values(["split", "source"], ignore_index=True)
 
 
-def _content_or_name(path: str, source: str) -> bytes:
+def _digest_of_content_or_name(path: str, source: str) -> bytes:
     try:
         return file_digest(path)
-    except OSError:  # the scan of the photos lists it as unreadable
+    except OSError:  # decoding lists it as unreadable
         return digest(source.encode())
 
 
@@ -43,36 +43,38 @@ def hold_out(
     digests: Sequence[bytes] | np.ndarray,
     fraction: float,
     seed: int,
+    *,
     at_least: int = 0,
+    groups: Sequence[int] | np.ndarray | None = None,
 ) -> np.ndarray:
-    """Choose the given part of every class.
+    """Choose a fraction of the photos of every class.
 
-    Byte-identical photos share a side, those that carry two different labels always stay, and every class keeps a
-    photo. The choice depends on the seed and on the photos' bytes alone: it is the same in any order of the rows.
+    The photos of a group are held out together or not at all. A group with two labels is never held out, since one of
+    the labels is wrong. Every class keeps a photo. The choice depends on the seed and the photos' content alone.
 
     Args:
         labels: int (N,).
         digests: N digests of the photos' bytes.
         fraction: part of each class to hold out, rounded to whole photos.
-        seed: another seed, another choice.
-        at_least: photos to hold out of each class that has more than that many.
+        seed: another seed makes another choice.
+        at_least: number of photos to hold out of each class that has more than that many.
+        groups: int (N,), such as near-duplicates. By default, byte-identical photos form a group.
 
     Returns:
-        bool (N,), true where held out.
+        bool (N,), true for the photos held out.
     """
     labels = np.asarray(labels)
-    twins: dict[bytes, list[int]] = defaultdict(list)
-    for row, key in enumerate(digests):
-        twins[key].append(row)
-    # Twins with two labels are left out of the choice: at least one of the labels is wrong.
-    groups = [rows for rows in twins.values() if len(set(labels[rows])) == 1]
+    members: dict[object, list[int]] = defaultdict(list)
+    for row, key in enumerate(digests if groups is None else groups):
+        members[key].append(row)
+    one_label = [rows for rows in members.values() if len(set(labels[rows])) == 1]
     salt = seed.to_bytes(8, "big")
-    groups.sort(key=lambda rows: digest(salt + digests[rows[0]]))
+    one_label.sort(key=lambda rows: digest(salt + min(digests[row] for row in rows)))
     classes, sizes = np.unique(labels, return_counts=True)
     wanted = np.maximum(np.round(fraction * sizes).astype(int), at_least)
     quota = dict(zip(classes.tolist(), np.minimum(wanted, sizes - 1).tolist(), strict=True))
     held = np.zeros(len(labels), np.bool_)
-    for rows in groups:
+    for rows in one_label:
         label = int(labels[rows[0]])
         if len(rows) <= quota[label]:
             held[rows] = True

@@ -1,8 +1,8 @@
-"""Stanford Cars: the devkit's annotations and the photo folders to one table.
+"""Read Stanford Cars: the devkit's annotations and the photo folders become one table.
 
 J. Krause, M. Stark, J. Deng, L. Fei-Fei: 3D Object Representations for Fine-Grained Categorization, 3dRR workshop,
-2013. The devkit counts pixels and classes from 1 and its boxes include their last pixel; the table counts from 0 and
-leaves it out.
+2013. The devkit counts pixels and classes from 1, and its boxes include their last pixel. The table counts from 0, and
+its boxes exclude x2 and y2.
 """
 
 from pathlib import Path
@@ -13,14 +13,14 @@ from scipy.io import loadmat
 
 from carmodel.data.images import Box
 from carmodel.data.split import hold_out_test
-from carmodel.data.table import CarTable, PhotoRow, ProblemRow, photo_table, photos_in, problem_table
+from carmodel.data.table import CarTable, PhotoRow, ProblemRow, is_photo_file, photo_table, problem_table
 from carmodel.errors import InputError
 
 TEST_LABELS = "cars_test_annos_withlabels*.mat"
 
 
 def find_devkit(folder: Path) -> Path | None:
-    """The devkit's folder: devkit/, or car_devkit/devkit/ as some mirrors have it; None where there is none."""
+    """Return devkit/, or car_devkit/devkit/ as in some mirrors, or None if there is neither."""
     for devkit in (folder / "devkit", folder / "car_devkit" / "devkit"):
         if (devkit / "cars_meta.mat").is_file():
             return devkit
@@ -30,37 +30,39 @@ def find_devkit(folder: Path) -> Path | None:
 def read(folder: Path, seed: int = 0) -> CarTable:
     """Read a folder in the layout of the official archives (cars_train/, cars_test/, devkit/).
 
-    Also understood: photos one folder deeper (cars_train/cars_train/), and cars_test_annos_withlabels.mat beside
-    devkit/. Photos are matched to annotations by file name, never by order. Without test labels a fifth of the training
-    photos of each class becomes the test.
+    Photos may be one folder deeper (cars_train/cars_train/), and cars_test_annos_withlabels.mat may be beside devkit/.
+    Photos are matched to annotations by file name, never by order. Without test labels, a fifth of the training photos
+    of each class becomes the test set.
 
     Args:
         folder: the data set.
-        seed: of that choice.
+        seed: chooses that fifth.
 
     Raises:
-        InputError: names the folder or the .mat file that is missing or malformed.
+        InputError: a folder or .mat file is missing or malformed.
     """
     devkit = find_devkit(folder)
     if devkit is None:
         raise InputError(f"{folder} has no devkit/cars_meta.mat; unpack car_devkit.tgz into it")
     class_names = [str(name) for name in _load(devkit / "cars_meta.mat", "class_names")]
-    rows, problems = _match(devkit / "cars_train_annos.mat", _photo_folder(folder, "train"), "train", len(class_names))
+    train_folder, test_folder = _photo_folder(folder, "train"), _photo_folder(folder, "test")
+    rows, problems = _match(devkit / "cars_train_annos.mat", train_folder, "train", len(class_names))
+    ignored = _count_other_files(train_folder) + _count_other_files(test_folder)
     notes: list[str] = []
     labelled = sorted([*devkit.glob(TEST_LABELS), *folder.glob(TEST_LABELS)])
     if labelled:
-        more_rows, more_problems = _match(labelled[0], _photo_folder(folder, "test"), "test", len(class_names))
+        more_rows, more_problems = _match(labelled[0], test_folder, "test", len(class_names))
         rows, problems = rows + more_rows, problems + more_problems
         photos = photo_table(rows)
     else:
         photos = hold_out_test(photo_table(rows), seed)
         held = (photos["split"] == "test").sum()
         notes.append(
-            "The test labels are not to be had (no cars_test_annos_withlabels.mat), so the test photos are left aside: "
-            f"{held} of {len(photos)} training photos, a fifth of each class, are held out as the test. "
-            "Accuracy on them is not accuracy on the official test."
+            "The test photos are not used, since cars_test_annos_withlabels.mat is missing. "
+            f"{held} of {len(photos)} training photos, a fifth of each class, are held out as the test set. "
+            "Accuracy on them is not accuracy on the official test set."
         )
-    return CarTable(photos, class_names, problem_table(problems), notes)
+    return CarTable(photos, class_names, problem_table(problems), notes, ignored)
 
 
 def _photo_folder(folder: Path, split: str) -> Path:
@@ -71,15 +73,20 @@ def _photo_folder(folder: Path, split: str) -> Path:
     raise InputError(f"{folder} has no {name}/; unpack {name}.tgz into it")
 
 
+def _count_other_files(folder: Path) -> int:
+    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sum(not is_photo_file(path) for path in files)
+
+
 def _match(annotations: Path, folder: Path, split: str, classes: int) -> tuple[list[PhotoRow], list[ProblemRow]]:
-    files = photos_in(folder)
+    files = {path.name: path for path in sorted(folder.iterdir()) if is_photo_file(path)}
     rows: list[PhotoRow] = []
     problems: list[ProblemRow] = []
     seen: set[str] = set()
     for name, label, box in _annotations(annotations):
         known = label if 0 <= label < classes else -1
         if name in seen:
-            problems.append((split, name, known, "annotated_twice", f"a second time in {annotations.name}"))
+            problems.append((split, name, known, "annotated_twice", f"annotated twice in {annotations.name}"))
         elif name not in files:
             problems.append((split, name, known, "missing", f"in {annotations.name}, not in {folder.name}/"))
         elif known < 0:
@@ -109,7 +116,7 @@ def _annotations(path: Path) -> list[tuple[str, int, Box | None]]:
 
 
 def _numbers(column: np.ndarray) -> np.ndarray:
-    """float64 (N,); NaN where a value is empty or no number."""
+    """Return float64 (N,), with NaN for values that are empty or not numbers."""
     return pd.to_numeric(pd.Series(column), errors="coerce").to_numpy(np.float64)
 
 
@@ -125,4 +132,4 @@ def _load(path: Path, variable: str) -> np.ndarray:
     except KeyError:
         raise InputError(f"{path} has no variable {variable!r}; it is not the devkit's file") from None
     except Exception as error:  # SciPy's parser raises whatever a damaged file leads to
-        raise InputError(f"{path} is not a MATLAB file that can be read: {error}") from None
+        raise InputError(f"{path} is not a readable MATLAB file: {error}") from None
