@@ -135,6 +135,6 @@ def _notes_on(report: Report) -> list[str]:
     ):
         if shared := found["groups_in_train_and_test"]:
             notes.append(
-                f"{kind} in train and test: {shared} photos. They make the test accuracy look better than it is."
+                f"{kind} in train and test: {shared} photos. Where the labels agree, the test accuracy looks better than it is."
             )
     return notes
