@@ -5,6 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import json
+
 import keras
 import mlflow
 import numpy as np
@@ -15,11 +17,15 @@ from mlflow.types.schema import Schema, TensorSpec
 
 from carmodel.digests import ROOT
 from carmodel.errors import InputError
+from carmodel.model.backbone import load_network as load_keras_file
 from carmodel.model.scale import Scale
 from carmodel.service_errors import has_no_such_call
 from carmodel.tracking import fetch
 
 # What a process needs to load the network and run it; everything else of the project stays at home.
+PRETRAINED = ROOT / "pretrained" / "stanford_cars.keras"
+"""The fine-tuned network that ships with the clone."""
+
 REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pydantic")
 
 
@@ -60,7 +66,7 @@ def log_network(
         metadata: class_names, image_size, crop and margin: what serving must know.
         params: parameters shown beside the logged model.
     """
-    image = TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]))
+    image = TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3))
     probabilities = TensorSpec(np.dtype("float32"), (-1, network.output_shape[-1]))
     return log_model(
         "model",
@@ -120,3 +126,30 @@ def load_network(uri: str) -> tuple[keras.Model, dict[str, Any]]:
         return mlflow.tensorflow.load_model(str(folder)), Model.load(str(folder)).metadata or {}
     except (OSError, KeyError, MlflowException) as error:
         raise InputError(f"model_uri={uri!r} is not a logged Keras model: {error}") from None
+
+
+def load_initial(init: str) -> tuple[keras.Model, list[str]]:
+    """Load the network that a training continues from, and its class names.
+
+    Args:
+        init: "pretrained" (the network in ``pretrained/``), a ``.keras`` file with its facts beside it (FILE.json with
+            class_names), or the URI of a logged network, of a registered one, or of a registered classifier, whose network
+            before folding is taken.
+
+    Raises:
+        InputError: no such model, or its class names are not known.
+    """
+    if init == "pretrained" or init.endswith(".keras"):
+        file = PRETRAINED if init == "pretrained" else Path(init).expanduser()
+        network, facts = load_keras_file(file), file.with_suffix(".json")
+        if not facts.is_file():
+            raise InputError(f"init={init}: {facts} is missing; it names the classes of the network as class_names")
+        return network, json.loads(facts.read_text())["class_names"]
+    folder = fetch(init)
+    metadata = Model.load(str(folder)).metadata or {} if (folder / MLMODEL_FILE_NAME).is_file() else {}
+    if trained := metadata.get("trained_model"):
+        return load_initial(trained)
+    network, metadata = load_network(init)
+    if "class_names" not in metadata:
+        raise InputError(f"init={init}: the model's metadata has no class_names; give a model logged by train")
+    return network, metadata["class_names"]

@@ -13,6 +13,9 @@ Depth = Annotated[Literal[14, 26, 50, 101, 152], BeforeValidator(lambda v: int(v
 # The depths of our network for which keras.applications has weights.
 PUBLISHED = (50, 101, 152)
 
+# A number of epochs, or image sizes with a number of epochs for each.
+Schedule = Annotated[str, BeforeValidator(str), Field(pattern=r"^[1-9]\d*$|^[1-9]\d+x[1-9]\d*(,[1-9]\d+x[1-9]\d*)*$")]
+
 # The names in keras.applications, which takes seconds to import; a test compares them.
 # fmt: off
 APPLICATIONS = [
@@ -102,26 +105,56 @@ class Train(Settings):
 
     store_uri: str = Field("", description="folder with train.h5, the `data` output of preprocess")
     augmented_uri: str = Field("", description="folder with augmented.h5, the output of augment (empty: none)")
-    backbone: str = Field("resnet", description="resnet (ours, with Scale) or a keras.applications name: MobileNetV2 …")
+    backbone: str = Field(
+        "resnet",
+        description="resnet (this project's, with Scale), a keras.applications name such as MobileNetV2, or FILE.keras",
+    )
     depth: Depth = Field(50, description="layers of the residual network")
     width: int = Field(64, ge=4, le=256, description="channels of the residual network's first stage")
+    stride_in_3x3: bool = Field(False, description="residual network: stride in the 3x3 convolutions (version 1.5)")
+    drop_path: float = Field(0.0, ge=0.0, lt=1.0, description="residual network: stochastic depth of the last block")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout before the classifier")
     weights: str = Field("none", description="none, imagenet (Keras downloads them), or a Keras weights file")
-    freeze: bool = Field(False, description="train the classifier head alone")
-    epochs: int = Field(30, ge=1, description="passes over the training rows")
-    batch_size: int = Field(32, ge=1, description="rows a step, on each process")
+    init: str = Field(
+        "",
+        description="trained model to continue from, its classes matched by name: models:/NAME@ALIAS, runs:/RUN/model, a "
+        "path, or pretrained (empty: none)",
+    )
+    head_init: Literal["random", "lda"] = Field(
+        "random", description="first weights of the classifier; lda: linear discriminant analysis of the features"
+    )
+    unfreeze: str = Field("all", description="layers to train: all, head, or the first of them by name")
+    batch_norm: Literal["train", "inference"] = Field(
+        "train", description="statistics of each batch, or the stored ones (for fine-tuning: folded, and faster)"
+    )
+    epochs: Schedule = Field(
+        "30", description="passes over the training rows, as a number or with image sizes: 128x4,160x4,192x2"
+    )
+    batch_size: int = Field(32, ge=1, description="rows per step, on each process")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW")
     learning_rate: float = Field(0.05, gt=0.0, description="peak learning rate, after the warm-up")
+    layer_decay: float = Field(
+        1.0, gt=0.0, le=1.0, description="learning rate of each stage, as a fraction of that of the stage above it"
+    )
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="momentum of SGD")
-    weight_decay: float = Field(1e-4, ge=0.0, description="decoupled weight decay; none on biases and Scale")
+    weight_decay: float = Field(
+        5e-3, ge=0.0, description="decay of the weights per step, times the learning rate; none on vectors"
+    )
     warmup_epochs: float = Field(1.0, ge=0.0, description="epochs of linear warm-up before the cosine decay")
+    ema: float = Field(0.0, ge=0.0, lt=1.0, description="momentum of the moving average of the weights (0: off)")
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="label smoothing of the cross-entropy")
-    random_crop: Fraction = Field(1.0, description="on the device: smallest area of a resized crop (1: off)")
+    random_crop: float = Field(
+        1.0, gt=0.0, le=1.0, description="on the device: smallest area of a resized crop (1: off)"
+    )
     random_flip: bool = Field(False, description="on the device: horizontal flips")
+    zoom_out: Fraction = Field(0.0, description="on the device: probability of a photo shown smaller, on a background")
+    colors: Fraction = Field(0.0, description="on the device: strength of TrivialAugment's colour operations (0: off)")
+    erase: Fraction = Field(0.0, description="on the device: probability of erasing a random box")
     mixup: float = Field(0.0, ge=0.0, description="on the device: alpha of mixup's Beta distribution (0: off)")
+    cutmix: float = Field(0.0, ge=0.0, description="on the device: alpha of CutMix's Beta distribution (0: off)")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: mixed precision where it is fast"
     )
-    early_stop: int = Field(0, ge=0, description="stop after so many epochs without a better val_loss (0: off)")
     processes: int = Field(0, ge=0, description="processes that train together (0: one for each slot of hosts, or one)")
     hosts: str = Field("", description="machines to train on by ssh, HOST:SLOTS,HOST:SLOTS (empty: this one)")
     launcher: Literal["ssh", "spark"] = Field(
@@ -138,8 +171,12 @@ class Train(Settings):
     @field_validator("backbone")
     @classmethod
     def _known_backbone(cls, name: str) -> str:
+        if name.endswith(".keras"):
+            if not Path(name).expanduser().is_file():
+                raise ValueError("no such file; give the path of a saved Keras model without its top")
+            return str(Path(name).expanduser())
         if name not in ("resnet", *APPLICATIONS):
-            raise ValueError(f"not resnet or one of {', '.join(APPLICATIONS)}")
+            raise ValueError(f"not resnet, FILE.keras or one of {', '.join(APPLICATIONS)}")
         return name
 
     @field_validator("hosts")
@@ -174,7 +211,11 @@ class Evaluate(Settings):
 
     store_uri: str = Field("", description="folder with test.h5, the `data` output of preprocess")
     model_uri: str = Field("", description="any logged Keras model: runs:/RUN/model, models:/NAME/VERSION …")
-    batch_size: int = Field(64, ge=1, description="rows a forward pass")
+    image_size: int = Field(
+        0, ge=0, le=1024, description="side in pixels to which the photos are resized (0: as they are in the store)"
+    )
+    flip: bool = Field(False, description="average the answers for each photo and its mirror image")
+    batch_size: int = Field(64, ge=1, description="rows per forward pass")
     mistakes: int = Field(16, ge=1, le=100, description="worst mistakes shown in the picture")
 
 

@@ -15,7 +15,14 @@ def work(settings: Evaluate, step: StepRun) -> None:
     """Predict every test photo; leaves the report and its numbers as metrics ``test_…``."""
     store = open_store(fetch(require("evaluate", "store_uri", settings.store_uri, "preprocess")) / "test.h5")
     network, metadata = load_network(require("evaluate", "model_uri", settings.model_uri, "train"))
-    evaluation = evaluate(network, store, settings.batch_size, metadata.get("class_names"))
+    evaluation = evaluate(
+        network,
+        store,
+        settings.batch_size,
+        metadata.get("class_names"),
+        image_size=settings.image_size,
+        flip=settings.flip,
+    )
     report = step.folder / "report"
     numbers = write_report(report, evaluation, store, settings.mistakes, str(store.attrs["note"]))
     mlflow.log_metrics({f"test_{name}": value for name, value in numbers.items()})

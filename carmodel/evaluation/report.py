@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from carmodel.data.images import resize
 from carmodel.data.store import Store
 from carmodel.errors import InputError
 from carmodel.evaluation import figures, metrics
@@ -30,26 +31,42 @@ class Evaluation:
     class_names: list[str]
 
 
-def evaluate(model: keras.Model, store: Store, batch_size: int, class_names: Sequence[str] | None = None) -> Evaluation:
+def evaluate(
+    model: keras.Model,
+    store: Store,
+    batch_size: int,
+    class_names: Sequence[str] | None = None,
+    *,
+    image_size: int = 0,
+    flip: bool = False,
+) -> Evaluation:
     """Predict every row of a store, batch by batch, so that memory does not grow with the images.
 
     Args:
         model: uint8 (B, H, W, 3) in, probabilities (B, C) out.
         store: the test store.
-        batch_size: rows a forward pass.
+        batch_size: rows per forward pass.
         class_names: the classes that the model was trained on, from its MLflow metadata; None where it has none, and
             then only their number is compared with the store's.
+        image_size: side in pixels to which the photos are resized; 0 leaves them as they are.
+        flip: average the probabilities of each photo and its mirror image.
 
     Raises:
         InputError: the model was made for other classes or another image size, the store has no rows, or the outputs
             are no probabilities.
     """
-    _check_fit(model, store, class_names)
+    size = image_size or store.image_size
+    _check_fit(model, store, class_names, size)
     probabilities = np.empty((len(store), len(store.class_names)), np.float32)
     with tqdm(total=len(store), desc="evaluate", unit="photo", disable=None) as progress:
         for start in range(0, len(store), batch_size):
             rows = np.arange(start, min(start + batch_size, len(store)))
-            probabilities[rows] = model.predict_on_batch(store.take(rows))
+            images = store.take(rows)
+            if size != store.image_size:
+                images = np.stack([resize(image, size, size) for image in images])
+            probabilities[rows] = model.predict_on_batch(images)
+            if flip:
+                probabilities[rows] = (probabilities[rows] + model.predict_on_batch(images[:, :, ::-1])) / 2
             progress.update(len(rows))
     if not np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-2) or probabilities.min() < 0.0:
         raise InputError("the model's outputs are no probabilities (rows that sum to 1); it should end in a softmax")
@@ -97,17 +114,17 @@ def write_report(
     return numbers
 
 
-def _check_fit(model: keras.Model, store: Store, class_names: Sequence[str] | None) -> None:
+def _check_fit(model: keras.Model, store: Store, class_names: Sequence[str] | None, size: int) -> None:
     if len(store) == 0:
         raise InputError("the test store has no rows, so there is nothing to measure")
     if class_names is not None and list(class_names) != store.class_names:
         raise InputError(f"the model's classes are not the store's: {_difference(class_names, store.class_names)}")
     if (classes := model.output_shape[-1]) != len(store.class_names):
         raise InputError(f"the model answers with {classes} classes and the store has {len(store.class_names)}")
-    if any(size not in (None, own) for size, own in zip(model.input_shape[1:], store.image_shape, strict=True)):
+    if any(side not in (None, own) for side, own in zip(model.input_shape[1:], (size, size, 3), strict=True)):
         raise InputError(
-            f"the model takes images of shape {model.input_shape[1:]} and the store holds {store.image_shape}; "
-            "preprocess with the image_size that the model was trained on"
+            f"the model takes images of shape {model.input_shape[1:]} and not of {size} px; "
+            f"give image_size={model.input_shape[1]}"
         )
 
 

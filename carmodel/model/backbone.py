@@ -1,4 +1,4 @@
-"""Any network of `keras.applications` under our head, and what is done with the part below a head."""
+"""Networks that others have trained, under this project's head: those of `keras.applications`, and saved Keras files."""
 
 import sys
 import warnings
@@ -7,56 +7,134 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras import layers
+from keras import KerasTensor, layers
 
 from carmodel.errors import InputError
-from carmodel.model.head import HEAD, head
+from carmodel.model.head import head
 
 
-def application(name: str, classes: int, image_size: int, weights: str = "none") -> keras.Model:
-    """Build a network of `keras.applications`, average-pooled, with our head in the place of its own.
+def application(name: str, classes: int, weights: str = "none", dropout: float = 0.0) -> keras.Model:
+    """Build a network of `keras.applications` under this project's head.
 
-    Input: "image", uint8 (B, image_size, image_size, 3), RGB. Output: "predictions", float32 (B, classes), softmax.
-    The network's own `preprocess_input` runs inside, as standard layers. The Keras model is one layer of the result,
-    named as Keras names it.
+    Input: "image", uint8 (B, H, W, 3), RGB, any height and width. Output: "predictions", float32 (B, classes), softmax.
+    The network's own `preprocess_input` runs inside, as standard layers. The result is flat: its layers are
+    those that Keras names, not one model inside a layer.
 
     Args:
         name: one of `carmodel.parameters.APPLICATIONS`.
         classes: number of classes.
-        image_size: side of the square images in pixels.
         weights: "none", "imagenet" (Keras downloads them), or a Keras weights file of the network without its top.
+        dropout: of the head.
 
     Raises:
-        InputError: an image too small for it, a missing or unfitting file, or a failed download.
+        InputError: the weights file is missing or does not fit, or the download failed.
     """
     function = getattr(keras.applications, name)
-    image = keras.Input((image_size, image_size, 3), dtype="uint8", name="image")
+    image = keras.Input((None, None, 3), dtype="uint8", name="image")
     reverse, mean, variance = _preprocessing(sys.modules[function.__module__].preprocess_input)
     x = keras.ops.flip(image, axis=-1) if reverse else image
     # In float32 under any policy: 16 bits would round the mean.
     x = layers.Normalization(mean=mean, variance=variance, dtype="float32", name="preprocess")(x)
-    backbone = without_top(name, image_size, weights)
-    return keras.Model(image, head(backbone(x), classes), name=name)
+    return put_head(image, apply_flat(without_top(name, weights), x), classes, dropout, name)
 
 
-def without_top(name: str, image_size: int, weights: str = "none") -> keras.Model:
-    """Build the network itself: preprocessed (B, image_size, image_size, 3) in, average-pooled features (B, C) out.
+def saved_backbone(file: str | Path, classes: int, dropout: float = 0.0) -> keras.Model:
+    """Build a network on a saved Keras model without its top.
+
+    Input and output as of `application`. The saved model takes RGB from 0 to 255, (B, H, W, 3) of any height and width, and
+    returns a feature map (B, h, w, C), which is averaged over its positions, or features (B, C).
+
+    Args:
+        file: a ``.keras`` file.
+        classes: number of classes.
+        dropout: of the head.
+
+    Raises:
+        InputError: the file is missing, is not a Keras model, or takes or returns something else.
+    """
+    trunk = load_network(file)
+    if len(trunk.inputs) != 1 or tuple(trunk.input_shape[1:]) != (None, None, 3):
+        raise InputError(f"backbone={file} takes {trunk.input_shape}; it must take images (None, None, None, 3)")
+    image = keras.Input((None, None, 3), dtype="uint8", name="image")
+    x = apply_flat(trunk, layers.Rescaling(1.0, dtype="float32", name="to_float")(image))
+    if len(x.shape) == 4:
+        x = layers.GlobalAveragePooling2D(name="pool")(x)
+    if len(x.shape) != 2:
+        raise InputError(f"backbone={file} returns {trunk.output_shape}; it must return a feature map or features")
+    return put_head(image, x, classes, dropout, Path(file).stem.replace(".", "_"))
+
+
+def put_head(image: KerasTensor, features: KerasTensor, classes: int, dropout: float, name: str) -> keras.Model:
+    """Return the network from `image` through `features` (B, C) to a new head."""
+    network = keras.Model(image, head(features, classes, dropout), name=name)
+    # `apply_flat` leaves layers that are also part of the graph of a model that nobody uses. A clone has its own.
+    clone = keras.models.clone_model(network)
+    clone.set_weights(network.get_weights())
+    return clone
+
+
+def load_network(file: str | Path) -> keras.Model:
+    """Load a saved Keras model, without its optimizer.
+
+    Raises:
+        InputError: the file is missing or is not a Keras model that can be loaded.
+    """
+    if not Path(file).is_file():
+        raise InputError(f"{file}: no such file; give the path of a saved Keras model, FILE.keras")
+    # Importing the layer registers it with Keras.
+    from carmodel.model.scale import Scale
+
+    try:
+        model = keras.saving.load_model(file, custom_objects={"Scale": Scale}, compile=False)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise InputError(f"{file} is not a Keras model that can be loaded here: {error}") from error
+    if not isinstance(model, keras.Model):
+        raise InputError(f"{file} contains a {type(model).__name__}, not a Keras model")
+    return model
+
+
+def apply_flat(network: keras.Model, x: KerasTensor) -> KerasTensor:
+    """Apply a copy of a network's layers to `x`, so that they become layers of the model that is being built."""
+    outputs: list[KerasTensor] = []
+    copies: list[tuple[keras.Layer, keras.Layer]] = []
+
+    def clone(layer: keras.Layer) -> keras.Layer:
+        copies.append((layer, type(layer).from_config(layer.get_config())))
+        return copies[-1][1]
+
+    def call(layer: keras.Layer, *arguments: object, **keywords: object) -> object:
+        outputs.append(layer(*arguments, **keywords))
+        return outputs[-1]
+
+    keras.models.clone_model(network, input_tensors=x, clone_function=clone, call_function=call)
+    for layer, copy in copies:
+        if isinstance(layer, keras.Layer):
+            copy.set_weights(layer.get_weights())
+    # Operations are called in the order of the graph, so the network's only output comes last.
+    return outputs[-1]
+
+
+def without_top(name: str, weights: str = "none") -> keras.Model:
+    """Build a network of `keras.applications` alone: preprocessed (B, H, W, 3) in, average-pooled features (B, C) out.
 
     Args and errors as for `application`.
     """
     function = getattr(keras.applications, name)
-    arguments = {"include_top": False, "pooling": "avg", "input_shape": (image_size, image_size, 3)}
     downloads = weights == "imagenet"
     try:
-        backbone = function(weights="imagenet" if downloads else None, **arguments)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`input_shape` is undefined")
+            backbone = function(
+                weights="imagenet" if downloads else None, include_top=False, pooling="avg", input_shape=(None, None, 3)
+            )
     except ValueError as error:
-        raise InputError(f"{name} with image_size={image_size}: {error}") from None
+        raise InputError(f"backbone={name}: {error}") from None
     except Exception as error:  # Keras raises a bare Exception when a download fails.
         if not downloads:
             raise
         raise InputError(
-            f"weights: Keras could not download the imagenet weights of {name} ({error}); without a network, fetch the "
-            "file elsewhere and give its path as weights"
+            f"weights: Keras could not download the imagenet weights of {name} ({error}). Without a network, copy the "
+            "file to this machine and give its path as weights"
         ) from error
     if weights not in ("none", "imagenet"):
         load_file(backbone, weights)
@@ -67,7 +145,7 @@ def load_file(model: keras.Model, weights: str) -> None:
     """Load a Keras weights file into `model`.
 
     Raises:
-        InputError: no such file, or one that does not fit; names the file and the network.
+        InputError: the file is missing or does not fit; names the file and the network.
     """
     if not Path(weights).is_file():
         raise InputError(f"weights: no file {weights!r}; give none, imagenet, or the path of a Keras weights file")
@@ -82,21 +160,10 @@ def load_file(model: keras.Model, weights: str) -> None:
         ) from error
 
 
-def freeze(model: keras.Model) -> None:
-    """Leave the head alone trainable. Batch normalisation below it then uses its stored statistics in training too."""
-    for layer in model.layers:
-        layer.trainable = layer.name == HEAD
-
-
-def features(model: keras.Model) -> keras.Model:
-    """Return the part below the head, sharing its weights: image (B, H, W, 3) in, pooled features (B, C) out."""
-    return keras.Model(model.input, model.get_layer(HEAD).input, name="features")
-
-
 def _preprocessing(preprocess_input: Callable[[np.ndarray], np.ndarray]) -> tuple[bool, list[float], list[float]]:
-    """Read a `preprocess_input` as: whether RGB becomes BGR, then a mean and a variance for each channel.
+    """Express a `preprocess_input` as: whether RGB becomes BGR, then a mean and a variance for each channel.
 
-    All of Keras's have this form, and four colours tell which. As standard layers it saves and loads anywhere.
+    All of Keras's have this form, and four colours determine it. As a standard layer it saves and loads anywhere.
     """
     colours = np.concatenate([np.zeros((1, 3)), 255.0 * np.eye(3)]).astype("float32")
     black, *primaries = preprocess_input(colours.reshape(4, 1, 1, 3)).reshape(4, 3).astype("float64")

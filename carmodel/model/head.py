@@ -1,14 +1,48 @@
 """The classifier head that every network ends with."""
 
 import keras
-from keras import KerasTensor
+from keras import KerasTensor, layers
 
-HEAD = "predictions"
+LOGITS = "logits"
+PREDICTIONS = "predictions"
 
 
-def head(pooled: KerasTensor, classes: int) -> KerasTensor:
-    """Turn pooled features (B, C) into float32 probabilities (B, classes) with a softmax layer named "predictions".
+def head(pooled: KerasTensor, classes: int, dropout: float = 0.0) -> KerasTensor:
+    """Turn pooled features (B, C) into float32 probabilities (B, classes).
 
-    The layer stays float32 under a mixed-precision policy: a softmax in 16 bits loses the small probabilities.
+    A dense layer named "logits" is followed by a softmax named "predictions". Training uses the logits: a cross-entropy on
+    probabilities clips them, and then a class that is very wrong gets no gradient. Both layers stay float32
+    under a mixed-precision policy, because a softmax in 16 bits loses the small probabilities.
+
+    Args:
+        pooled: features (B, C).
+        classes: number of classes.
+        dropout: fraction of the features that is dropped in training.
     """
-    return keras.layers.Dense(classes, activation="softmax", dtype="float32", name=HEAD)(pooled)
+    if dropout > 0:
+        pooled = layers.Dropout(dropout, name="dropout")(pooled)
+    logits = layers.Dense(classes, dtype="float32", name=LOGITS)(pooled)
+    return layers.Softmax(dtype="float32", name=PREDICTIONS)(logits)
+
+
+def logits_of(network: keras.Model) -> keras.Model:
+    """Return the network without its softmax, sharing its layers: image in, logits float32 (B, classes) out."""
+    return keras.Model(network.input, network.get_layer(LOGITS).output, name="logits_of_network")
+
+
+def features_of(network: keras.Model) -> keras.Model:
+    """Return the part below the head, sharing its layers: image in, pooled features (B, C) out.
+
+    Networks of earlier versions, whose head is one dense layer with a softmax, are understood too.
+    """
+    layer = network.get_layer(LOGITS if LOGITS in {layer.name for layer in network.layers} else PREDICTIONS)
+    below = layer.input
+    if "dropout" in {layer.name for layer in network.layers}:
+        below = network.get_layer("dropout").input
+    return keras.Model(network.input, below, name="features")
+
+
+def head_weights(network: keras.Model) -> tuple:
+    """Return the kernel (C, classes) and the bias (classes,) of a network's head."""
+    names = {layer.name for layer in network.layers}
+    return tuple(network.get_layer(LOGITS if LOGITS in names else PREDICTIONS).get_weights())

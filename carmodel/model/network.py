@@ -1,32 +1,134 @@
-"""The network that the parameters of a training ask for."""
+"""The network that the parameters of a training ask for, with its first weights."""
+
+from collections.abc import Iterable, Sequence
 
 import keras
+import numpy as np
+from keras import layers
 
-from carmodel.model.backbone import application, freeze
+from carmodel.errors import InputError
+from carmodel.model.backbone import application, apply_flat, put_head, saved_backbone
+from carmodel.model.folding import fold
+from carmodel.model.head import LOGITS, features_of, head_weights
 from carmodel.model.pretrained import load_resnet_weights
 from carmodel.model.resnet import resnet
 from carmodel.parameters import Train
 
 
-def build(params: Train, classes: int, image_size: int) -> keras.Model:
+def build(
+    params: Train, class_names: Sequence[str], init: tuple[keras.Model, Sequence[str]] | None = None
+) -> keras.Model:
     """Build the network with its first weights, under the caller's dtype policy and random seed.
 
-    Input: "image", uint8 (B, image_size, image_size, 3), RGB. Output: "predictions", float32 (B, classes), softmax.
+    Input: "image", uint8 (B, H, W, 3), RGB, any height and width. Output: "predictions", float32 (B, classes), softmax.
 
     Args:
-        params: `backbone`, `depth`, `width`, `weights` and `freeze` are used.
-        classes: number of classes.
-        image_size: side of the square images in pixels.
+        params: `backbone`, `depth`, `width`, `weights`, `stride_in_3x3`, `drop_path`, `dropout`, `batch_norm` and
+            `unfreeze` are used.
+        class_names: C names.
+        init: a trained network and its class names. The result continues from it: its layers below the head, and the
+            columns of its head for the classes that both know. `backbone` and its weights are not used then.
 
     Raises:
-        InputError: no such backbone, or weights that are missing or do not fit; says what to give instead.
+        InputError: weights that are missing or do not fit, or `unfreeze` names no layer.
     """
-    if params.backbone == "resnet":
-        model = resnet(params.depth, classes, image_size, params.width)
+    classes = len(class_names)
+    if init is not None:
+        model = with_classes(*init, class_names, params.dropout)
+    elif params.backbone == "resnet":
+        model = resnet(
+            params.depth,
+            classes,
+            params.width,
+            stride_in_3x3=params.stride_in_3x3,
+            drop_path=params.drop_path,
+            dropout=params.dropout,
+        )
         if params.weights != "none":
             load_resnet_weights(model, params.depth, params.weights)
+    elif params.backbone.endswith(".keras"):
+        model = saved_backbone(params.backbone, classes, params.dropout)
     else:
-        model = application(params.backbone, classes, image_size, params.weights)
-    if params.freeze:
-        freeze(model)
+        model = application(params.backbone, classes, params.weights, params.dropout)
+    if params.batch_norm == "inference":
+        model = with_fixed_statistics(model)
+    unfreeze(model, params.unfreeze)
     return model
+
+
+def with_classes(
+    source: keras.Model, source_names: Sequence[str], class_names: Sequence[str], dropout: float = 0.0
+) -> keras.Model:
+    """Return a copy of a trained network for other classes.
+
+    The columns of the head are matched by class name. Classes that `source` does not know get the mean of its columns, so
+    that they start as the average class.
+
+    Args:
+        source: a network with this project's head.
+        source_names: its class names.
+        class_names: those of the result.
+        dropout: of the new head.
+    """
+    image = keras.Input((None, None, 3), dtype="uint8", name="image")
+    network = put_head(image, apply_flat(features_of(source), image), len(class_names), dropout, source.name)
+    kernel, bias = head_weights(source)
+    column = {name: i for i, name in enumerate(source_names)}
+    known = [column.get(name, len(source_names)) for name in class_names]
+    kernel = np.concatenate([kernel, kernel.mean(axis=1, keepdims=True)], axis=1)
+    bias = np.append(bias, bias.mean())
+    network.get_layer(LOGITS).set_weights([kernel[:, known], bias[known]])
+    return network
+
+
+def with_fixed_statistics(network: keras.Model) -> keras.Model:
+    """Return a copy whose batch normalisations use their stored statistics in training, too.
+
+    Statistics of small batches are noisy, and those of ImageNet fit photos of cars. A normalisation with fixed statistics
+    is an affine map, which is folded into the convolution before it: the same function, trained 1.3 to 1.4 times as fast
+    on two cores with AVX2. Normalisations that do not follow a convolution are kept and frozen.
+    """
+    folded = fold(network)
+    for layer in folded.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.trainable = False
+    return folded
+
+
+def unfreeze(network: keras.Model, part: str) -> None:
+    """Make the layers from `part` on trainable, and freeze those before.
+
+    A frozen batch normalisation uses its stored statistics in training, too.
+
+    Args:
+        network: the network to change.
+        part: "all" leaves it as it is; "head" keeps the classifier head alone; otherwise a layer's name.
+
+    Raises:
+        InputError: no such layer; names the stages that exist.
+    """
+    if part == "all":
+        return
+    names = [layer.name for layer in network.layers]
+    first = LOGITS if part == "head" else part
+    if first not in names:
+        stages = list(dict.fromkeys(name.rpartition("_")[0] or name for name in names))
+        raise InputError(
+            f"unfreeze={part}: the network has no such layer. Give all, head, or a layer such as one of "
+            f"{', '.join(name for name in names if name.rpartition('_')[0] in stages[1:12])[:300]} …"
+        )
+    for layer in network.layers[: names.index(first)]:
+        layer.trainable = False
+
+
+def check_sizes(network: keras.Model, sizes: Iterable[int]) -> None:
+    """Check that the network can take square images of these sizes.
+
+    Raises:
+        InputError: an image that is too small for it.
+    """
+    for size in sizes:
+        try:
+            network.compute_output_spec(keras.KerasTensor((1, size, size, 3), "uint8"))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{network.name} cannot take images of {size} px: {error}") from None

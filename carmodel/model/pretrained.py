@@ -8,17 +8,17 @@ import keras
 import numpy as np
 
 from carmodel.errors import InputError
-from carmodel.model.backbone import load_file, without_top
-from carmodel.model.head import HEAD
+from carmodel.model.backbone import load_file, load_network, without_top
+from carmodel.model.head import LOGITS, PREDICTIONS
 from carmodel.model.resnet import STD, resnet
-from carmodel.model.scale import Scale
 from carmodel.parameters import PUBLISHED
 
 _FIRST = "stem_conv1"
+_HEAD = (LOGITS, PREDICTIONS)
 
 
 def load_resnet_weights(model: keras.Model, depth: int, weights: str) -> None:
-    """Fill a network of `carmodel.model.resnet.resnet` from a download or a file; its head where the classes agree.
+    """Fill a network of `carmodel.model.resnet.resnet` from a download or a file. The head keeps its own weights.
 
     Args:
         model: the network to fill.
@@ -31,7 +31,7 @@ def load_resnet_weights(model: keras.Model, depth: int, weights: str) -> None:
     """
     if weights == "imagenet":
         _published(depth, "imagenet")
-        source = without_top(f"ResNet{depth}", 224, "imagenet")
+        source = without_top(f"ResNet{depth}", "imagenet")
     else:
         source = _read(Path(weights), depth, model.get_layer(_FIRST).filters)
     try:
@@ -46,7 +46,7 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
     With theirs ``BN(conv(x) + bias)`` and ours ``Scale(BN(conv(x)))``, the bias goes into the moving mean (mean - bias)
     and their gamma and beta into Scale. Their network sees BGR minus the mean, ours RGB minus the mean, divided by
     `STD`: the first kernel has its input channels reversed and is multiplied by `STD`. The mean is subtracted before
-    the padding in both, so zeros mean the mean colour in both. The head is copied where both have as many classes.
+    the padding in both, so zeros mean the mean colour in both. The head is not copied: a weights file has no class names.
 
     Args:
         source: `keras.applications.ResNet50`, `ResNet101` or `ResNet152`, with or without top.
@@ -69,8 +69,6 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
         target.get_layer(name).set_weights([kernel])
         target.get_layer(name.replace("_conv", "_bn")).set_weights([mean - bias, variance])
         target.get_layer(name.replace("_conv", "_scale")).set_weights([gamma, beta])
-    if HEAD in _names(source):
-        _copy_head(source, target)
 
 
 def _twin(name: str) -> str:
@@ -93,28 +91,18 @@ def _read(path: Path, depth: int, width: int) -> keras.Model:
     if not path.is_file():
         raise InputError(f"weights: no file {str(path)!r}; give none, imagenet, or the path of a Keras weights file")
     if path.suffix == ".keras":
-        return _load_model(path)
+        return load_network(path)
     own, classes = _inspect(path)
     if own:
-        source = resnet(depth, classes or 1, 32, width)
+        source = resnet(depth, classes or 1, width)
     else:
         _published(depth, str(path))
         if classes is None:
-            source = without_top(f"ResNet{depth}", 224)
+            source = without_top(f"ResNet{depth}")
         else:
             source = getattr(keras.applications, f"ResNet{depth}")(weights=None, classes=classes)
     load_file(source, str(path))
     return source
-
-
-def _load_model(path: Path) -> keras.Model:
-    try:
-        model = keras.models.load_model(path, custom_objects={"Scale": Scale}, compile=False)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise InputError(f"weights: {str(path)!r} is not a Keras model that loads here: {error}") from error
-    if not isinstance(model, keras.Model):
-        raise InputError(f"weights: {str(path)!r} holds a {type(model).__name__}, not a Keras model")
-    return model
 
 
 def _inspect(path: Path) -> tuple[bool, int | None]:
@@ -130,22 +118,15 @@ def _inspect(path: Path) -> tuple[bool, int | None]:
 
 
 def _copy_own(source: keras.Model, target: keras.Model) -> None:
-    """Copy a network of ours into another; the head where both have as many classes."""
-    theirs = {layer.name: layer.get_weights() for layer in source.layers if layer.weights and layer.name != HEAD}
-    ours = {layer.name: layer for layer in target.layers if layer.weights and layer.name != HEAD}
+    """Copy a network of this project into another, without the head."""
+    theirs = {layer.name: layer.get_weights() for layer in source.layers if layer.weights and layer.name not in _HEAD}
+    ours = {layer.name: layer for layer in target.layers if layer.weights and layer.name not in _HEAD}
     if {name: _shapes(weights) for name, weights in theirs.items()} != {
         name: _shapes(layer.get_weights()) for name, layer in ours.items()
     }:
         raise InputError(f"{source.name} has other blocks or channels than {target.name}")
     for name, layer in ours.items():
         layer.set_weights(theirs[name])
-    _copy_head(source, target)
-
-
-def _copy_head(source: keras.Model, target: keras.Model) -> None:
-    weights = source.get_layer(HEAD).get_weights()
-    if _shapes(weights) == _shapes(target.get_layer(HEAD).get_weights()):
-        target.get_layer(HEAD).set_weights(weights)
 
 
 def _shapes(weights: list[np.ndarray]) -> list[tuple[int, ...]]:

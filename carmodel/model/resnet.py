@@ -1,6 +1,7 @@
 """The residual network of He et al. (2015), with a Scale layer after every batch normalisation."""
 
 import keras
+import numpy as np
 from keras import KerasTensor, layers
 
 from carmodel.model.head import head
@@ -31,39 +32,52 @@ EPSILON = 1.001e-5
 MOMENTUM = 0.9
 
 
-def resnet(depth: int, classes: int, image_size: int, width: int = 64) -> keras.Model:
+def resnet(
+    depth: int,
+    classes: int,
+    width: int = 64,
+    *,
+    stride_in_3x3: bool = False,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+) -> keras.Model:
     """Build the residual network, version 1 (https://arxiv.org/abs/1512.03385), all of bottleneck blocks.
 
-    Input: "image", uint8 (B, image_size, image_size, 3), RGB. Output: "predictions", float32 (B, classes), softmax.
+    Input: "image", uint8 (B, H, W, 3), RGB, any height and width. Output: "predictions", float32 (B, classes), softmax.
     The stem divides the image's sides by 4 and each stage after the first by 2, so the features are pooled at an output
     stride of 32: 7 x 7 positions at 224 px, 3 x 3 at 96 px (odd sizes round up). They have ``32 * width`` channels.
 
     Strides sit in the first 1x1 convolution of a stage, as in `keras.applications.resnet`, whose weights fit (see
-    `carmodel.model.pretrained`). The last gamma of each residual branch starts at 0, so that every block starts as its
+    `carmodel.model.pretrained`), or in its 3x3 convolution (version 1.5), which sees every position. The last gamma of each residual branch starts at 0, so that every block starts as its
     shortcut (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 5.1).
 
     Args:
         depth: layers with weights, one of `BLOCKS`.
         classes: number of classes.
-        image_size: side of the square images in pixels.
         width: inner channels of the first stage; each later stage doubles them.
+        stride_in_3x3: put the stride of a stage in the 3x3 convolution of its first block.
+        drop_path: probability of dropping the last residual branch in training; it grows linearly from 0 at the first
+            block (stochastic depth, Huang et al. 2016, https://arxiv.org/abs/1603.09382).
+        dropout: fraction of the pooled features that is dropped in training.
 
     Raises:
         ValueError: a depth that does not exist.
     """
     if depth not in BLOCKS:
         raise ValueError(f"no residual network of depth {depth}; there are {', '.join(map(str, BLOCKS))}")
-    image = keras.Input((image_size, image_size, 3), dtype="uint8", name="image")
+    image = keras.Input((None, None, 3), dtype="uint8", name="image")
     # In float32 under any policy: 16 bits would round the mean, and three channels cost nothing.
     x = layers.Normalization(mean=MEAN, variance=(STD**2,) * 3, dtype="float32", name="normalization")(image)
     x = stem(x, width)
+    drops = iter(np.linspace(0.0, drop_path, sum(BLOCKS[depth])).tolist())
     for stage, blocks in enumerate(BLOCKS[depth], start=2):
         filters = width * 2 ** (stage - 2)
-        x = conv_block(x, filters, strides=1 if stage == 2 else 2, name=f"stage{stage}_block1")
+        strides = 1 if stage == 2 else 2
+        x = conv_block(x, filters, strides, f"stage{stage}_block1", next(drops), stride_in_3x3=stride_in_3x3)
         for block in range(2, blocks + 1):
-            x = identity_block(x, filters, name=f"stage{stage}_block{block}")
+            x = identity_block(x, filters, f"stage{stage}_block{block}", next(drops))
     x = layers.GlobalAveragePooling2D(name="pool")(x)
-    return keras.Model(image, head(x, classes), name=f"resnet{depth}")
+    return keras.Model(image, head(x, classes, dropout), name=f"resnet{depth}")
 
 
 def stem(x: KerasTensor, width: int) -> KerasTensor:
@@ -76,28 +90,33 @@ def stem(x: KerasTensor, width: int) -> KerasTensor:
     return layers.MaxPooling2D(3, strides=2, name="stem_pool")(x)
 
 
-def conv_block(x: KerasTensor, filters: int, strides: int, name: str) -> KerasTensor:
+def conv_block(
+    x: KerasTensor, filters: int, strides: int, name: str, drop: float = 0.0, *, stride_in_3x3: bool = False
+) -> KerasTensor:
     """Bottleneck block whose shortcut is a 1x1 convolution: (B, H, W, C) to (B, H/strides, W/strides, 4 * filters)."""
     shortcut = _conv_norm(x, EXPANSION * filters, 1, strides=strides, name=name, suffix="0")
-    return _merge(shortcut, _branch(x, filters, strides, name), name)
+    strides_of = (1, strides) if stride_in_3x3 else (strides, 1)
+    return _merge(shortcut, _branch(x, filters, strides_of, name), name, drop)
 
 
-def identity_block(x: KerasTensor, filters: int, name: str) -> KerasTensor:
+def identity_block(x: KerasTensor, filters: int, name: str, drop: float = 0.0) -> KerasTensor:
     """Bottleneck block whose shortcut is its input: (B, H, W, 4 * filters) to the same shape."""
-    return _merge(x, _branch(x, filters, 1, name), name)
+    return _merge(x, _branch(x, filters, (1, 1), name), name, drop)
 
 
-def _branch(x: KerasTensor, filters: int, strides: int, name: str) -> KerasTensor:
+def _branch(x: KerasTensor, filters: int, strides: tuple[int, int], name: str) -> KerasTensor:
     """The residual branch: 1x1 to `filters` channels, 3x3, 1x1 to four times as many, its last gamma starting at 0."""
-    x = _conv_norm(x, filters, 1, strides=strides, name=name, suffix="1")
+    x = _conv_norm(x, filters, 1, strides=strides[0], name=name, suffix="1")
     x = layers.ReLU(name=f"{name}_relu1")(x)
-    x = _conv_norm(x, filters, 3, name=name, suffix="2")
+    x = _conv_norm(x, filters, 3, strides=strides[1], name=name, suffix="2")
     x = layers.ReLU(name=f"{name}_relu2")(x)
     return _conv_norm(x, EXPANSION * filters, 1, gamma="zeros", name=name, suffix="3")
 
 
-def _merge(shortcut: KerasTensor, branch: KerasTensor, name: str) -> KerasTensor:
-    """Add the two and rectify."""
+def _merge(shortcut: KerasTensor, branch: KerasTensor, name: str, drop: float) -> KerasTensor:
+    """Add the two and rectify. In training the branch of an image is dropped with probability `drop`."""
+    if drop > 0:
+        branch = layers.Dropout(drop, noise_shape=(None, 1, 1, 1), name=f"{name}_drop")(branch)
     return layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([shortcut, branch]))
 
 

@@ -56,16 +56,24 @@ class Scale(keras.layers.Layer):
         if channels is None:
             raise ValueError(f"{self.name}: Scale needs the size of the last axis, the channels; it got {input_shape}")
         self.gamma = self.add_weight(
-            name="gamma", shape=(channels,), initializer=self.gamma_initializer, regularizer=self.gamma_regularizer
+            name="gamma",
+            shape=(channels,),
+            initializer=self.gamma_initializer,
+            regularizer=self.gamma_regularizer,
+            autocast=False,
         )
         self.beta = self.add_weight(
-            name="beta", shape=(channels,), initializer=self.beta_initializer, regularizer=self.beta_regularizer
+            name="beta",
+            shape=(channels,),
+            initializer=self.beta_initializer,
+            regularizer=self.beta_regularizer,
+            autocast=False,
         )
 
     def call(self, inputs: KerasTensor) -> KerasTensor:
-        """Scale `inputs`; same shape and dtype out."""
-        gamma, beta = (keras.ops.cast(weight, self.compute_dtype) for weight in (self.gamma, self.beta))
-        return keras.ops.add(keras.ops.multiply(inputs, gamma), beta)
+        """Scale `inputs`; same shape and dtype out. Computed in float32: 16 bits would round gamma and beta."""
+        scaled = keras.ops.cast(inputs, "float32") * self.gamma + self.beta
+        return keras.ops.cast(scaled, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return `input_shape`."""

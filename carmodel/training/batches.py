@@ -1,4 +1,4 @@
-"""One rank's epoch from a store: a seeded permutation of the rows, dealt to the ranks, cut into batches."""
+"""One rank's epoch from a store: a seeded permutation of the rows, sharded over the ranks, cut into batches."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -7,9 +7,9 @@ import keras
 import numpy as np
 
 from carmodel.errors import InputError
-from carmodel.training.device_augmentation import NO_VIEW, mix
+from carmodel.training.device_augmentation import UNCHANGED, mix_labels
 
-DrawViews = Callable[[int, np.random.Generator], np.ndarray]
+Draw = Callable[[int, np.random.Generator], np.ndarray]
 
 
 class Rows(Protocol):
@@ -34,19 +34,19 @@ def permutation(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def deal(order: np.ndarray, rank: int, ranks: int) -> np.ndarray:
-    """One rank's share of an epoch: ``len(order) // ranks`` rows, none of them another rank's.
+    """Return one rank's shard of an epoch: ``len(order) // ranks`` rows, none of them another rank's.
 
     Every rank gets as many, so that all make the same steps with the same batch sizes and a plain average of gradients
-    is right; the at most ``ranks - 1`` rows left over are others in every epoch.
+    is right. The at most ``ranks - 1`` rows that are left over differ from epoch to epoch.
     """
     return order[rank::ranks][: len(order) // ranks]
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of one rank: training (seeded order, views) or, without a seed, the rows in order.
+    """Batches of one rank: for training in a seeded order, or for validation the rows in order.
 
-    The rows of a rank are cut into ``ceil(rows / batch_size)`` batches whose sizes differ by at most one: every row is
-    seen, and no tiny last batch upsets the normalisation.
+    All training batches have the same size, so that one compilation serves all: the at most ``batch_size - 1`` rows that are
+    left over differ from epoch to epoch. Validation visits every row, and its last batch may be smaller.
 
     Batch i is a function of the epoch and i, whatever thread asks for it. The epoch is set by `begin`, from a
     callback's ``on_epoch_begin``: it comes before Keras asks for the epoch's batches, unlike
@@ -55,11 +55,11 @@ class Batches(keras.utils.PyDataset):
     Args:
         data: the store, or features.
         rows: int (N,), rows of `data` to visit.
-        batch_size: rows a batch at most.
-        seed: of the order and the views; None: rows in order, no views drawn.
-        views: ``(rows, generator) -> float32 (rows, 5)`` as `carmodel.training.device_augmentation.draw`. The inputs are then
-            ``{"image": (batch, …), "view": (batch, 5)}`` and the labels mixed; otherwise the inputs are ``data.take``'s
-            arrays.
+        batch_size: rows per batch.
+        seed: of the order and the augmentation; None: rows in order, photos unchanged.
+        draw: ``(rows, generator) -> float32 (rows, columns)``, the numbers of
+            `carmodel.training.device_augmentation.draw`. The inputs are then ``{"image": (batch, …), "numbers": (batch, …)}``
+            and the labels are mixed. Without it the inputs are the arrays of ``data.take``.
         rank: this process among the `ranks` that share every epoch.
         ranks: number of processes.
         workers: as of `keras.utils.PyDataset`; the memory-mapped store feeds a GPU from one thread.
@@ -75,19 +75,19 @@ class Batches(keras.utils.PyDataset):
         batch_size: int,
         *,
         seed: int | None = None,
-        views: DrawViews | None = None,
+        draw: Draw | None = None,
         rank: int = 0,
         ranks: int = 1,
         **workers: Any,
     ) -> None:
         super().__init__(**workers)
         if len(rows) < ranks:
-            raise InputError(f"{len(rows)} rows cannot be dealt to {ranks} processes: each needs one or more")
-        self.data, self.rows, self.batch_size = data, np.asarray(rows), batch_size
-        self.seed, self.views, self.rank, self.ranks = seed, views, rank, ranks
+            raise InputError(f"{len(rows)} rows cannot be shared by {ranks} processes: each needs one or more")
+        self.data, self.rows = data, np.asarray(rows)
+        self.seed, self.draw, self.rank, self.ranks = seed, draw, rank, ranks
         share = len(rows) // ranks
-        steps = -(-share // batch_size)
-        self.bounds = np.arange(steps + 1) * share // steps
+        self.batch_size = min(batch_size, share)
+        self.steps = -(-share // batch_size) if seed is None else share // self.batch_size
         self.begin(0)
 
     def begin(self, epoch: int) -> None:
@@ -95,24 +95,23 @@ class Batches(keras.utils.PyDataset):
         order, drawn = self.rows, None
         if self.seed is not None:
             order = permutation(self.rows, self.seed, epoch)
-            if self.views is not None:
-                # Drawn for every row of the store, so that a row's view does not depend on who asks for it, or when.
-                drawn = self.views(len(self.data), np.random.default_rng([self.seed, epoch, 1]))
-        self.epoch = epoch
+            if self.draw is not None:
+                # Drawn for every row of the store, so that a row's numbers do not depend on who asks for it, or when.
+                drawn = self.draw(len(self.data), np.random.default_rng([self.seed, epoch, 1]))
         # One assignment: a thread sees the old epoch or the new one, never half of each.
         self._dealt = deal(order, self.rank, self.ranks), drawn
 
     def __len__(self) -> int:
-        """Steps an epoch, the same on all ranks."""
-        return len(self.bounds) - 1
+        """Steps per epoch, the same on all ranks."""
+        return self.steps
 
     def __getitem__(self, step: int) -> tuple[np.ndarray | dict[str, np.ndarray], np.ndarray]:
         """Inputs and one-hot labels float32 (batch, classes) of a step of the present epoch."""
         order, drawn = self._dealt
-        rows = order[self.bounds[step] : self.bounds[step + 1]]
+        rows = order[step * self.batch_size : (step + 1) * self.batch_size]
         images = self.data.take(rows)
         labels = np.eye(len(self.data.class_names), dtype=np.float32)[self.data.labels[rows]]
-        if self.views is None:
+        if self.draw is None:
             return images, labels
-        views = np.tile(NO_VIEW, (len(rows), 1)) if drawn is None else drawn[rows]
-        return {"image": images, "view": views}, mix(labels, views)
+        numbers = np.tile(UNCHANGED, (len(rows), 1)) if drawn is None else drawn[rows]
+        return {"image": images, "numbers": numbers}, mix_labels(labels, numbers)

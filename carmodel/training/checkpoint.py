@@ -1,10 +1,12 @@
-"""Checkpoints: one file an epoch with all that training needs to go on as if it had never stopped.
+"""Checkpoints: files with all that a training needs to continue as if it had never stopped.
 
-A checkpoint is an ``.npz`` of the network's variables (random seeds included), the optimizer's variables and, as JSON,
-the history. It belongs to the plain network, whatever model wrapped it in training.
+A checkpoint is an ``.npz`` of the network's variables (random seeds included), the optimizer's variables (moving averages of
+the weights included) and, as JSON, the history and the parameters. It belongs to the network itself, whatever model wrapped it in
+training.
 """
 
 import json
+import time
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
@@ -16,6 +18,10 @@ import numpy as np
 from carmodel.errors import InputError
 
 History = dict[str, list[float]]
+Settings = dict[str, object]
+
+SECONDS = 30.0
+"""Least time between two checkpoints of a stage."""
 
 
 class CheckpointError(InputError):
@@ -32,13 +38,9 @@ def latest(directory: Path) -> Path | None:
     return max((path for path in directory.glob("epoch-*.npz") if is_zipfile(path)), default=None)
 
 
-def best_epoch(history: History) -> int:
-    """Epochs done when val_loss (loss, without validation rows) was least; the first of equals."""
-    losses = np.array(history.get("val_loss") or history["loss"])
-    return int(np.argmin(np.where(np.isnan(losses), np.inf, losses))) + 1
-
-
-def save(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, history: History) -> None:
+def save(
+    path: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, history: History, settings: Settings
+) -> None:
     """Write a checkpoint; the final name appears only when the file is whole.
 
     Raises:
@@ -49,7 +51,7 @@ def save(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, 
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            np.savez(file, history=np.array(json.dumps(history)), **arrays)
+            np.savez(file, history=np.array(json.dumps([history, settings])), **arrays)
         partial.replace(path)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror} (checkpoint not written)", str(path)) from error
@@ -57,21 +59,26 @@ def save(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, 
         partial.unlink(missing_ok=True)
 
 
-def restore(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> History:
-    """Set the variables of the network, and of the built optimizer if one is given, and return the history so far.
+def restore(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, settings: Settings) -> History:
+    """Set the variables of the network and of the built optimizer, and return the history so far.
 
     Raises:
-        CheckpointError: not a checkpoint, or one of another network or optimizer: names the first parameter at fault.
-            Nothing has been changed then.
+        CheckpointError: not a checkpoint, or one of a training with other settings, network or optimizer: names the first
+            parameter or variable that differs. Nothing has been changed then.
     """
     variables = _named(model, optimizer)
     try:
         with np.load(path) as file:
-            wanted = [name for name in file.files if optimizer is not None or not name.startswith("optimizer")]
-            saved = {name: file[name] for name in wanted}
-        history = json.loads(str(saved.pop("history")))
+            saved = {name: file[name] for name in file.files}
+        history, made_with = json.loads(str(saved.pop("history")))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from None
+    for name in made_with.keys() & settings.keys():
+        if made_with[name] != settings[name]:
+            raise CheckpointError(
+                f"{path} was made with {name}={made_with[name]}, and this training has {name}={settings[name]}; resume with "
+                "the same value, or start a new training"
+            )
     for (there, value), (here, variable) in zip_longest(saved.items(), variables.items(), fillvalue=("nothing", None)):
         if value is None or variable is None or value.shape != tuple(variable.shape) or _kind(there) != _kind(here):
             raise CheckpointError(
@@ -83,63 +90,50 @@ def restore(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimize
     return history
 
 
-class SaveEveryEpoch(keras.callbacks.Callback):
-    """Save a checkpoint after every epoch, keep the last two and the best, and record the whole history.
+class SaveCheckpoints(keras.callbacks.Callback):
+    """Save a checkpoint after an epoch, keep the last two, and record the whole history.
+
+    Where epochs are short, one is saved at most every `SECONDS`, and after the last epoch of a stage.
 
     Args:
-        directory: folder of the checkpoints.
-        network: the plain network; the optimizer is that of the model in training.
+        directory: of the checkpoints.
+        network: the network that is trained; the optimizer is that of the model in training.
         history: the epochs before this process, as `restore` returned them.
+        settings: parameters that a resumed training must share.
         on_saved: called with the path of each new checkpoint, before older ones are removed.
     """
 
     def __init__(
-        self, directory: Path, network: keras.Model, history: History, on_saved: Callable[[Path], None] | None = None
+        self,
+        directory: Path,
+        network: keras.Model,
+        history: History,
+        settings: Settings,
+        on_saved: Callable[[Path], None] | None = None,
     ) -> None:
         super().__init__()
         self.directory, self.network, self.on_saved = directory, network, on_saved
-        self.history = history
+        self.history, self.settings, self.saved_at = history, settings, -SECONDS
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Save, then prune: until the new checkpoint is whole the older ones stay."""
+        """Save, then remove older ones: until the new checkpoint is whole they stay."""
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
+        if epoch + 1 < self.params["epochs"] and time.monotonic() - self.saved_at < SECONDS:
+            return
         path = path_of(self.directory, epoch + 1)
-        save(path, self.network, self.model.optimizer, self.history)
+        save(path, self.network, self.model.optimizer, self.history, self.settings)
+        self.saved_at = time.monotonic()
         if self.on_saved is not None:
             self.on_saved(path)
-        keep = {path_of(self.directory, done) for done in (epoch, epoch + 1, best_epoch(self.history))}
-        for old in set(self.directory.glob("epoch-*.npz")) - keep:
+        for old in sorted(self.directory.glob("epoch-*.npz"))[:-2]:
             old.unlink()
 
 
-class EarlyStopping(keras.callbacks.EarlyStopping):
-    """Keras's early stopping on val_loss, which goes on counting where `history` ends."""
-
-    def __init__(self, patience: int, history: History) -> None:
-        super().__init__("val_loss", mode="min", patience=patience)
-        self.past = history.get("val_loss", [])[:]
-
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Take up the best value and the epochs waited since."""
-        super().on_train_begin(logs)
-        if self.past:
-            self.best_epoch = best_epoch({"val_loss": self.past}) - 1
-            self.best, self.wait = self.past[self.best_epoch], self._waited()
-
-    @property
-    def over(self) -> bool:
-        """Whether the past alone has exhausted the patience."""
-        return self._waited() >= self.patience
-
-    def _waited(self) -> int:
-        return len(self.past) - best_epoch({"val_loss": self.past}) if self.past else 0
-
-
-def _named(model: keras.Model, optimizer: keras.optimizers.Optimizer | None) -> dict[str, keras.Variable]:
+def _named(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
     """Variables by owner, place and path. The place makes the name unique."""
     named = {f"model {i:05d} {variable.path}": variable for i, variable in enumerate(model.variables)}
-    for i, variable in enumerate(optimizer.variables if optimizer is not None else []):
+    for i, variable in enumerate(optimizer.variables):
         named[f"optimizer {i:05d} {variable.path}"] = variable
     return named
 

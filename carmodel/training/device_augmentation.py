@@ -1,9 +1,8 @@
-"""On-device augmentation: resized crop, horizontal flip and mixup of a batch of images, from numbers drawn on the host.
+"""Augmentation on the device: resized crop, zoom-out, flip, colours, random erasing, mixup and CutMix of uint8 batches.
 
-A *view* is five float32 numbers a row: ``left, width, top, height`` of the window that is enlarged to the whole frame,
-as fractions of the image's side (a negative width looks at the window in a mirror), and ``share``, what mixup keeps of
-the row. Drawing them on the host from (seed, epoch, row) makes training reproducible whatever the device, the number of
-threads or a resume; looking through them on the device keeps the batches uint8 and the host idle.
+Every number that decides how an image is changed is drawn on the host from (seed, epoch, row): see `draw`. So training
+is reproducible whatever the device, the number of threads, or a resume, while batches stay uint8 on their way to
+the device and the host stays idle. The numbers of an image are one row of `COLUMNS`.
 """
 
 from typing import Any
@@ -12,99 +11,254 @@ import keras
 import numpy as np
 from keras import ops
 
-NO_VIEW = np.array([0, 1, 0, 1, 1], np.float32)
+from carmodel.parameters import Train
+
+COLUMNS = (
+    *("left", "width", "top", "height"),  # window of the photo that fills the frame, in fractions of the photo's side
+    *("back_left", "back_width", "back_top", "back_height"),  # window of the next photo that fills what lies outside
+    *("gain", "to_mean", "to_grey", "levels", "solarize", "stretch"),  # colours
+    *("erase_left", "erase_right", "erase_top", "erase_bottom"),  # erased box, in fractions of the frame
+    *("cut_left", "cut_right", "cut_top", "cut_bottom"),  # CutMix's box, taken from the next image
+    "share",  # what mixup keeps of the image
+)
+_INDEX = {name: i for i, name in enumerate(COLUMNS)}
+UNCHANGED = np.zeros(len(COLUMNS), np.float32)
+"""The row that leaves a photo as it is."""
+for _name, _value in {"width": 1, "height": 1, "back_width": 1, "back_height": 1, "gain": 1, "levels": 255}.items():
+    UNCHANGED[_INDEX[_name]] = _value
+UNCHANGED[[_INDEX["solarize"], _INDEX["share"]]] = 256, 1
+
+FEATHER = 0.06
+"""Width of the blended edge of a photo that was zoomed out, as a fraction of the photo's side."""
+
+BACKGROUND = 4
+"""Photos are averaged over squares of this many pixels before they serve as background."""
+
+GREY = (0.299, 0.587, 0.114)
+"""Luminance of red, green and blue (ITU-R BT.601)."""
 
 
-def draw(
-    rows: int, rng: np.random.Generator, random_crop: float = 1.0, random_flip: bool = False, mixup: float = 0.0
-) -> np.ndarray:
-    """Draw the views of `rows` images; row r's numbers depend on the generator's seed and r alone.
-
-    Crops have an area uniform in [random_crop, 1] and an aspect log-uniform in [3/4, 4/3] (Szegedy et al. 2015,
-    https://arxiv.org/abs/1409.4842), nearer to 1 where the window would leave the frame. Mixup's share is
-    Beta(mixup, mixup), the row itself always the larger part (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
-
-    Returns:
-        float32 (rows, 5).
-    """
-    views = np.tile(NO_VIEW, (rows, 1))
-    for_window, for_share = rng.spawn(2)
-    uniform = for_window.random((rows, 5))
-    if random_crop < 1.0:
-        side = np.sqrt(random_crop + (1 - random_crop) * uniform[:, 0])
-        stretch = np.clip(np.power(4 / 3, uniform[:, 1] - 0.5), side, 1 / side)
-        width, height = side * stretch, side / stretch
-        views[:, :4] = np.stack([(1 - width) * uniform[:, 2], width, (1 - height) * uniform[:, 3], height], axis=1)
-    if random_flip:
-        flipped = uniform[:, 4] < 0.5
-        views[flipped, 0] += views[flipped, 1]
-        views[flipped, 1] *= -1
-    if mixup > 0:
-        share = for_share.beta(mixup, mixup, rows)
-        views[:, 4] = np.maximum(share, 1 - share)
-    return views
+def is_off(params: Train) -> bool:
+    """Whether the parameters ask for no augmentation on the device."""
+    return params.random_crop == 1 and not (
+        params.random_flip or params.zoom_out or params.colors or params.erase or params.mixup or params.cutmix
+    )
 
 
-def mix(values: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """Mixup of a batch's one-hot labels: ``share * row + (1 - share) * next row``, where the first follows the last.
+def draw(rows: int, rng: np.random.Generator, params: Train) -> np.ndarray:
+    """Draw the numbers of `rows` images; those of row r depend on the generator's seed and r alone.
+
+    - A crop has an area uniform in [random_crop, 1] and an aspect log-uniform in [3/4, 4/3] (Szegedy et al. 2015,
+      https://arxiv.org/abs/1409.4842), nearer to 1 where the window would leave the photo.
+    - With probability `zoom_out` the window is larger than the photo instead, with a side of up to twice the photo's.
+      What lies outside is filled with a part of another photo, and the edge is blended.
+    - Colours follow TrivialAugment (Müller & Hutter 2021, https://arxiv.org/abs/2103.10158): one operation per image, of
+      uniform strength: none, brightness, contrast, saturation, posterize, solarize or autocontrast.
+    - Random erasing (Zhong et al. 2017, https://arxiv.org/abs/1708.04896) greys out 2% to 25% of the area.
+    - Mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412) and CutMix (Yun et al. 2019,
+      https://arxiv.org/abs/1905.04899) blend with the next image of the batch. Where both are on, each image gets one.
 
     Args:
-        values: float32 (batch, classes).
-        views: float32 (batch, 5).
+        rows: number of images.
+        rng: the source of all numbers.
+        params: `random_crop`, `random_flip`, `zoom_out`, `colors`, `erase`, `mixup` and `cutmix` are used.
+
+    Returns:
+        float32 (rows, len(COLUMNS)).
     """
-    share = views[:, 4:]
-    return share * values + (1 - share) * np.roll(values, -1, axis=0)
+    numbers = np.tile(UNCHANGED, (rows, 1))
+    column = dict(zip(COLUMNS, numbers.T, strict=True))  # views: what is assigned to them lands in `numbers`
+    for_window, for_back, for_colors, for_erase, for_mix = rng.spawn(5)
+
+    uniform = for_window.random((rows, 7))
+    if params.random_crop < 1:
+        side = np.sqrt(params.random_crop + (1 - params.random_crop) * uniform[:, 0])
+        stretch = np.clip(np.power(4 / 3, uniform[:, 1] - 0.5), side, 1 / side)
+        column["width"][:], column["height"][:] = side * stretch, side / stretch
+    out = uniform[:, 5] < params.zoom_out
+    side = 1 + uniform[out, 0]
+    stretch = np.power(4 / 3, uniform[out, 1] - 0.5)
+    column["width"][out], column["height"][out] = side * stretch, side / stretch
+    column["left"][:] = (1 - column["width"]) * uniform[:, 2]
+    column["top"][:] = (1 - column["height"]) * uniform[:, 3]
+    if params.random_flip:
+        flipped = uniform[:, 4] < 0.5
+        column["left"][flipped] += column["width"][flipped]
+        column["width"][flipped] *= -1
+    _draw_box(for_back, column, "back", 0.1 + 0.5 * for_back.random(rows))
+    column["back_width"][:] -= column["back_left"]
+    column["back_height"][:] -= column["back_top"]
+
+    if params.colors:
+        _draw_colors(for_colors, column, params.colors)
+    if params.erase:
+        erased = for_erase.random(rows) < params.erase
+        side = np.sqrt(0.02 + 0.23 * for_erase.random(rows))
+        _draw_box(for_erase, column, "erase", np.where(erased, side, 0))
+    _draw_mix(for_mix, column, params)
+    return numbers
 
 
-@keras.saving.register_keras_serializable("carmodel")
-class View(keras.layers.Layer):
-    """Show a batch through its views while training; hand it on untouched otherwise.
+def _draw_box(rng: np.random.Generator, column: dict[str, np.ndarray], name: str, side: np.ndarray) -> None:
+    """Draw boxes with sides of a fraction `side` (rows,) of the frame, anywhere in it."""
+    ends = ("width", "height") if name == "back" else ("right", "bottom")
+    for start, end in zip(("left", "top"), ends, strict=True):
+        begin = (1 - side) * rng.random(len(side))
+        column[f"{name}_{start}"][:], column[f"{name}_{end}"][:] = begin, begin + side
 
-    Bilinear interpolation of an axis-aligned window is one matrix product a side, with the hat function ``max(0, 1 -
-    |source - pixel|)`` as the matrix: unlike a general warp it runs, compiles and gives the same on every backend.
 
-    Input: uint8 (batch, H, W, C) and float32 (batch, 5). Output: uint8 (batch, H, W, C), so that the network sees
-    training images of the very type it is served with.
+def _draw_colors(rng: np.random.Generator, column: dict[str, np.ndarray], strength: float) -> None:
+    """Draw one colour operation for each image; `strength` in [0, 1] scales TrivialAugment's ranges."""
+    rows = len(column["gain"])
+    operation = rng.integers(0, 7, rows)
+    amount = strength * rng.random(rows)
+    signed = np.where(rng.random(rows) < 0.5, -0.9, 0.9) * amount
+    brightness, contrast, saturation = operation == 1, operation == 2, operation == 3
+    for chosen in (brightness, contrast, saturation):
+        column["gain"][chosen] = 1 + signed[chosen]
+    column["to_mean"][contrast] = -signed[contrast]
+    column["to_grey"][saturation] = -signed[saturation]
+    column["levels"][operation == 4] = np.round(2 ** (8 - 6 * amount) - 1)[operation == 4]
+    column["solarize"][operation == 5] = (256 * (1 - amount))[operation == 5]
+    column["stretch"][operation == 6] = 1
+
+
+def _draw_mix(rng: np.random.Generator, column: dict[str, np.ndarray], params: Train) -> None:
+    rows = len(column["share"])
+    cuts = rng.random(rows) < (params.cutmix > 0) / max((params.cutmix > 0) + (params.mixup > 0), 1)
+    if params.mixup > 0:
+        share = rng.beta(params.mixup, params.mixup, rows)
+        column["share"][:] = np.where(cuts, 1, np.maximum(share, 1 - share))
+    if params.cutmix > 0:
+        area = rng.beta(params.cutmix, params.cutmix, rows)
+        _draw_box(rng, column, "cut", np.where(cuts, np.sqrt(np.minimum(area, 1 - area)), 0))
+
+
+def mix_labels(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Mix one-hot labels as the images of their batch are mixed; the next image of the last one is the first.
+
+    Args:
+        labels: float32 (B, C).
+        numbers: float32 (B, len(COLUMNS)).
+
+    Returns:
+        float32 (B, C).
+    """
+    column = dict(zip(COLUMNS, numbers.T, strict=True))
+    cut = (column["cut_right"] - column["cut_left"]) * (column["cut_bottom"] - column["cut_top"])
+    share = (column["share"] * (1 - cut))[:, None].astype(labels.dtype)
+    return share * labels + (1 - share) * np.roll(labels, -1, axis=0)
+
+
+class DeviceAugmentation(keras.layers.Layer):
+    """Change a batch of photos as their numbers say, and resize it.
+
+    In inference the whole photo is resized, without any change.
+
+    Args:
+        size: side of the square output in pixels.
+
+    Inputs and output:
+        images uint8 (B, H, W, 3) and numbers float32 (B, len(COLUMNS)) in; uint8 (B, size, size, 3) out.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, size: int, **kwargs: Any) -> None:
         # Under a mixed-precision policy the coordinates would lose whole pixels.
         super().__init__(**(kwargs | {"dtype": "float32"}))
+        self.size = size
 
-    def call(self, images: Any, views: Any, training: bool = False) -> Any:
-        """Return the images seen through the views, mixed with the next row of the batch."""
+    def call(self, images: Any, numbers: Any, training: bool = False) -> Any:
+        """Return the changed images, or the resized ones outside training."""
         if not training:
-            return images
-        _, height, width, _ = images.shape
-        seen = ops.cast(images, "float32")
-        seen = ops.einsum("nyi,nijc->nyjc", _bilinear(views[:, 2], views[:, 3], height), seen)
-        seen = ops.einsum("nxj,nyjc->nyxc", _bilinear(views[:, 0], views[:, 1], width), seen)
-        share = views[:, 4][:, None, None, None]
-        seen = share * seen + (1 - share) * ops.roll(seen, -1, axis=0)
-        return ops.cast(ops.clip(ops.round(seen), 0, 255), "uint8")
+            return _to_uint8(resize(images, self.size))
+        column = {name: numbers[:, i] for i, name in enumerate(COLUMNS)}
+        photos = ops.cast(images, "float32")
+        seen, inside = _look(photos, [column[name] for name in COLUMNS[:4]], self.size)
+        behind, _ = _look(
+            ops.average_pool(ops.roll(photos, -1, axis=0), BACKGROUND, padding="same"),
+            [column[name] for name in COLUMNS[4:8]],
+            self.size,
+        )
+        seen = inside * seen + (1 - inside) * behind
+        seen = _recolor(seen, column)
+        erased = self._box(column, "erase")
+        seen = (1 - erased) * seen + erased * ops.mean(seen, axis=(1, 2, 3), keepdims=True)
+        cut, share = self._box(column, "cut"), column["share"][:, None, None, None]
+        kept = share * (1 - cut)
+        return _to_uint8(kept * seen + (1 - kept) * ops.roll(seen, -1, axis=0))
 
-    def compute_output_shape(self, images_shape: tuple, views_shape: tuple) -> tuple:
-        """Shape of the images, unchanged."""
-        return images_shape
+    def _box(self, column: dict[str, Any], name: str) -> Any:
+        """Masks (B, size, size, 1): 1 within the boxes of that name."""
+        centres = (ops.arange(self.size, dtype="float32") + 0.5) / self.size
+        across = (centres >= column[f"{name}_left"][:, None]) & (centres < column[f"{name}_right"][:, None])
+        down = (centres >= column[f"{name}_top"][:, None]) & (centres < column[f"{name}_bottom"][:, None])
+        return ops.cast(down[:, :, None, None] & across[:, None, :, None], "float32")
 
-    def compute_output_spec(self, images: Any, views: Any, training: bool = False) -> keras.KerasTensor:
-        """The images' shape and type, unchanged."""
-        return keras.KerasTensor(images.shape, dtype="uint8")
+    def compute_output_spec(self, images: Any, numbers: Any, training: bool = False) -> keras.KerasTensor:
+        """Return the shape and dtype of the output."""
+        return keras.KerasTensor((images.shape[0], self.size, self.size, 3), dtype="uint8")
 
 
-def with_views(network: keras.Model) -> keras.Model:
-    """Wrap a network for training: inputs ``{"image": uint8 (H, W, C), "view": float32 (5,)}``, the network's output.
+def resize(images: Any, size: int) -> Any:
+    """Resize a batch (B, H, W, 3) to (B, size, size, 3), float32, averaging where it shrinks."""
+    images = ops.cast(images, "float32")
+    if images.shape[1] == images.shape[2] == size:
+        return images
+    return ops.image.resize(images, (size, size), interpolation="bilinear", antialias=True)
 
-    The wrapper has no variables of its own: training it trains `network`, which is what is saved and served.
+
+def with_augmentation(network: keras.Model, size: int, image_size: int) -> keras.Model:
+    """Put `DeviceAugmentation` before a network.
+
+    Inputs: ``{"image": uint8 (B, image_size, image_size, 3), "numbers": float32 (B, len(COLUMNS))}``. The result has no
+    variables of its own: training it trains `network`, which is what is saved and served.
     """
-    image = keras.Input(network.input_shape[1:], dtype="uint8", name="image")
-    view = keras.Input((NO_VIEW.size,), dtype="float32", name="view")
-    return keras.Model({"image": image, "view": view}, network(View(name="views")(image, view)), name="training")
+    image = keras.Input((image_size, image_size, 3), dtype="uint8", name="image")
+    numbers = keras.Input((len(COLUMNS),), dtype="float32", name="numbers")
+    seen = DeviceAugmentation(size, name="augmentation")(image, numbers)
+    return keras.Model({"image": image, "numbers": numbers}, network(seen), name="training")
 
 
-def _bilinear(start: Any, extent: Any, side: int) -> Any:
-    """Matrices (batch, side, side) that resample a side to its window [start, start + extent], in fractions of it."""
-    centres = (ops.arange(side, dtype="float32") + 0.5) / side
-    source = (start[:, None] + extent[:, None] * centres) * side - 0.5
-    source = ops.clip(source, 0.0, side - 1.0)
-    return ops.relu(1.0 - ops.abs(source[:, :, None] - ops.arange(side, dtype="float32")))
+def _look(photos: Any, window: list[Any], size: int) -> tuple[Any, Any]:
+    """Resample windows of photos (B, H, W, 3) to (B, size, size, 3); also return where the photo is, (B, size, size, 1)."""
+    left, width, top, height = window
+    down, inside_down = _resampling(top, height, photos.shape[1], size)
+    across, inside_across = _resampling(left, width, photos.shape[2], size)
+    seen = ops.einsum("nyi,nijc->nyjc", down, photos)
+    seen = ops.einsum("nxj,nyjc->nyxc", across, seen)
+    return seen, (inside_down[:, :, None] * inside_across[:, None, :])[..., None]
+
+
+def _resampling(start: Any, extent: Any, old: int, new: int) -> tuple[Any, Any]:
+    """Matrices (B, new, old) that resample a side to its window [start, start + extent], in fractions of it.
+
+    Weights fall linearly with the distance in pixels; where the window shrinks they reach farther, so that all of its pixels
+    count. Also return how far each new pixel is inside the old side, (B, new): 1 inside, falling to 0 over `FEATHER`.
+    """
+    centres = (ops.arange(new, dtype="float32") + 0.5) / new
+    place = start[:, None] + extent[:, None] * centres
+    inside = ops.clip(1 + ops.minimum(place, 1 - place) / FEATHER, 0.0, 1.0)
+    source = ops.clip(place * old - 0.5, 0.0, old - 1.0)
+    reach = ops.maximum(ops.abs(extent) * old / new, 1.0)[:, None, None]
+    weights = ops.relu(1.0 - ops.abs(source[:, :, None] - ops.arange(old, dtype="float32")) / reach)
+    return weights / ops.sum(weights, axis=-1, keepdims=True), inside
+
+
+def _recolor(images: Any, column: dict[str, Any]) -> Any:
+    """Apply the colour numbers to images (B, S, S, 3) of 0 to 255."""
+
+    def of(name: str) -> Any:
+        return column[name][:, None, None, None]
+
+    grey = ops.sum(images * ops.array(GREY, "float32"), axis=-1, keepdims=True)
+    mean = ops.mean(grey, axis=(1, 2), keepdims=True)
+    images = ops.clip(of("gain") * images + of("to_mean") * mean + of("to_grey") * grey, 0.0, 255.0)
+    images = ops.floor(images * of("levels") / 255.0 + 0.5) * 255.0 / of("levels")
+    images = ops.where(images >= of("solarize"), 255.0 - images, images)
+    low, high = ops.min(images, axis=(1, 2), keepdims=True), ops.max(images, axis=(1, 2), keepdims=True)
+    stretched = (images - low) * 255.0 / ops.maximum(high - low, 1.0)
+    return images + of("stretch") * (stretched - images)
+
+
+def _to_uint8(images: Any) -> Any:
+    return ops.cast(ops.clip(ops.round(images), 0, 255), "uint8")

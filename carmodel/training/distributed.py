@@ -2,10 +2,9 @@
 
 Horovod 0.28's own Keras module stops at Keras 2. What it did takes three things, for any Keras 3 optimizer::
 
-    rank, ranks = join()                                # before TensorFlow touches a device
+    ranks = Horovod()                                   # before TensorFlow touches a device
     model.compile(optimizer, loss, jit_compile=False)   # XLA does not know Horovod's operations
-    average = distribute(model.optimizer)               # gradients are averaged before they are applied
-    model.fit(shard, callbacks=[Together(average, rows=len(shard))])
+    model.fit(shard, callbacks=ranks.callbacks(optimizer, "none", rows=len(shard), validation_rows=0))
 
 Only processes that train together import this module; it needs the TensorFlow backend.
 """
@@ -25,27 +24,51 @@ from carmodel.errors import InputError
 T = TypeVar("T")
 
 
-def join() -> tuple[int, int]:
-    """Join the job that the launcher has started, and return (rank, number of ranks).
+class Horovod:
+    """The ranks of a Horovod job: see `carmodel.training.ranks.Ranks`.
 
-    Each rank of a machine takes the GPU of its local rank, with memory growing on demand; without GPUs the ranks of a
-    machine divide its cores among them.
+    Creating the object joins the job that the launcher has started. Each rank of a machine takes the GPU of its local rank,
+    with memory growing on demand. Without GPUs the ranks of a machine divide its cores among them.
+
+    Attributes:
+        rank: this process's number.
+        count: number of processes.
 
     Raises:
         InputError: this machine has GPUs, but fewer than ranks.
     """
-    hvd.init()
-    if gpus := tf.config.list_physical_devices("GPU"):
-        if hvd.local_rank() >= len(gpus):
-            raise InputError(
-                f"{hvd.local_size()} processes on a machine with {len(gpus)} GPUs: each needs one of its own"
-            )
-        tf.config.set_visible_devices(gpus[hvd.local_rank()], "GPU")
-        tf.config.experimental.set_memory_growth(gpus[hvd.local_rank()], True)
-    else:
-        threads = max(1, len(os.sched_getaffinity(0)) // hvd.local_size())
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-    return hvd.rank(), hvd.size()
+
+    def __init__(self) -> None:
+        hvd.init()
+        if gpus := tf.config.list_physical_devices("GPU"):
+            if hvd.local_rank() >= len(gpus):
+                raise InputError(
+                    f"{hvd.local_size()} processes on a machine with {len(gpus)} GPUs: each needs one of its own"
+                )
+            tf.config.set_visible_devices(gpus[hvd.local_rank()], "GPU")
+            tf.config.experimental.set_memory_growth(gpus[hvd.local_rank()], True)
+        else:
+            threads = max(1, len(os.sched_getaffinity(0)) // hvd.local_size())
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+        self.rank, self.count = hvd.rank(), hvd.size()
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows of all ranks, rank 0's first; ranks may have different numbers of them."""
+        return gather(rows)
+
+    def from_rank_0(self, value: T) -> T:
+        """Return what rank 0 passes, on every rank; other ranks' values are ignored. Must be picklable."""
+        return hvd.broadcast_object(value, root_rank=0)
+
+    def broadcast(self, variables: Iterable[keras.Variable]) -> None:
+        """Give every rank the values that rank 0 has."""
+        hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
+
+    def callbacks(
+        self, optimizer: keras.optimizers.Optimizer, compression: str, rows: int, validation_rows: int
+    ) -> list[keras.callbacks.Callback]:
+        """Make the optimizer average gradients over the ranks, and return the callback that keeps the ranks one model."""
+        return [Together(distribute(optimizer, compression), rows, validation_rows)]
 
 
 class Average:
@@ -60,6 +83,8 @@ class Average:
         seconds: float64 variable, time from when this rank's gradients are ready to when the averages are: the exchange
             and the wait for slower ranks. It only grows.
         bytes: size of one list of gradients on the wire; 0 before the first.
+        exchanges: int64 variable, lists of gradients that were exchanged. It is counted when they are exchanged, not when the
+            step is traced.
     """
 
     def __init__(self, compression: str = "none") -> None:
@@ -67,6 +92,7 @@ class Average:
         self.bytes = 0
         with tf.device("CPU:0"):
             self.seconds = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+            self.exchanges = tf.Variable(0, trainable=False, dtype=tf.int64)
 
     def __call__(self, gradients: Sequence[Any]) -> list[tf.Tensor]:
         """Averages of tensors that have the same shapes on all ranks; every rank must make the call."""
@@ -79,6 +105,7 @@ class Average:
         with tf.control_dependencies([began]):
             averages = self._exchange([tf.identity(gradient) for gradient in gradients])
         self.seconds.assign_add(_time_of(averages) - began)
+        self.exchanges.assign_add(1)
         return averages
 
     def _exchange(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -144,18 +171,8 @@ def _all_agree(answer: tf.Tensor) -> tf.Tensor:
 
 
 def gather(rows: np.ndarray) -> np.ndarray:
-    """The rows of all ranks, rank 0's first; ranks may have different numbers of them."""
+    """Return the rows of all ranks, rank 0's first; ranks may have different numbers of them."""
     return hvd.allgather(tf.constant(rows)).numpy()
-
-
-def broadcast(variables: Iterable[keras.Variable]) -> None:
-    """Give every rank the values that rank 0 has."""
-    hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
-
-
-def from_rank_0(value: T) -> T:
-    """What rank 0 passes, on every rank; other ranks' values are ignored. Must be picklable."""
-    return hvd.broadcast_object(value, root_rank=0)
 
 
 def once_a_machine(work: Callable[[], T]) -> T:
@@ -173,7 +190,8 @@ def equalise_moving_statistics(model: keras.Model) -> None:
     """
     moving = [
         variable
-        for layer in model._flatten_layers()
+        for layer in model.layers
+        for layer in (layer.layers if isinstance(layer, keras.Model) else [layer])
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         for variable in (layer.moving_mean, layer.moving_variance)
     ]
@@ -212,16 +230,23 @@ class Together(keras.callbacks.Callback):
             raise ValueError(
                 "compile with jit_compile=False, then distribute(model.optimizer), before training on ranks"
             )
-        broadcast([*self.model.variables, *optimizer.variables])
+        hvd.broadcast_variables(
+            [variable.value for variable in [*self.model.variables, *optimizer.variables]], root_rank=0
+        )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Note the seconds so far."""
-        self.before = float(self.average.seconds)
+        """Note the seconds and the exchanges so far."""
+        self.before, self.exchanges_before = float(self.average.seconds), int(self.average.exchanges)
+        self.equalised = False
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Make the moving statistics equal after the last step."""
-        if batch + 1 == self.params["steps"]:
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Make the moving statistics equal before they are used for validation."""
+        self._equalise()
+
+    def _equalise(self) -> None:
+        if not self.equalised:
             equalise_moving_statistics(self.model)
+            self.equalised = True
 
     def on_test_end(self, logs: dict[str, float] | None = None) -> None:
         """Replace what was measured on this rank's validation rows by the measures on all."""
@@ -230,7 +255,13 @@ class Together(keras.callbacks.Callback):
             logs |= {name: float(np.average(column, weights=rows)) for name, column in zip(logs, columns, strict=True)}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Replace the logs by those of all ranks together."""
+        """Check that the ranks are still one model, and replace the logs by those of all ranks together.
+
+        Raises:
+            RuntimeError: gradients were not averaged in every update, or the ranks' weights differ.
+        """
+        self._equalise()
+        self._check()
         if logs is None:
             return
         mine = [*logs.values(), float(self.average.seconds) - self.before, self.rows, self.validation_rows]
@@ -242,6 +273,15 @@ class Together(keras.callbacks.Callback):
             else:
                 logs[name] = float(np.average(values, weights=validation_rows if name.startswith("val_") else rows))
         logs |= {f"all_reduce_seconds_rank_{rank}": float(value) for rank, value in enumerate(seconds)}
+
+    def _check(self) -> None:
+        updates = self.params["steps"] // (self.model.optimizer.gradient_accumulation_steps or 1)
+        if (made := int(self.average.exchanges) - self.exchanges_before) < updates:
+            raise RuntimeError(f"gradients were averaged {made} times in {updates} updates: the ranks train apart")
+        sums = _of_all_ranks([float(tf.reduce_sum(tf.abs(v.value))) for v in self.model.trainable_variables])
+        if not np.array_equal(sums, np.broadcast_to(sums[:, :1], sums.shape)):
+            different = self.model.trainable_variables[int(np.argmax((sums != sums[:, :1]).any(axis=1)))]
+            raise RuntimeError(f"the ranks' weights differ, first in {different.path}: they no longer train one model")
 
 
 def _of_all_ranks(values: list[float]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Training: compile, go on from the last checkpoint if there is one, fit, and end with the weights to keep."""
+"""Training: compile, continue from the last checkpoint if there is one, fit, and end with the weights to keep."""
 
 import sys
 import time
@@ -8,65 +8,63 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras import metrics
+from keras import layers, metrics
 
 from carmodel.errors import InputError
-from carmodel.model.backbone import features
-from carmodel.model.head import HEAD
+from carmodel.model.head import LOGITS, logits_of
+from carmodel.model.network import check_sizes
 from carmodel.parameters import Train
 from carmodel.training import checkpoint, device_augmentation
-from carmodel.training.batches import Batches, DrawViews, Rows
-from carmodel.training.optimizer import make_optimizer, undecayed
+from carmodel.training.batches import Batches, Rows
+from carmodel.training.checkpoint import History
+from carmodel.training.features import Features, initialise_head
+from carmodel.training.optimizer import make_optimizer
 from carmodel.training.precision import gpus
+from carmodel.training.ranks import Ranks, Single
+from carmodel.training.schedule import Stage, stages
 
+STATISTICS_BATCHES = 100
+"""Batches from which the statistics of batch normalisation are computed again at the end."""
 
-class Features:
-    """A frozen network's features of every row of a store, computed once; rows as `carmodel.training.batches.Rows`."""
-
-    def __init__(
-        self, network: keras.Model, data: Rows, batch_size: int, verbose: int = 1, *, rank: int = 0, ranks: int = 1
-    ) -> None:
-        self.labels, self.validation, self.class_names = data.labels, data.validation, data.class_names
-        part = np.array_split(np.arange(len(data)), ranks)[rank]
-        self.values: np.ndarray = features(network).predict(Batches(data, part, batch_size), verbose=verbose)
-        if ranks > 1:
-            from carmodel.training import distributed
-
-            self.values = distributed.gather(self.values)
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Features float32 (n, C)."""
-        return self.values[rows]
+NOT_OF_THE_SCHEDULE = frozenset(
+    {
+        "store_uri",
+        "augmented_uri",
+        "init",
+        "resume",
+        "weights",
+        "head_init",
+        "processes",
+        "hosts",
+        "launcher",
+        "spark_master",
+    }
+)
+"""Parameters that may differ when a training is resumed."""
 
 
 class Throughput(keras.callbacks.Callback):
-    """Add ``images_per_second`` of this process to the logs of each epoch.
+    """Add ``images_per_second`` of this process to the logs of each epoch, without the time for validation.
 
-    The first step, which traces or compiles, and the validation are left out, unless an epoch has no other step.
+    It looks at whole epochs: a callback that reads the logs of a step makes every step wait for its loss.
     """
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, rows: int) -> None:
         super().__init__()
-        self.bounds = batches.bounds
+        self.rows, self.seconds = rows, 0.0
 
-    def on_train_batch_begin(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Start the clock at the second step."""
-        if batch <= 1:
-            self.start, self.first = time.perf_counter(), self.bounds[batch]
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Start the clock."""
+        self.began, self.seconds = time.perf_counter(), 0.0
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Stop the clock when the device has really done the last step: its loss is known."""
-        if batch == len(self.bounds) - 2:
-            float((logs or {})["loss"])
-            self.rate = float(self.bounds[-1] - self.first) / (time.perf_counter() - self.start)
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Stop the clock: all steps are done."""
+        self.seconds = time.perf_counter() - self.began
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Report the rate."""
         if logs is not None:
-            logs["images_per_second"] = self.rate
+            logs["images_per_second"] = self.rows / (self.seconds or time.perf_counter() - self.began)
 
 
 def fit(
@@ -75,142 +73,199 @@ def fit(
     params: Train,
     checkpoint_dir: Path,
     *,
+    ranks: Ranks | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    rank: int = 0,
-    ranks: int = 1,
     on_saved: Callable[[Path], None] | None = None,
-) -> keras.callbacks.History:
+) -> History:
     """Train `model` in place on the store's training rows; measure it on the validation rows after every epoch.
 
     Continues from the latest checkpoint in `checkpoint_dir` if it holds one, and then ends with the weights of an
-    uninterrupted run: bit for bit where the device's operations are deterministic. Under early stopping the network
-    ends with the best epoch's weights, otherwise with the last's. A frozen network without on-device augmentation is
+    uninterrupted run: bit for bit where the device's operations are deterministic. With `ema` the network is validated
+    with, and ends with, the moving average of its weights. At the end the statistics of batch normalisation are computed again,
+    since those that were tracked belong to earlier weights. A frozen network without on-device augmentation is
     run once over the store, and its head alone is fitted on the features.
 
-    Several ranks, each a process that has joined through `carmodel.training.distributed`, share the rows of training and
-    of validation, see the same metrics and end with the same weights.
+    Several ranks share the rows of training and of validation, see the same metrics and end with the same weights.
 
     Args:
         model: as `carmodel.model.network.build` made it, after `carmodel.training.precision.apply`.
         store: rows with uint8 images.
         params: the rest of them; `build` has used those of the network.
         checkpoint_dir: where rank 0 writes, and from where it resumes all ranks.
+        ranks: the processes that train together; this one alone if None.
         callbacks: further Keras callbacks; they see the epoch's logs whole, after the checkpoint is written.
-        rank: this process among `ranks`.
-        ranks: processes that share each epoch.
         on_saved: called by rank 0 with each new checkpoint's path.
 
     Returns:
-        Keras's History, its ``history`` from the first epoch on, with loss, accuracy, top5, images_per_second and,
-        where there are validation rows, val_loss, val_accuracy, val_top5.
+        The history from the first epoch on: lists of loss, accuracy, top5, images_per_second and, where there are
+        validation rows, val_loss, val_accuracy, val_top5.
 
     Raises:
-        InputError: fewer training rows than ranks, or early stopping without validation rows.
-        CheckpointError: the checkpoint is of another network, optimizer, store or batch size.
+        InputError: fewer training rows than ranks, or images too small for the network.
+        CheckpointError: the checkpoint is of another network, optimizer, store or schedule.
     """
-    training_rows, validation_rows = np.flatnonzero(~store.validation), np.flatnonzero(store.validation)
-    if params.early_stop and not len(validation_rows):
-        raise InputError("early_stop needs validation rows: preprocess with validation_fraction > 0, or early_stop=0")
+    ranks = ranks or Single()
     keras.utils.set_random_seed(params.seed)
-    # A bar where someone watches, a line an epoch in a log file.
-    verbose = (1 if sys.stdout.isatty() else 2) if rank == 0 else 0
-    drawn = _views(params)
-    trained, data = _training_model(model, store, params, verbose, rank=rank, ranks=ranks)
-    batches = Batches(data, training_rows, params.batch_size, seed=params.seed, views=drawn, rank=rank, ranks=ranks)
-    if len(validation_rows) >= ranks:
-        validation_rows = validation_rows[rank::ranks]
-    validation = Batches(data, validation_rows, params.batch_size, views=drawn) if len(validation_rows) else None
-    _compile(trained, params, len(batches), len(store.class_names), ranks)
-    history = _resume(checkpoint_dir, model, trained.optimizer, len(batches), params) if rank == 0 else {}
-    together: list[keras.callbacks.Callback] = []
-    if ranks > 1:
-        from carmodel.training import distributed
+    # A bar where someone watches, a line per epoch in a log file.
+    verbose = (1 if sys.stdout.isatty() else 2) if ranks.rank == 0 else 0
+    schedule = stages(params.epochs, len(store.take(np.array([0]))[0]))
+    check_sizes(model, {stage.size for stage in schedule})
+    if params.head_init == "lda" and not ranks.from_rank_0(checkpoint.latest(checkpoint_dir) is not None):
+        features = Features(model, store, params.batch_size, schedule[0].size, verbose=verbose, ranks=ranks)
+        accuracy = initialise_head(model, features)
+        if ranks.rank == 0:
+            print(f"train: linear discriminant analysis of the features: validation accuracy {accuracy:.3f}")
+    history: History = {}
+    for stage in schedule:
+        history = _train_stage(
+            model, store, params, schedule, stage, checkpoint_dir, ranks, callbacks, on_saved, verbose
+        )
+    if any(_tracks_statistics(layer) for layer in model.layers):
+        _recompute_statistics(model, store, params, schedule[-1])
+    return history
 
-        history = distributed.from_rank_0(history)
-        average = distributed.distribute(trained.optimizer, params.compression)
-        together = [distributed.Together(average, int(batches.bounds[-1]), len(validation_rows))]
 
-    done = len(history.get("loss", []))
-    stopping = [checkpoint.EarlyStopping(params.early_stop, history)] if params.early_stop else []
-    if any(callback.over for callback in stopping):
-        done = params.epochs
-    saving = [checkpoint.SaveEveryEpoch(checkpoint_dir, model, history, on_saved)] if rank == 0 else []
+def _train_stage(
+    model: keras.Model,
+    store: Rows,
+    params: Train,
+    schedule: Sequence[Stage],
+    stage: Stage,
+    checkpoint_dir: Path,
+    ranks: Ranks,
+    callbacks: Sequence[keras.callbacks.Callback],
+    on_saved: Callable[[Path], None] | None,
+    verbose: int,
+) -> History:
+    """Train up to the end of a stage, from the latest checkpoint, and return the history so far."""
+    training_rows, validation_rows = np.flatnonzero(~store.validation), np.flatnonzero(store.validation)
+    if len(validation_rows) >= ranks.count:
+        validation_rows = validation_rows[ranks.rank :: ranks.count]
+    trained, data = _training_model(model, store, params, stage.size, verbose, ranks)
+    augmented = isinstance(trained.input, dict)
+    batches = Batches(
+        data,
+        training_rows,
+        params.batch_size,
+        seed=params.seed,
+        draw=partial(device_augmentation.draw, params=params) if augmented else None,
+        rank=ranks.rank,
+        ranks=ranks.count,
+    )
+    validation = Batches(data, validation_rows, params.batch_size, draw=batches.draw) if len(validation_rows) else None
+    optimizer = _compile(trained, model, params, schedule[-1].end, len(batches), len(store.class_names), ranks)
+    history = _resume(checkpoint_dir, model, optimizer, len(batches), params) if ranks.rank == 0 else {}
+    history = ranks.from_rank_0(history)
+    if (done := len(history.get("loss", []))) >= stage.end:
+        if stage == schedule[-1]:
+            optimizer.finalize_variable_values(trained.trainable_variables)
+            ranks.broadcast(model.variables)
+        return history
+    saving = []
+    if ranks.rank == 0:
+        settings = params.model_dump(exclude=set(NOT_OF_THE_SCHEDULE))
+        saving = [checkpoint.SaveCheckpoints(checkpoint_dir, model, history, settings, on_saved)]
     begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: batches.begin(epoch))
-    result = trained.fit(
+    together = ranks.callbacks(optimizer, params.compression, len(batches) * batches.batch_size, len(validation_rows))
+    averaging = [keras.callbacks.SwapEMAWeights()] if params.ema else []
+    trained.fit(
         batches,
         validation_data=validation,
-        epochs=params.epochs,
+        epochs=stage.end,
         initial_epoch=done,
         shuffle=False,
         verbose=verbose,
-        callbacks=[begin, Throughput(batches), *together, *stopping, *saving, *callbacks],
+        callbacks=[
+            begin,
+            Throughput(len(batches) * batches.batch_size),
+            *together,
+            *averaging,
+            *saving,
+            *callbacks,
+        ],
     )
-    if rank == 0 and params.early_stop:
-        checkpoint.restore(checkpoint.path_of(checkpoint_dir, checkpoint.best_epoch(history)), model)
-    if ranks > 1 and params.early_stop:
-        distributed.broadcast(model.variables)
-    if rank == 0:
-        result.history, result.epoch = history, list(range(len(history["loss"])))
-    return result
-
-
-def _views(params: Train) -> DrawViews | None:
-    """The on-device augmentation that is asked for, or None."""
-    if params.random_crop == 1.0 and not params.random_flip and params.mixup == 0:
-        return None
-    return partial(
-        device_augmentation.draw, random_crop=params.random_crop, random_flip=params.random_flip, mixup=params.mixup
-    )
+    return history
 
 
 def _training_model(
-    network: keras.Model, store: Rows, params: Train, verbose: int, *, rank: int, ranks: int
+    network: keras.Model, store: Rows, params: Train, size: int, verbose: int, ranks: Ranks
 ) -> tuple[keras.Model, Rows]:
-    """The model to fit and what it is fitted on: a second model over the network's own layers.
+    """Return the model to fit, from images or features to logits, and what it is fitted on.
 
-    The network itself is never compiled, so what is saved of it holds no optimizer.
+    It is a second model over the network's own layers. The network itself is never compiled, so what is saved of it
+    holds no optimizer.
     """
-    if _views(params) is not None:
-        return device_augmentation.with_views(network), store
-    if not params.freeze:
-        return keras.Model(network.inputs, network.outputs[0], name="training"), store
-    data = Features(network, store, params.batch_size, verbose, rank=rank, ranks=ranks)
-    below = keras.Input(data.values.shape[1:])
-    return keras.Model(below, network.get_layer(HEAD)(below), name="training"), data
+    image_size = len(store.take(np.array([0]))[0])
+    unchanged = device_augmentation.is_off(params) and size == image_size
+    if params.unfreeze == "head" and unchanged:
+        data = Features(network, store, params.batch_size, size, verbose=verbose, ranks=ranks)
+        below = keras.Input(data.values.shape[1:])
+        x = layers.Dropout(params.dropout)(below) if params.dropout else below
+        return keras.Model(below, network.get_layer(LOGITS)(x), name="training"), data
+    if params.unfreeze == "head" and ranks.rank == 0:
+        print(
+            "train: the head alone is trained, but augmentation on the device is on, so the frozen network runs in every "
+            "step; without it, its features are computed once"
+        )
+    if unchanged:
+        return keras.Model(network.input, logits_of(network).output, name="training"), store
+    return device_augmentation.with_augmentation(logits_of(network), size, image_size), store
 
 
-def _compile(model: keras.Model, params: Train, steps: int, classes: int, ranks: int) -> None:
-    optimizer = make_optimizer(params, steps, ranks)
-    optimizer.exclude_from_weight_decay(var_list=undecayed(model))
-    optimizer.build(model.trainable_variables)
+def _compile(
+    trained: keras.Model, network: keras.Model, params: Train, epochs: int, steps: int, classes: int, ranks: Ranks
+) -> keras.optimizers.Optimizer:
+    optimizer = make_optimizer(params, network, epochs, steps, ranks.count)
     # TensorFlow's XLA is slower than its kernels on a CPU, and does not know Horovod's operations.
-    plain = keras.backend.backend() == "tensorflow" and (ranks > 1 or not gpus())
-    model.compile(
+    plain = keras.backend.backend() == "tensorflow" and (ranks.count > 1 or not gpus())
+    trained.compile(
         optimizer,
-        keras.losses.CategoricalCrossentropy(label_smoothing=params.label_smoothing),
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=params.label_smoothing),
         metrics=[
             metrics.CategoricalAccuracy(name="accuracy"),
             metrics.TopKCategoricalAccuracy(k=min(5, classes), name="top5"),
         ],
         jit_compile=False if plain else "auto",
     )
+    return optimizer
 
 
 def _resume(
     directory: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, steps: int, params: Train
-) -> checkpoint.History:
+) -> History:
     """Restore the latest checkpoint, if any, and return the history up to it."""
     path = checkpoint.latest(directory)
     if path is None:
         return {}
-    history = checkpoint.restore(path, model, optimizer)
+    history = checkpoint.restore(path, model, optimizer, params.model_dump(exclude=set(NOT_OF_THE_SCHEDULE)))
     done, made = len(history["loss"]), int(optimizer.iterations.numpy())
     if made != done * steps:
         raise checkpoint.CheckpointError(
-            f"{path} was made with {made / done:g} steps an epoch, this training makes {steps}; "
+            f"{path} was made with {made / done:g} steps per epoch, and this training makes {steps}; "
             "resume with the same stores, batch_size and number of processes"
         )
-    best = checkpoint.path_of(directory, checkpoint.best_epoch(history))
-    if params.early_stop and not best.exists():
-        raise checkpoint.CheckpointError(f"early stopping needs the best epoch: put {best.name} beside {path}")
     return history
+
+
+def _tracks_statistics(layer: keras.Layer) -> bool:
+    return isinstance(layer, layers.BatchNormalization) and layer.trainable
+
+
+def _recompute_statistics(network: keras.Model, store: Rows, params: Train, stage: Stage) -> None:
+    """Set the moving statistics of batch normalisation to averages over training batches, with the final weights.
+
+    All ranks use the same batches, so that they end with the same statistics.
+    """
+    draw = partial(device_augmentation.draw, params=params)
+    batches = Batches(store, np.flatnonzero(~store.validation), params.batch_size, seed=params.seed, draw=draw)
+    batches.begin(stage.end)
+    augment = device_augmentation.DeviceAugmentation(stage.size)
+    normalisations = [layer for layer in network.layers if _tracks_statistics(layer)]
+    momenta = [layer.momentum for layer in normalisations]
+    for step in range(min(len(batches), STATISTICS_BATCHES)):
+        inputs, _ = batches[step]
+        for layer in normalisations:
+            layer.momentum = step / (step + 1)  # makes the moving average a plain one
+        network(augment(inputs["image"], inputs["numbers"], training=True), training=True)
+    for layer, momentum in zip(normalisations, momenta, strict=True):
+        layer.momentum = momentum

@@ -1,6 +1,30 @@
-"""The learning rate over a run: linear warm-up, then half a cosine down to zero."""
+"""The schedule of a run: which image size in which epochs, and the learning rate of each step."""
+
+from typing import NamedTuple
 
 from keras.optimizers.schedules import CosineDecay
+
+
+class Stage(NamedTuple):
+    """Epochs at one image size: the stage is over after `end` epochs of the run."""
+
+    size: int
+    end: int
+
+
+def stages(epochs: str, image_size: int) -> list[Stage]:
+    """Read the parameter `epochs`: "30", or sizes with the epochs of each, "128x4,160x4,192x2".
+
+    Growing images train faster and at least as well (Tan & Le 2021, https://arxiv.org/abs/2104.00298).
+
+    Args:
+        epochs: the parameter.
+        image_size: size of the store's images, used where `epochs` is a number alone.
+    """
+    if "x" not in epochs:
+        return [Stage(image_size, int(epochs))]
+    parts = [tuple(map(int, part.split("x"))) for part in epochs.split(",")]
+    return [Stage(size, sum(count for _, count in parts[: i + 1])) for i, (size, _) in enumerate(parts)]
 
 
 def warmup_cosine(peak: float, epochs: int, warmup_epochs: float, steps_per_epoch: int) -> CosineDecay:
