@@ -18,7 +18,7 @@ from carmodel.training import checkpoint, device_augmentation
 from carmodel.training.batches import Batches, Rows
 from carmodel.training.checkpoint import History
 from carmodel.training.features import Features, initialise_head
-from carmodel.training.optimizer import make_optimizer
+from carmodel.training.optimizer import make_optimizer, rate_factors
 from carmodel.training.precision import gpus
 from carmodel.training.ranks import Ranks, Single
 from carmodel.training.schedule import Stage, stages
@@ -115,10 +115,12 @@ def fit(
         accuracy = initialise_head(model, features)
         if ranks.rank == 0:
             print(f"train: linear discriminant analysis of the features: validation accuracy {accuracy:.3f}")
+    # Of the first weights, so that a resumed training has the same.
+    factors = rate_factors(model, params)
     history: History = {}
     for stage in schedule:
         history = _train_stage(
-            model, store, params, schedule, stage, checkpoint_dir, ranks, callbacks, on_saved, verbose
+            model, store, params, schedule, stage, checkpoint_dir, ranks, callbacks, on_saved, verbose, factors
         )
     if any(_tracks_statistics(layer) for layer in model.layers):
         _recompute_statistics(model, store, params, schedule[-1])
@@ -136,6 +138,7 @@ def _train_stage(
     callbacks: Sequence[keras.callbacks.Callback],
     on_saved: Callable[[Path], None] | None,
     verbose: int,
+    factors: dict[str, float],
 ) -> History:
     """Train up to the end of a stage, from the latest checkpoint, and return the history so far."""
     training_rows, validation_rows = np.flatnonzero(~store.validation), np.flatnonzero(store.validation)
@@ -153,7 +156,7 @@ def _train_stage(
         ranks=ranks.count,
     )
     validation = Batches(data, validation_rows, params.batch_size, draw=batches.draw) if len(validation_rows) else None
-    optimizer = _compile(trained, model, params, schedule[-1].end, len(batches), len(store.class_names), ranks)
+    optimizer = _compile(trained, model, params, schedule[-1].end, len(batches), len(store.class_names), ranks, factors)
     history = _resume(checkpoint_dir, model, optimizer, len(batches), params) if ranks.rank == 0 else {}
     history = ranks.from_rank_0(history)
     if (done := len(history.get("loss", []))) >= stage.end:
@@ -213,9 +216,16 @@ def _training_model(
 
 
 def _compile(
-    trained: keras.Model, network: keras.Model, params: Train, epochs: int, steps: int, classes: int, ranks: Ranks
+    trained: keras.Model,
+    network: keras.Model,
+    params: Train,
+    epochs: int,
+    steps: int,
+    classes: int,
+    ranks: Ranks,
+    factors: dict[str, float],
 ) -> keras.optimizers.Optimizer:
-    optimizer = make_optimizer(params, network, epochs, steps, ranks.count)
+    optimizer = make_optimizer(params, network, epochs, steps, ranks=ranks.count, factors=factors)
     # TensorFlow's XLA is slower than its kernels on a CPU, and does not know Horovod's operations.
     plain = keras.backend.backend() == "tensorflow" and (ranks.count > 1 or not gpus())
     trained.compile(

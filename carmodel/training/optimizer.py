@@ -4,13 +4,19 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import Variable
 
+from carmodel.model.head import LOGITS
 from carmodel.parameters import Train
 from carmodel.training.schedule import warmup_cosine
 
 FULL_SIDE = 256
 """Side in pixels of the image whose way through the network tells at which stage a layer is."""
+
+
+KERNEL_RMS = 0.07
+"""Root mean square of a kernel that learns at the plain rate, typical of networks with batch normalisation."""
 
 
 class LayerwiseRates:
@@ -41,22 +47,29 @@ class LayerwiseSGD(LayerwiseRates, keras.optimizers.SGD):
 
 
 def make_optimizer(
-    params: Train, network: keras.Model, epochs: int, steps_per_epoch: int, ranks: int = 1
+    params: Train,
+    network: keras.Model,
+    epochs: int,
+    steps_per_epoch: int,
+    *,
+    ranks: int = 1,
+    factors: dict[str, float] | None = None,
 ) -> keras.optimizers.Optimizer:
     """Return SGD with Nesterov momentum, or AdamW, on the warm-up and cosine schedule, built for the network.
 
-    Weights that multiply inputs decay. Vectors do not: biases, gamma and beta. A layer that is k stages below the
-    last one learns at ``layer_decay ** (k + 1)`` of the head's rate. With `scale_learning_rate` the peak is multiplied by the
+    Weights that multiply inputs decay. Vectors do not: biases, gamma and beta. With `scale_learning_rate` the peak is multiplied by the
     ranks, as a step then sees so many times the rows (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 2.1).
 
     Args:
-        params: `optimizer`, `learning_rate`, `momentum`, `weight_decay`, `layer_decay`, `ema`, `warmup_epochs` and
+        params: `optimizer`, `learning_rate`, `momentum`, `weight_decay`, `ema`, `warmup_epochs` and
             `scale_learning_rate` are used.
         network: its trainable variables are optimized.
         epochs: of the whole run.
         steps_per_epoch: of this process.
         ranks: processes that train together.
+        factors: of the learning rate, for each variable by its path; 1 where there is none.
     """
+    factors = factors or {}
     peak = params.learning_rate * (ranks if params.scale_learning_rate else 1)
     rate = warmup_cosine(peak, epochs, params.warmup_epochs, steps_per_epoch)
     average = {"use_ema": params.ema > 0, "ema_momentum": params.ema or 0.99}
@@ -64,9 +77,8 @@ def make_optimizer(
         optimizer = LayerwiseAdam(rate, name="adamw", **average)
     else:
         optimizer = LayerwiseSGD(rate, momentum=params.momentum, nesterov=params.momentum > 0, name="sgd", **average)
-    factor = rate_factors(network, params.layer_decay)
     variables = network.trainable_variables
-    optimizer.factors = [factor.get(variable.path, 1.0) for variable in variables]
+    optimizer.factors = [factors.get(variable.path, 1.0) for variable in variables]
     optimizer.decays = [params.weight_decay if decays(variable) else 0.0 for variable in variables]
     optimizer.build(variables)
     return optimizer
@@ -77,13 +89,32 @@ def decays(variable: Variable) -> bool:
     return len(variable.shape) > 1
 
 
-def rate_factors(network: keras.Model, layer_decay: float) -> dict[str, float]:
-    """Return the factor of the learning rate for each trainable variable below the head, by its path.
+def rate_factors(network: keras.Model, params: Train) -> dict[str, float]:
+    """Return the factor of the learning rate for each variable below the head, by its path.
 
-    A stage is made of the layers whose outputs have the same size: the side of the image divided by 2, 4, 8 … .
+    A layer that is k stages below the last one learns at ``layer_decay ** (k + 1)`` of the head's rate. A stage is made of
+    the layers whose outputs have the same size: the side of the image divided by 2, 4, 8 … .
+
+    With folded statistics the kernels have very different scales, and Adam's steps do not depend on the scale. So a
+    kernel's rate is also multiplied by its root mean square over `KERNEL_RMS`: a step changes all kernels by about the
+    same fraction.
+
+    Args:
+        network: with the weights that training starts from.
+        params: `layer_decay`, `batch_norm` and `optimizer` are used.
     """
-    if layer_decay == 1:
-        return {}
+    factors = _stage_factors(network, params.layer_decay) if params.layer_decay < 1 else {}
+    if params.batch_norm == "inference" and params.optimizer == "adamw":
+        for layer in network.layers:
+            if layer.name == LOGITS:
+                continue
+            for variable in filter(decays, layer.trainable_variables):
+                rms = float(np.sqrt(np.square(keras.ops.convert_to_numpy(variable)).mean()))
+                factors[variable.path] = factors.get(variable.path, 1.0) * rms / KERNEL_RMS
+    return factors
+
+
+def _stage_factors(network: keras.Model, layer_decay: float) -> dict[str, float]:
     sized = keras.models.clone_model(network, input_tensors=keras.Input((FULL_SIDE, FULL_SIDE, 3), dtype="uint8"))
     halvings = {
         layer.name: round(math.log2(FULL_SIDE / layer.output.shape[1])) for layer in sized.layers if _is_map(layer)
