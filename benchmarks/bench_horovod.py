@@ -53,12 +53,13 @@ def measure(folder: str, way: str, sizes: str) -> None:
     import tensorflow as tf
 
     from carmodel.model.resnet import resnet
-    from carmodel.training.distributed import Together, distribute, join
+    from carmodel.training.distributed import Horovod, Together, distribute
 
-    rank, ranks = join()
+    job = Horovod()
+    rank, ranks = job.rank, job.count
     depth, side, batch, steps = json.loads(sizes)
     share = batch // ranks
-    network = resnet(depth, 196, side)
+    network = resnet(depth, 196)
     network.compile(keras.optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy", jit_compile=False)
     clock = Clock()
     callbacks: list[keras.callbacks.Callback] = [keras.callbacks.LambdaCallback(on_train_batch_end=clock.tick)]
@@ -112,7 +113,7 @@ def parameters(depth: int) -> int:
 
     from carmodel.model.resnet import resnet
 
-    return sum(int(np.prod(variable.shape)) for variable in resnet(depth, 196, 224).trainable_variables)
+    return sum(int(np.prod(variable.shape)) for variable in resnet(depth, 196).trainable_variables)
 
 
 def efficiency(gpus: int, size: float, step: float, gigabits: float, gpus_a_server: int = 4) -> float:

@@ -101,7 +101,7 @@ def draw(folder: Path, width: int) -> list[str]:
 def measure(name: str, arguments: argparse.Namespace, texts: list[str], folder: Path) -> None:
     """Measure one network in all ways and print its tables."""
     size = arguments.image_size
-    network = resnet(int(name), CLASSES, size) if name.isdigit() else application(name, CLASSES, size)
+    network = resnet(int(name), CLASSES) if name.isdigit() else application(name, CLASSES)
     models = {way: mlflow.artifacts.download_artifacts(uri) for way, uri in log_all(network, size).items()}
     in_process: dict[str, Callable[[int], object]] = {}
     loaded = {way: mlflow.pyfunc.load_model(model) for way, model in models.items()}
@@ -114,7 +114,7 @@ def measure(name: str, arguments: argparse.Namespace, texts: list[str], folder: 
         in_process[way] = partial(run_whole, traced(of), photos)
     in_process[DECODE] = partial(decode, texts, size)
     if fast_bfloat16():
-        in_process[LIMIT_BFLOAT16] = partial(run, Forward(fold(network), bfloat16=True), photos)
+        in_process[LIMIT_BFLOAT16] = partial(run, Forward(fold(network), size, bfloat16=True), photos)
         onednn_bfloat16(False)
     with ExitStack() as stack:
         servers = {way: stack.enter_context(serve(model, scratch(folder, way))) for way, model in models.items()}

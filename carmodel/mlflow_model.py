@@ -1,11 +1,10 @@
 """The Keras model as an MLflow model: logged with its custom objects and source, loaded with its class names."""
 
+import json
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import json
 
 import keras
 import mlflow

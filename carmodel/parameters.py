@@ -233,6 +233,10 @@ class PackagePyfunc(Settings):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: where the processor has it and the answers allow it"
     )
+    image_size: int = Field(
+        0, ge=0, le=1024, description="side in pixels at which photos are served (0: that of the store of the training)"
+    )
+    flip: bool = Field(False, description="average the answers for each photo and its mirror image (twice the time)")
     max_rows: int = Field(256, ge=1, description="rows answered per request; the others get an error")
     max_bytes: int = Field(20_000_000, ge=1, description="photos in larger files are refused")
     max_pixels: int = Field(50_000_000, ge=1, description="photos with more pixels are refused before decoding")

@@ -28,7 +28,7 @@ LIMITS = {"max_rows": 40, "max_bytes": 40_000, "max_pixels": 100_000, "max_decod
 def small_network() -> keras.Model:
     """A folded residual network whose random weights tell photos apart."""
     keras.utils.set_random_seed(3)
-    return fold(resnet(14, len(NAMES), SIZE, width=8))
+    return fold(resnet(14, len(NAMES), width=8))
 
 
 def small_classifier(network: keras.Model, folder: Path, **changed: object) -> CarClassifier:

@@ -87,10 +87,10 @@ def five_steps(ranks: int, rank: int = 0, share: int = 1, *, frozen: bool) -> di
     loss = keras.losses.CategoricalCrossentropy()
     callbacks: list[keras.callbacks.Callback] = []
     if share > 1:
-        from carmodel.training.distributed import Together, broadcast, distribute
+        from carmodel.training.distributed import Horovod, Together, distribute
 
         average = distribute(optimizer)
-        broadcast(network.variables)
+        Horovod().broadcast(network.variables)
         callbacks.append(Together(average, rows=STEPS * BATCH))
     store = photos(STEPS * BATCH * ranks)
     batches = Batches(store, np.arange(len(store)), BATCH * ranks // share, seed=3, rank=rank, ranks=share)
@@ -116,9 +116,10 @@ def gradient(network: keras.Model, loss: Any, images: np.ndarray, labels: np.nda
 
 def contract(folder: str) -> None:
     """Everything about Horovod for Keras, in one start of the ranks."""
-    from carmodel.training.distributed import join
+    from carmodel.training.distributed import Horovod
 
-    rank, ranks = join()
+    job = Horovod()
+    rank, ranks = job.rank, job.count
     out = Path(folder)
     for frozen in (True, False):
         np.savez(
@@ -239,6 +240,8 @@ def logs(rank: int) -> dict[str, float]:
     from carmodel.training.distributed import Average, Together
 
     together = Together(Average(), rows=6, validation_rows=rank + 1)
+    together.set_model(dense())
+    together.set_params({"steps": 0})
     together.on_epoch_begin(0)
     logs = {"loss": 10.0**rank, "val_loss": 10.0**rank, "images_per_second": 5.0 + rank}
     together.on_epoch_end(0, logs)
@@ -263,9 +266,12 @@ def refused() -> list[str]:
 
 def shared(rank: int) -> list[Any]:
     """What rank 0 says, and what the first rank of a machine found."""
-    from carmodel.training.distributed import from_rank_0, once_a_machine
+    from carmodel.training.distributed import Horovod, once_a_machine
 
-    return [from_rank_0({"epoch": rank}), once_a_machine(lambda: f"found by process {os.environ['HOROVOD_RANK']}")]
+    return [
+        Horovod().from_rank_0({"epoch": rank}),
+        once_a_machine(lambda: f"found by process {os.environ['HOROVOD_RANK']}"),
+    ]
 
 
 def moving(rank: int) -> list[float]:

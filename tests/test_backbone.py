@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from carmodel.errors import InputError
-from carmodel.model.backbone import application, features, freeze, without_top
+from carmodel.model.backbone import application, load_network, saved_backbone, without_top
+from carmodel.model.half_precision import save_in_half_precision
+from carmodel.model.head import features_of, logits_of
+from carmodel.model.network import check_sizes
 from carmodel.model.resnet import resnet
 from carmodel.model.scale import Scale
 from carmodel.parameters import APPLICATIONS
@@ -40,7 +43,7 @@ def predict(model: keras.Model, x: np.ndarray) -> np.ndarray:
 def test_photos_are_preprocessed_as_the_network_wants_them_also_after_saving(
     name: str, photos: np.ndarray, tmp_path: Path
 ) -> None:
-    model = application(name, 5, 64)
+    model = application(name, 5)
     wanted = PREPROCESSING[name].preprocess_input(photos.astype("float32"))
     inside = keras.Model(model.input, model.get_layer("preprocess").output)
     np.testing.assert_allclose(predict(inside, photos), wanted, atol=1e-4)
@@ -49,8 +52,8 @@ def test_photos_are_preprocessed_as_the_network_wants_them_also_after_saving(
     again = keras.models.load_model(tmp_path / "model.keras", custom_objects={"Scale": Scale})
     inside = keras.Model(again.input, again.get_layer("preprocess").output)
     np.testing.assert_allclose(predict(inside, photos), wanted, atol=1e-4)
-    wanted = predict(features(model), photos)
-    np.testing.assert_allclose(predict(features(again), photos), wanted, atol=1e-5 * np.abs(wanted).max())
+    wanted = predict(features_of(model), photos)
+    np.testing.assert_allclose(predict(features_of(again), photos), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_the_settings_know_the_names_of_keras() -> None:
@@ -58,35 +61,71 @@ def test_the_settings_know_the_names_of_keras() -> None:
 
 
 def test_an_image_too_small_for_a_network_is_an_error_that_names_both() -> None:
-    with pytest.raises(InputError, match="Xception with image_size=16"):
-        application("Xception", 5, 16)
+    with pytest.raises(InputError, match="VGG16 cannot take images of 16 px"):
+        check_sizes(application("VGG16", 5), [64, 16])
 
 
 def test_features_are_what_the_head_sees_and_share_its_weights(photos: np.ndarray) -> None:
-    for model in (application("MobileNetV2", 5, 64), resnet(14, 5, 64, width=4)):
-        head = model.get_layer("predictions")
-        pooled = predict(features(model), photos)
+    for model in (application("MobileNetV2", 5), resnet(14, 5, width=4)):
+        head = model.get_layer("logits")
+        pooled = predict(features_of(model), photos)
         assert pooled.shape == (2, head.kernel.shape[0])
-        np.testing.assert_allclose(keras.ops.convert_to_numpy(head(pooled)), predict(model, photos), atol=1e-5)
+        np.testing.assert_allclose(predict(head, pooled), predict(logits_of(model), photos), atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["application", "resnet"])
-def test_freezing_leaves_the_head_and_only_the_head_to_training(family: str, photos: np.ndarray) -> None:
-    model = application("MobileNetV2", 5, 64) if family == "application" else resnet(14, 5, 64, width=4)
-    freeze(model)
-    assert [w.path for w in model.trainable_weights] == ["predictions/kernel", "predictions/bias"]
+def test_a_network_of_keras_is_flat_and_takes_images_of_any_size(photos: np.ndarray) -> None:
+    model = application("MobileNetV2", 5)
+    assert not any(isinstance(layer, keras.Model) for layer in model.layers)
+    assert predict(model, photos).shape == predict(model, photos[:, :48, :32]).shape == (2, 5)
 
-    before, pooled = model.get_weights(), predict(features(model), photos)
-    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", jit_compile=False)
-    model.train_on_batch(photos, np.array([1, 2]))
-    changed = [w.path for w, old in zip(model.weights, before, strict=True) if (w.numpy() != old).any()]
-    assert changed and set(changed) <= {"predictions/kernel", "predictions/bias"}
-    np.testing.assert_array_equal(predict(features(model), photos), pooled)
+
+@pytest.fixture
+def trunk(tmp_path: Path) -> Path:
+    """A saved network without its top: RGB 0 to 255 in, a feature map out."""
+    keras.utils.set_random_seed(1)
+    image = keras.Input((None, None, 3))
+    x = keras.layers.Rescaling(1 / 127, -1)(image)
+    x = keras.layers.Conv2D(8, 3, strides=2, use_bias=False, name="stem_conv")(x)
+    x = keras.layers.BatchNormalization(name="stem_bn")(x)
+    keras.Model(image, keras.layers.ReLU()(x)).save(tmp_path / "trunk.keras")
+    return tmp_path / "trunk.keras"
+
+
+def test_a_saved_network_becomes_the_layers_below_the_head(trunk: Path, photos: np.ndarray) -> None:
+    model = saved_backbone(trunk, 5, dropout=0.2)
+    assert {"stem_conv", "stem_bn", "dropout", "logits"} <= {layer.name for layer in model.layers}
+    wanted = predict(load_network(trunk), photos.astype("float32")).mean(axis=(1, 2))
+    np.testing.assert_allclose(predict(features_of(model), photos), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_file_that_is_no_backbone_is_named(trunk: Path, tmp_path: Path) -> None:
+    fixed, broken = tmp_path / "fixed.keras", tmp_path / "broken.keras"
+    keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]).save(fixed)
+    broken.write_bytes(trunk.read_bytes()[:-100])
+    for file, complaint in (
+        (fixed, "must take images"),
+        (broken, "is not a Keras model"),
+        (Path("no.keras"), "no such"),
+    ):
+        with pytest.raises(InputError, match=complaint) as error:
+            saved_backbone(file, 5)
+        assert str(file) in str(error.value)
+
+
+def test_half_precision_halves_the_file_and_keeps_vectors_exact(tmp_path: Path) -> None:
+    model = resnet(14, 5, width=16)
+    model.save(tmp_path / "whole.keras")
+    save_in_half_precision(model, half := tmp_path / "half.keras")
+    assert half.stat().st_size < 0.6 * (tmp_path / "whole.keras").stat().st_size
+    for kept, weight in zip(load_network(half).weights, model.weights, strict=True):
+        assert kept.dtype == "float32"
+        rounded = weight.numpy() if len(weight.shape) < 2 else weight.numpy().astype("float16")
+        np.testing.assert_array_equal(kept.numpy(), rounded)
 
 
 def test_a_weights_file_fills_the_backbone(mobilenet_weights: Path, photos: np.ndarray) -> None:
-    answer = predict(features(application("MobileNetV2", 5, 64, str(mobilenet_weights))), photos)
-    reference = without_top("MobileNetV2", 64)
+    answer = predict(features_of(application("MobileNetV2", 5, str(mobilenet_weights))), photos)
+    reference = without_top("MobileNetV2")
     reference.load_weights(mobilenet_weights)
     inputs = PREPROCESSING["MobileNetV2"].preprocess_input(photos.astype("float32"))
     wanted = predict(reference, inputs)
@@ -101,19 +140,19 @@ def test_a_weights_file_fills_the_backbone(mobilenet_weights: Path, photos: np.n
 
 def test_a_file_that_is_missing_or_of_another_network_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no file .*none\.h5"):
-        application("MobileNetV2", 5, 64, str(tmp_path / "none.h5"))
+        application("MobileNetV2", 5, str(tmp_path / "none.h5"))
     other = tmp_path / "other.weights.h5"
-    without_top("MobileNet", 64).save_weights(other)
+    without_top("MobileNet").save_weights(other)
     with pytest.raises(ValueError, match=r"other\.weights\.h5.* is not a weights file of mobilenetv2"):
-        application("MobileNetV2", 5, 64, str(other))
+        application("MobileNetV2", 5, str(other))
     other.write_bytes(b"not HDF5")
     with pytest.raises(ValueError, match=r"other\.weights\.h5.* is not a weights file of mobilenetv2"):
-        application("MobileNetV2", 5, 64, str(other))
+        application("MobileNetV2", 5, str(other))
 
 
 @pytest.mark.slow
 def test_without_a_network_imagenet_weights_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    code = "from carmodel.model.backbone import application; application('MobileNetV2', 5, 64, 'imagenet')"
+    code = "from carmodel.model.backbone import application; application('MobileNetV2', 5, 'imagenet')"
     nowhere = {"KERAS_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     run = subprocess.run(
         [sys.executable, "-c", code],

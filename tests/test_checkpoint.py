@@ -13,20 +13,19 @@ from carmodel.model.network import build
 from carmodel.parameters import Train
 from carmodel.training.checkpoint import (
     CheckpointError,
-    EarlyStopping,
-    SaveEveryEpoch,
-    best_epoch,
+    SaveCheckpoints,
     latest,
     path_of,
     restore,
     save,
 )
 
+SETTINGS = {"epochs": "2", "ema": 0.9}
 HISTORY = {"loss": [0.1, 1 / 3], "val_loss": [2.0, float("nan")]}
 
 
 def network(width: int = 4, classes: int = 3) -> keras.Model:
-    return build(Train(depth=14, width=width), classes, 32)
+    return build(Train(depth=14, width=width), [str(i) for i in range(classes)])
 
 
 def optimizer(model: keras.Model, made: type = keras.optimizers.AdamW) -> keras.optimizers.Optimizer:
@@ -54,27 +53,27 @@ def test_network_optimizer_and_history_come_back_bit_for_bit(tmp_path: Path) -> 
     model = network()
     adam = optimizer(model)
     adam.apply([keras.random.normal(v.shape) for v in model.trainable_variables], model.trainable_variables)
-    save(path_of(tmp_path, 2), model, adam, HISTORY)
+    save(path_of(tmp_path, 2), model, adam, HISTORY, SETTINGS)
 
     other = network()
     fresh = optimizer(other)
-    history = restore(path_of(tmp_path, 2), other, fresh)
+    history = restore(path_of(tmp_path, 2), other, fresh, SETTINGS)
     assert all(np.array_equal(a, b) for a, b in zip(values(model, adam), values(other, fresh), strict=True))
     assert history["loss"] == HISTORY["loss"] and np.isnan(history["val_loss"][1])
 
 
-def test_the_weights_alone_can_be_restored(tmp_path: Path) -> None:
-    model, other = network(), network()
-    save(tmp_path / "epoch-0001.npz", model, optimizer(model), HISTORY)
-    restore(tmp_path / "epoch-0001.npz", other)
-    assert all(np.array_equal(a, b) for a, b in zip(values(model), values(other), strict=True))
+def test_a_checkpoint_of_another_schedule_is_refused_by_the_parameters_name(tmp_path: Path) -> None:
+    model = network()
+    save(tmp_path / "epoch-0001.npz", model, optimizer(model), HISTORY, SETTINGS)
+    with pytest.raises(CheckpointError, match="was made with epochs=2, and this training has epochs=3"):
+        restore(tmp_path / "epoch-0001.npz", model, optimizer(model), SETTINGS | {"epochs": "3"})
 
 
 @pytest.mark.parametrize(
     ("other", "made", "complaint"),
     [
         ({"width": 6}, keras.optimizers.AdamW, r"kernel \(7, 7, 3, 4\).*kernel \(7, 7, 3, 6\)"),
-        ({"classes": 5}, keras.optimizers.AdamW, r"predictions/kernel \(128, 3\).*predictions/kernel \(128, 5\)"),
+        ({"classes": 5}, keras.optimizers.AdamW, r"logits/kernel \(128, 3\).*logits/kernel \(128, 5\)"),
         ({}, keras.optimizers.SGD, r"holds \S+momentum .* where this training has nothing"),
     ],
     ids=["wider", "more classes", "another optimizer"],
@@ -83,31 +82,31 @@ def test_a_checkpoint_of_another_training_is_refused_by_the_parameters_name(
     other: dict[str, int], made: type, complaint: str, tmp_path: Path
 ) -> None:
     model = network()
-    save(tmp_path / "epoch-0001.npz", model, optimizer(model), HISTORY)
+    save(tmp_path / "epoch-0001.npz", model, optimizer(model), HISTORY, SETTINGS)
     here = network(**other)
     fresh = optimizer(here, made)
     before = values(here, fresh)
     with pytest.raises(CheckpointError, match=complaint) as error:
-        restore(tmp_path / "epoch-0001.npz", here, fresh)
+        restore(tmp_path / "epoch-0001.npz", here, fresh, SETTINGS)
     assert "epoch-0001.npz" in str(error.value)
     assert all(np.array_equal(a, b) for a, b in zip(before, values(here, fresh), strict=True))
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     model = network()
-    save(tmp_path / "epoch-0001.npz", model, optimizer(model), HISTORY)
+    save(tmp_path / "epoch-0001.npz", model, optimizer(model), HISTORY, SETTINGS)
     whole = (tmp_path / "epoch-0001.npz").read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"no checkpoint", whole[:3000] + b"?" * 3000 + whole[6000:]):
         (tmp_path / "epoch-0002.npz").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"epoch-0002\.npz is not a readable checkpoint"):
-            restore(tmp_path / "epoch-0002.npz", network())
+            restore(tmp_path / "epoch-0002.npz", model, optimizer(model), SETTINGS)
 
 
 # The standard library's zipfile tries once more to finish the file when it is collected.
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <function ZipFile.__del__")
 def test_a_full_disk_loses_no_earlier_checkpoint_and_leaves_no_part_of_the_new_one(tmp_path: Path) -> None:
     model = network()
-    saving = SaveEveryEpoch(tmp_path, model, {})
+    saving = every_epoch(SaveCheckpoints(tmp_path, model, {}, SETTINGS))
     model.compile(optimizer(model))
     saving.set_model(model)
     for epoch in range(2):
@@ -119,27 +118,43 @@ def test_a_full_disk_loses_no_earlier_checkpoint_and_leaves_no_part_of_the_new_o
     assert latest(tmp_path) == path_of(tmp_path, 2)
 
 
-def test_the_last_two_and_the_best_are_kept_and_each_new_one_is_announced(tmp_path: Path) -> None:
+def test_the_last_two_are_kept_and_each_new_one_is_announced(tmp_path: Path) -> None:
     model = network()
     announced: list[str] = []
-    saving = SaveEveryEpoch(tmp_path, model, {}, on_saved=lambda path: announced.append(path.name))
+    saving = every_epoch(
+        SaveCheckpoints(tmp_path, model, {}, SETTINGS, on_saved=lambda path: announced.append(path.name))
+    )
     model.compile(optimizer(model))
     saving.set_model(model)
-    for epoch, loss in enumerate([3.0, 1.0, 2.0, 2.5, 1.5]):
-        saving.on_epoch_end(epoch, {"loss": 9.0, "val_loss": loss})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"epoch-000{epoch}.npz" for epoch in (2, 4, 5)]
+    for epoch in range(5):
+        saving.on_epoch_end(epoch, {"loss": 9.0})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0004.npz", "epoch-0005.npz"]
     assert announced == [f"epoch-000{epoch}.npz" for epoch in range(1, 6)]
 
 
-def test_the_best_epoch_is_the_first_of_least_validation_loss_and_of_least_loss_without_validation() -> None:
-    assert best_epoch({"loss": [3.0, 2.0, 1.0], "val_loss": [float("nan"), 0.5, 0.5]}) == 2
-    assert best_epoch({"loss": [3.0, 1.0, 2.0]}) == 2
+def test_short_epochs_are_saved_now_and_then_and_always_at_the_end(tmp_path: Path) -> None:
+    model = network()
+    announced: list[str] = []
+    saving = SaveCheckpoints(tmp_path, model, {}, SETTINGS, on_saved=lambda path: announced.append(path.name))
+    saving.set_params({"epochs": 5})
+    model.compile(optimizer(model))
+    saving.set_model(model)
+    for epoch in range(5):
+        saving.on_epoch_end(epoch, {"loss": 9.0})
+    assert announced == ["epoch-0001.npz", "epoch-0005.npz"]
+    assert saving.history["loss"] == [9.0] * 5
+
+
+def every_epoch(saving: SaveCheckpoints) -> SaveCheckpoints:
+    """Have each epoch saved as if it were the last."""
+    saving.set_params({"epochs": 0})
+    return saving
 
 
 def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     model = network()
     for epoch in (1, 2):
-        save(path_of(tmp_path, epoch), model, optimizer(model), {"loss": [1.0] * epoch})
+        save(path_of(tmp_path, epoch), model, optimizer(model), {"loss": [1.0] * epoch}, SETTINGS)
     newest = path_of(tmp_path, 2)
     newest.write_bytes(newest.read_bytes()[:-100])
     assert latest(tmp_path) == path_of(tmp_path, 1)
@@ -147,20 +162,3 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
 
 def test_an_empty_folder_has_no_latest_checkpoint(tmp_path: Path) -> None:
     assert latest(tmp_path) is None and latest(tmp_path / "missing") is None
-
-
-def test_early_stopping_waits_on_where_the_history_ends() -> None:
-    losses = [3.0, 1.0, 2.0, 1.5, 1.2, 1.1]
-
-    def stopped_at(past: int) -> int | None:
-        stopping = EarlyStopping(3, {"val_loss": losses[:past]})
-        stopping.set_model(network())
-        stopping.on_train_begin()
-        for epoch in range(past, len(losses)):
-            stopping.on_epoch_end(epoch, {"val_loss": losses[epoch]})
-            if stopping.stopped_epoch:
-                return epoch
-        return None
-
-    assert [stopped_at(past) for past in range(5)] == [4] * 5
-    assert [EarlyStopping(3, {"val_loss": losses[:past]}).over for past in range(6)] == [False] * 5 + [True]

@@ -45,7 +45,7 @@ def network() -> Any:
     from carmodel.model.resnet import resnet
 
     keras.utils.set_random_seed(3)
-    return resnet(14, len(NAMES), SIZE, width=8)
+    return resnet(14, len(NAMES), width=8)
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def left_over(model: keras.Model) -> list[str]:
 
 @pytest.mark.parametrize("depth", [14, 26])
 def test_the_folded_residual_network_answers_alike_and_has_no_normalisation_left(depth: int) -> None:
-    model = randomised(resnet(depth, 5, 64, width=8), depth)
+    model = randomised(resnet(depth, 5, width=8), depth)
     folded = fold(model)
     np.testing.assert_allclose(predict(folded, photos(64)), predict(model, photos(64)), atol=1e-5)
     assert np.ptp(predict(model, photos(64))) > 1e-3
@@ -58,7 +58,7 @@ def test_the_folded_residual_network_answers_alike_and_has_no_normalisation_left
 
 @pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50V2", "EfficientNetV2B0", "DenseNet121"])
 def test_networks_of_keras_applications_answer_alike_and_what_cannot_fold_stays(name: str) -> None:
-    model = randomised(application(name, 5, 64), 1)
+    model = randomised(application(name, 5), 1)
     folded = fold(model)
     np.testing.assert_allclose(predict(folded, photos(64)), predict(model, photos(64)), atol=1e-5)
     assert len(left_over(folded)) < len(left_over(model))
@@ -67,7 +67,7 @@ def test_networks_of_keras_applications_answer_alike_and_what_cannot_fold_stays(
 
 
 def test_channels_that_never_varied_fold_exactly() -> None:
-    model = randomised(resnet(14, 5, 32, width=4), 2)
+    model = randomised(resnet(14, 5, width=4), 2)
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.moving_variance.assign(np.where(np.arange(layer.moving_variance.shape[0]) % 2, 0.0, 1.0))
@@ -79,14 +79,14 @@ def test_channels_that_never_varied_fold_exactly() -> None:
 
 
 def test_the_folded_network_is_saved_and_loaded_without_scale(tmp_path: Path) -> None:
-    model = randomised(resnet(14, 5, 32, width=4), 3)
+    model = randomised(resnet(14, 5, width=4), 3)
     fold(model).save(tmp_path / "folded.keras")
     loaded = keras.saving.load_model(tmp_path / "folded.keras")
     np.testing.assert_allclose(predict(loaded, photos(32)), predict(model, photos(32)), atol=1e-5)
 
 
 def test_the_original_keeps_its_weights() -> None:
-    model = randomised(resnet(14, 5, 32, width=4), 4)
+    model = randomised(resnet(14, 5, width=4), 4)
     before = model.get_weights()
     folded = fold(model)
     folded.set_weights([weight + 1 for weight in folded.get_weights()])
@@ -143,7 +143,7 @@ def test_an_output_that_is_used_twice_or_activated_is_left_as_it_is() -> None:
 def test_a_network_trained_in_bfloat16_is_copied_to_float32_with_its_weights() -> None:
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        model = randomised(resnet(14, 5, 32, width=4), 6)
+        model = randomised(resnet(14, 5, width=4), 6)
     finally:
         keras.config.set_dtype_policy("float32")
     exact = in_float32(model)

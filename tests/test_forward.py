@@ -31,7 +31,7 @@ def network() -> keras.Model:
 
 @pytest.fixture(scope="module")
 def forward(network: keras.Model) -> Forward:
-    return Forward(network)
+    return Forward(network, 4)
 
 
 def photos(rows: int, seed: int = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ SIZE = 32
 @pytest.fixture(scope="module")
 def trained() -> keras.Model:
     keras.utils.set_random_seed(1)
-    model = resnet(14, 6, SIZE, width=4)
+    model = resnet(14, 6, width=4)
     for layer in model.layers:
         if isinstance(layer, Scale):
             layer.gamma.assign(keras.random.uniform(layer.gamma.shape, 0.5, 1.5))
@@ -97,7 +97,7 @@ def test_bfloat16_that_moves_a_probability_or_an_answer_too_far_is_not_used() ->
 def test_a_network_trained_in_bfloat16_is_served_in_float32(photos: np.ndarray) -> None:
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        trained = resnet(14, 6, SIZE, width=4)
+        trained = resnet(14, 6, width=4)
     finally:
         keras.config.set_dtype_policy("float32")
     for folded in (True, False):

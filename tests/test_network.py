@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 import carmodel.model
-from carmodel.model.backbone import features
-from carmodel.model.network import build
+from carmodel.errors import InputError
+from carmodel.model.head import features_of, head_weights, with_mirror_image
+from carmodel.model.network import build, with_classes
 from carmodel.parameters import Train
 
 SMALL = {"depth": 14, "width": 4}
+NAMES = ["a", "b", "c", "d", "e"]
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def mixed_bfloat16() -> Iterator[None]:
 
 @pytest.mark.parametrize("params", [Train(**SMALL), Train(backbone="MobileNetV2")], ids=["resnet", "application"])
 def test_uint8_photos_go_in_and_float32_probabilities_come_out(params: Train, photos: np.ndarray) -> None:
-    model = build(params, 5, 32)
+    model = build(params, NAMES)
     assert (model.inputs[0].name, model.inputs[0].dtype, model.layers[-1].name) == ("image", "uint8", "predictions")
     y = keras.ops.convert_to_numpy(model(photos))
     assert y.shape == (2, 5) and y.dtype == np.float32
@@ -47,34 +49,81 @@ def test_uint8_photos_go_in_and_float32_probabilities_come_out(params: Train, ph
 @pytest.mark.usefixtures("mixed_bfloat16")
 @pytest.mark.parametrize("params", [Train(**SMALL), Train(backbone="MobileNetV2")], ids=["resnet", "application"])
 def test_under_mixed_precision_the_body_is_bfloat16_and_the_ends_are_not(params: Train, photos: np.ndarray) -> None:
-    model = build(params, 5, 32)
-    assert features(model).outputs[0].dtype == "bfloat16"
+    model = build(params, NAMES)
+    assert features_of(model).outputs[0].dtype == "bfloat16"
     assert model.layers[1].compute_dtype == "float32"
     assert {w.dtype for w in model.trainable_weights} == {"float32"}
     y = keras.ops.convert_to_numpy(model(photos))
     assert y.dtype == np.float32 and np.isfinite(y).all()
 
 
-@pytest.mark.parametrize("params", [Train(**SMALL), Train(backbone="MobileNetV2")], ids=["resnet", "application"])
-def test_freeze_leaves_only_the_head_to_training(params: Train) -> None:
-    model = build(params.model_copy(update={"freeze": True}), 5, 32)
-    assert [w.path for w in model.trainable_weights] == ["predictions/kernel", "predictions/bias"]
+def test_unfreeze_trains_the_head_or_all_from_a_layer_on() -> None:
+    head = build(Train(**SMALL, unfreeze="head"), NAMES)
+    assert [w.path for w in head.trainable_weights] == ["logits/kernel", "logits/bias"]
+    last = build(Train(**SMALL, unfreeze="stage5_block1_conv1"), NAMES)
+    assert {w.path.split("_")[0] for w in last.trainable_weights} == {"stage5", "logits/kernel", "logits/bias"}
+    with pytest.raises(InputError, match=r"unfreeze=stage9: the network has no such layer.*stage2_block1"):
+        build(Train(**SMALL, unfreeze="stage9"), NAMES)
+
+
+def test_fixed_statistics_are_folded_and_change_no_answer(photos: np.ndarray) -> None:
+    keras.utils.set_random_seed(0)
+    trained = build(Train(backbone="MobileNetV2"), NAMES)
+    keras.utils.set_random_seed(0)
+    fixed = build(Train(backbone="MobileNetV2", batch_norm="inference"), NAMES)
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in fixed.layers)
+    np.testing.assert_allclose(fixed(photos, training=True), trained(photos, training=False), atol=1e-5)
+
+
+def test_a_trained_networks_head_is_matched_by_class_name(photos: np.ndarray) -> None:
+    source = build(Train(**SMALL), NAMES)
+    head = source.get_layer("logits")
+    head.set_weights([head.kernel.numpy(), np.arange(5.0)])
+    names = ["e", "new", "b"]
+    network = with_classes(source, NAMES, names, dropout=0.5)
+    kernel, bias = head_weights(network)
+    assert bias.tolist() == [4.0, 2.0, 1.0]
+    np.testing.assert_array_equal(kernel[:, [0, 2]], head.kernel.numpy()[:, [4, 1]])
+    np.testing.assert_array_equal(features_of(network)(photos), features_of(source)(photos))
+    again = build(Train(**SMALL), names, init=(source, NAMES))
+    np.testing.assert_array_equal(head_weights(again)[1], bias)
+
+
+def test_a_network_with_its_mirror_image_averages_both_answers(photos: np.ndarray, tmp_path: Path) -> None:
+    network = build(Train(**SMALL), NAMES)
+    both = with_mirror_image(network)
+    wanted = (network(photos) + network(photos[:, :, ::-1])) / 2
+    np.testing.assert_allclose(both(photos), wanted, atol=1e-6)
+    both.save(tmp_path / "both.keras")
+    np.testing.assert_allclose(keras.saving.load_model(tmp_path / "both.keras")(photos), wanted, atol=1e-6)
+
+
+def test_dropped_branches_and_strides_in_the_3x3_convolution(photos: np.ndarray) -> None:
+    network = build(Train(**SMALL, drop_path=0.9, dropout=0.5, stride_in_3x3=True), NAMES)
+    assert network.get_layer("stage3_block1_conv2").strides == (2, 2)
+    assert network.get_layer("stage5_block1_drop").rate == pytest.approx(0.9)
+    keras.utils.set_random_seed(0)
+    for layer in network.layers:
+        if layer.name.endswith("_scale3"):
+            layer.gamma.assign(keras.ops.ones_like(layer.gamma))
+    assert np.abs(network(photos, training=True) - network(photos, training=True)).max() > 0
+    np.testing.assert_array_equal(network(photos), network(photos))
 
 
 def test_weights_fill_either_family(mobilenet_weights: Path, tmp_path: Path) -> None:
-    first = build(Train(**SMALL), 5, 32)
+    first = build(Train(**SMALL), NAMES)
     first.save(tmp_path / "first.keras")
-    second = build(Train(**SMALL, weights=str(tmp_path / "first.keras")), 5, 32)
+    second = build(Train(**SMALL, weights=str(tmp_path / "first.keras")), NAMES)
     np.testing.assert_array_equal(second.get_layer("stem_conv1").kernel.numpy(), first.get_layer("stem_conv1").kernel)
-    model = build(Train(backbone="MobileNetV2", weights=str(mobilenet_weights)), 5, 32)
-    assert model.layers[2].get_layer("bn_Conv1").moving_variance.numpy().std() > 0
+    model = build(Train(backbone="MobileNetV2", weights=str(mobilenet_weights)), NAMES)
+    assert model.get_layer("bn_Conv1").moving_variance.numpy().std() > 0
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
     models = []
     for _ in range(2):
         keras.utils.set_random_seed(3)
-        models.append(build(Train(**SMALL), 5, 32).get_weights())
+        models.append(build(Train(**SMALL), NAMES).get_weights())
     for first, second in zip(*models, strict=True):
         np.testing.assert_array_equal(first, second)
 
@@ -98,7 +147,7 @@ def test_the_network_runs_under_jax() -> None:
         "from carmodel.model.network import build\n"
         "from carmodel.parameters import Train\n"
         "assert keras.backend.backend() == 'jax'\n"
-        "model = build(Train(depth=14, width=4), 5, 32)\n"
+        "model = build(Train(depth=14, width=4), list('abcde'))\n"
         "y = model.predict_on_batch(np.zeros((2, 32, 32, 3), 'uint8'))\n"
         "assert y.shape == (2, 5) and np.allclose(y.sum(1), 1)\n"
     )

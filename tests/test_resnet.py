@@ -36,7 +36,7 @@ def test_an_identity_block_keeps_the_shape() -> None:
 
 @pytest.mark.parametrize("depth", BLOCKS)
 def test_the_depth_counts_the_layers_with_kernels(depth: int) -> None:
-    model = resnet(depth, 10, 32, width=4)
+    model = resnet(depth, 10, width=4)
     count = Counter(type(layer) for layer in model.layers)
     shortcuts = len(BLOCKS[depth])
     assert count[keras.layers.Conv2D] - shortcuts + count[keras.layers.Dense] == depth
@@ -46,25 +46,25 @@ def test_the_depth_counts_the_layers_with_kernels(depth: int) -> None:
 
 def test_an_unknown_depth_is_an_error_that_names_those_there_are() -> None:
     with pytest.raises(ValueError, match="14, 26, 50, 101, 152"):
-        resnet(18, 10, 32)
+        resnet(18, 10)
 
 
 def test_depth_50_has_the_parameters_of_keras_without_conv_biases() -> None:
     theirs = keras.applications.ResNet50(weights=None, classes=196)
     biases = sum(layer.bias.shape[0] for layer in theirs.layers if isinstance(layer, keras.layers.Conv2D))
-    assert resnet(50, 196, 224).count_params() == theirs.count_params() - biases
+    assert resnet(50, 196).count_params() == theirs.count_params() - biases
 
 
 def test_layers_are_named_by_stage_block_and_place() -> None:
-    names = {layer.name for layer in resnet(26, 10, 32, width=4).layers}
-    assert {"image", "normalization", "stem_conv1", "pool", "predictions"} <= names
+    names = {layer.name for layer in resnet(26, 10, width=4).layers}
+    assert {"image", "normalization", "stem_conv1", "pool", "logits", "predictions"} <= names
     assert {f"stage5_block2_{kind}{i}" for kind in ("conv", "bn", "scale") for i in (1, 2, 3)} <= names
     assert "stage5_block1_conv0" in names
     assert "stage5_block2_conv0" not in names
 
 
 def test_convolutions_have_no_bias_and_normalisations_no_affine_part() -> None:
-    for layer in resnet(14, 10, 32, width=4).layers:
+    for layer in resnet(14, 10, width=4).layers:
         if isinstance(layer, keras.layers.Conv2D):
             assert not layer.use_bias
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -73,13 +73,13 @@ def test_convolutions_have_no_bias_and_normalisations_no_affine_part() -> None:
 
 
 def test_the_input_is_normalised_by_the_mean_pixel_of_imagenet(photos: np.ndarray) -> None:
-    model = resnet(14, 10, 64, width=4)
+    model = resnet(14, 10, width=4)
     normalised = predict(keras.Model(model.input, model.get_layer("normalization").output), photos)
     np.testing.assert_allclose(normalised, (photos - np.array(MEAN)) / STD, atol=1e-5)
 
 
 def test_every_residual_block_starts_as_its_rectified_shortcut(photos: np.ndarray) -> None:
-    model = resnet(26, 10, 64, width=4)
+    model = resnet(26, 10, width=4)
     for add in (layer for layer in model.layers if isinstance(layer, keras.layers.Add)):
         shortcut, branch = add.input
         block = keras.Model(model.input, [shortcut, branch, model.get_layer(add.name.replace("_add", "_out")).output])
@@ -92,23 +92,23 @@ def test_every_residual_block_starts_as_its_rectified_shortcut(photos: np.ndarra
 @pytest.mark.parametrize("size", [16, 33, 64])
 def test_any_image_size_gives_probabilities(size: int) -> None:
     x = np.random.default_rng(1).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
-    y = predict(resnet(14, 7, size, width=4), x)
+    y = predict(resnet(14, 7, width=4), x)
     assert y.shape == (3, 7) and y.dtype == np.float32
     np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-5)
 
 
 def test_one_step_of_training_moves_every_trainable_weight_that_zero_gammas_let_through(photos: np.ndarray) -> None:
-    model = resnet(14, 10, 64, width=4)
+    model = resnet(14, 10, width=4)
     before = {w.path: w.numpy().copy() for w in model.trainable_weights}
     model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", jit_compile=False)
     model.train_on_batch(photos, np.array([1, 2]))
     moved = {w.path for w in model.trainable_weights if (w.numpy() != before[w.path]).any()}
-    assert {path for path in before if path.endswith(("scale3/gamma", "scale0/gamma", "predictions/kernel"))} <= moved
+    assert {path for path in before if path.endswith(("scale3/gamma", "scale0/gamma", "logits/kernel"))} <= moved
     assert "stem_conv1/kernel" in moved
 
 
 def test_a_saved_network_gives_the_same_answers_when_loaded(photos: np.ndarray, tmp_path) -> None:
-    model = resnet(14, 10, 64, width=4)
+    model = resnet(14, 10, width=4)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras", custom_objects={"Scale": Scale})
     np.testing.assert_array_equal(predict(again, photos), predict(model, photos))

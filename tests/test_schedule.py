@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from carmodel.model.network import build
 from carmodel.parameters import Train
-from carmodel.training.optimizer import make_optimizer, undecayed
-from carmodel.training.schedule import warmup_cosine
+from carmodel.training.optimizer import make_optimizer, rate_factors
+from carmodel.training.schedule import stages, warmup_cosine
 
 
 def rates(peak: float, epochs: int, warmup_epochs: float, steps_per_epoch: int) -> np.ndarray:
@@ -35,22 +35,53 @@ def test_every_step_has_a_rate_above_zero_and_at_most_the_peak(epochs: int, warm
     assert measured[-1] == pytest.approx(0, abs=1e-7)
 
 
+def test_epochs_are_a_number_or_a_schedule_of_sizes() -> None:
+    assert stages("30", 224) == [(224, 30)]
+    assert stages("128x4,160x4,192x2", 224) == [(128, 4), (160, 8), (192, 10)]
+    for wrong in ("0", "128x0", "x4", "128x4,", "1.5", "128x4 160x4"):
+        with pytest.raises(ValueError, match="epochs"):
+            Train(epochs=wrong)
+    assert Train(epochs=7).epochs == "7"
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_weight_decay_shrinks_kernels_and_leaves_biases_scale_and_normalisation_alone(name: str) -> None:
-    params = Train(depth=14, width=4, optimizer=name, learning_rate=0.5, weight_decay=0.1, warmup_epochs=0, epochs=2)
-    model = build(params, 3, 32)
+def test_kernels_decay_at_their_own_rate_and_vectors_do_not(name: str) -> None:
+    params = Train(depth=14, width=4, optimizer=name, learning_rate=0.5, weight_decay=0.1, warmup_epochs=0)
+    model = build(params, ["a", "b", "c"])
     for variable in model.trainable_variables:
         variable.assign(keras.ops.ones_like(variable))
-    optimizer = make_optimizer(params, steps_per_epoch=10)
-    optimizer.exclude_from_weight_decay(var_list=undecayed(model))
+    optimizer = make_optimizer(params, model, epochs=2, steps_per_epoch=10, factors={"stem_conv1/kernel": 0.2})
     optimizer.apply([keras.ops.zeros_like(v) for v in model.trainable_variables], model.trainable_variables)
     after = {variable.path: float(keras.ops.max(variable)) for variable in model.trainable_variables}
     assert {path.rpartition("/")[2] for path in after} == {"kernel", "bias", "gamma", "beta"}
     for path, value in after.items():
-        assert value == pytest.approx(0.95 if path.endswith("kernel") else 1.0), path
+        expected = 0.99 if path.startswith("stem") else 0.95
+        assert value == pytest.approx(expected if path.endswith("kernel") else 1.0), path
+
+
+def test_each_stage_learns_at_a_fraction_of_the_rate_of_the_one_above() -> None:
+    params = Train(depth=14, width=4, layer_decay=0.5)
+    factors = rate_factors(build(params, ["a", "b"]), params)
+    for layer, stages_below in {"stem_conv1": 5, "stage2_block1_conv1": 4, "stage4_block1_conv2": 2}.items():
+        assert factors[f"{layer}/kernel"] == pytest.approx(0.5**stages_below)
+    assert factors["stage5_block1_scale3/gamma"] == pytest.approx(0.5)
+    assert "logits/kernel" not in factors
+    assert rate_factors(build(params, ["a", "b"]), Train(depth=14, width=4)) == {}
+
+
+def test_the_rate_of_a_folded_kernel_follows_its_scale() -> None:
+    params = Train(depth=14, width=4, batch_norm="inference", optimizer="adamw")
+    model = build(params, ["a", "b"])
+    before = rate_factors(model, params)
+    kernel = model.get_layer("stage3_block1_conv2").kernel
+    kernel.assign(3 * kernel)
+    after = rate_factors(model, params)
+    assert after[kernel.path] == pytest.approx(3 * before[kernel.path])
+    assert {path.rpartition("/")[2] for path in after} == {"kernel"}
 
 
 def test_the_optimizer_is_the_one_asked_for() -> None:
-    sgd, adamw = (make_optimizer(Train(optimizer=name), 10) for name in ("sgd", "adamw"))
+    network = build(Train(depth=14, width=4), ["a", "b"])
+    sgd, adamw = (make_optimizer(Train(optimizer=name, ema=0.9), network, 1, 10) for name in ("sgd", "adamw"))
     assert isinstance(sgd, keras.optimizers.SGD) and sgd.nesterov and sgd.momentum == 0.9
-    assert isinstance(adamw, keras.optimizers.AdamW)
+    assert isinstance(adamw, keras.optimizers.Adam) and adamw.use_ema and adamw.ema_momentum == 0.9

@@ -39,7 +39,7 @@ def tiny_network() -> Any:
     from carmodel.model.resnet import resnet
 
     keras.utils.set_random_seed(3)
-    return resnet(14, len(NAMES), SIZE, width=8)
+    return resnet(14, len(NAMES), width=8)
 
 
 def log_tiny(network: Any) -> str:

@@ -10,13 +10,16 @@ import numpy as np
 
 from carmodel.model.network import build
 from carmodel.parameters import Train
-from carmodel.training.distributed import join
+from carmodel.training import checkpoint
+from carmodel.training.distributed import Horovod
 from carmodel.training.fit import fit
-from tests.distributed_ranks import CLASSES, Store, photos
+from tests.distributed_ranks import Store, photos
 
-# Everything that has a state to go on with: momentum, schedule, moving statistics, views, the wait of early stopping.
+checkpoint.SECONDS = 0.0  # every epoch is saved
+
+# Everything that has a state to go on with: momentum, schedule, moving statistics, augmentation, moving averages.
 ALL = Train(
-    depth=14, width=4, batch_size=4, epochs=4, early_stop=9, random_flip=True, mixup=0.2, learning_rate=0.01
+    depth=14, width=4, batch_size=4, epochs=4, ema=0.9, random_flip=True, mixup=0.2, learning_rate=0.01
 )  # fmt: skip
 
 
@@ -28,32 +31,34 @@ class Recorder(Store):
         return super().take(rows)
 
 
-def train(folder: Path, params: Train, rank: int, ranks: int, callbacks: tuple[keras.callbacks.Callback, ...]) -> None:
+def train(folder: Path, params: Train, ranks: Horovod, callbacks: tuple[keras.callbacks.Callback, ...]) -> None:
     """Train and leave the weights, the history, the number of steps and the rows that were taken from the store."""
     store = Recorder(**vars(photos(47, validation=7)), taken=[])
     keras.utils.set_random_seed(params.seed)
-    network = build(params, CLASSES, 32)
+    network = build(params, ["a", "b", "c"])
     # As on machines of their own: only rank 0 finds its checkpoints again.
-    checkpoints = folder / "checkpoints" if rank == 0 else folder / f"empty-{rank}"
+    checkpoints = folder / "checkpoints" if ranks.rank == 0 else folder / f"empty-{ranks.rank}"
     steps: list[int] = []
     count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda step, logs: steps.append(step))
-    history = fit(network, store, params, checkpoints, callbacks=(count, *callbacks), rank=rank, ranks=ranks).history
+    history = fit(network, store, params, checkpoints, callbacks=(count, *callbacks), ranks=ranks)
     weights = np.concatenate([np.ravel(variable.numpy()) for variable in network.variables])
     taken = sorted({int(row) for rows in store.taken for row in rows})
-    np.save(folder / f"weights-{rank}.npy", weights)
-    (folder / f"seen-{rank}.json").write_text(json.dumps({"history": history, "steps": len(steps), "taken": taken}))
+    np.save(folder / f"weights-{ranks.rank}.npy", weights)
+    (folder / f"seen-{ranks.rank}.json").write_text(
+        json.dumps({"history": history, "steps": len(steps), "taken": taken})
+    )
 
 
 def killed(folder: str) -> None:
     """An uninterrupted training, and one in which rank 1 is killed two steps into the third epoch."""
-    rank, ranks = join()
-    train(Path(folder) / "uninterrupted", ALL, rank, ranks, ())
-    train(Path(folder), ALL, rank, ranks, (Die(),) if rank == 1 else ())
+    ranks = Horovod()
+    train(Path(folder) / "uninterrupted", ALL, ranks, ())
+    train(Path(folder), ALL, ranks, (Die(),) if ranks.rank == 1 else ())
 
 
 def resumed(folder: str) -> None:
     """The rest of the training that was killed."""
-    train(Path(folder), ALL, *join(), ())
+    train(Path(folder), ALL, Horovod(), ())
 
 
 class Die(keras.callbacks.Callback):
@@ -68,12 +73,12 @@ class Die(keras.callbacks.Callback):
 
 
 def several(folder: str) -> None:
-    """A plain training, and one of a frozen network's head, stopped early and ending with its best epoch."""
-    rank, ranks = join()
+    """A plain training, and one of a frozen network's head, started by linear discriminant analysis."""
+    ranks = Horovod()
     for name, params in (
         ("plain", Train(depth=14, width=4, batch_size=4, epochs=1, compression="float16")),
-        ("frozen", Train(depth=14, width=4, batch_size=4, epochs=6, early_stop=1, freeze=True, learning_rate=0.9)),
+        ("frozen", Train(depth=14, width=4, batch_size=4, epochs=3, unfreeze="head", head_init="lda")),
     ):
         out = Path(folder) / name
         out.mkdir(exist_ok=True)
-        train(out, params, rank, ranks, ())
+        train(out, params, ranks, ())

@@ -14,6 +14,7 @@ from carmodel.data.images import resize
 from carmodel.data.store import Store
 from carmodel.errors import InputError
 from carmodel.evaluation import figures, metrics
+from carmodel.model.head import with_mirror_image
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def evaluate(
     """
     size = image_size or store.image_size
     _check_fit(model, store, class_names, size)
+    model = with_mirror_image(model) if flip else model
     probabilities = np.empty((len(store), len(store.class_names)), np.float32)
     with tqdm(total=len(store), desc="evaluate", unit="photo", disable=None) as progress:
         for start in range(0, len(store), batch_size):
@@ -65,8 +67,6 @@ def evaluate(
             if size != store.image_size:
                 images = np.stack([resize(image, size, size) for image in images])
             probabilities[rows] = model.predict_on_batch(images)
-            if flip:
-                probabilities[rows] = (probabilities[rows] + model.predict_on_batch(images[:, :, ::-1])) / 2
             progress.update(len(rows))
     if not np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-2) or probabilities.min() < 0.0:
         raise InputError("the model's outputs are no probabilities (rows that sum to 1); it should end in a softmax")

@@ -30,6 +30,14 @@ def logits_of(network: keras.Model) -> keras.Model:
     return keras.Model(network.input, network.get_layer(LOGITS).output, name="logits_of_network")
 
 
+def with_mirror_image(network: keras.Model) -> keras.Model:
+    """Return a network that averages the probabilities of each photo and of its mirror image, sharing the layers."""
+    image = keras.Input(network.input_shape[1:], dtype="uint8", name="image")
+    mirrored = network(keras.ops.flip(image, axis=2))
+    average = layers.Average(dtype="float32", name=PREDICTIONS)([network(image), mirrored])
+    return keras.Model(image, average, name=f"{network.name}_and_mirror_image")
+
+
 def features_of(network: keras.Model) -> keras.Model:
     """Return the part below the head, sharing its layers: image in, pooled features (B, C) out.
 

@@ -48,8 +48,10 @@ def resnet(
     stride of 32: 7 x 7 positions at 224 px, 3 x 3 at 96 px (odd sizes round up). They have ``32 * width`` channels.
 
     Strides sit in the first 1x1 convolution of a stage, as in `keras.applications.resnet`, whose weights fit (see
-    `carmodel.model.pretrained`), or in its 3x3 convolution (version 1.5), which sees every position. The last gamma of each residual branch starts at 0, so that every block starts as its
-    shortcut (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 5.1).
+    `carmodel.model.pretrained`), or in its 3x3 convolution (version 1.5), which sees every position.
+
+    The last gamma of each residual branch starts at 0, so that every block starts as its shortcut (Goyal et al. 2017,
+    https://arxiv.org/abs/1706.02677, section 5.1).
 
     Args:
         depth: layers with weights, one of `BLOCKS`.

@@ -63,7 +63,7 @@ class CarClassifier(PythonModel):
         network = keras.saving.load_model(context.artifacts["model"], compile=False)
         if network.output_shape[-1] != len(self.class_names):
             raise ValueError(f"the network has {network.output_shape[-1]} outputs, not {len(self.class_names)}")
-        self._forward = Forward(network, bfloat16)
+        self._forward = Forward(network, self.image_size, bfloat16)
 
     def predict(
         self,

@@ -25,6 +25,7 @@ class Forward:
 
     Args:
         network: uint8 (B, H, W, 3) in, probabilities (B, C) out.
+        image_size: side of the square images.
         bfloat16: whether oneDNN computes in bfloat16, where the processor has it.
 
     Attributes:
@@ -32,13 +33,13 @@ class Forward:
         workers: batches that run at a time.
     """
 
-    def __init__(self, network: keras.Model, bfloat16: bool = False) -> None:
+    def __init__(self, network: keras.Model, image_size: int, bfloat16: bool = False) -> None:
         sizes, self.workers = (GPU_SIZES, 1) if gpus() else (CPU_SIZES, os.cpu_count() or 1)
         self.largest = sizes[0]
         self._classes = network.output_shape[-1]
         # TensorFlow keeps a copy of this option in each thread.
         self._pool = ThreadPoolExecutor(self.workers, "forward", initializer=onednn_bfloat16, initargs=(bfloat16,))
-        shape = network.input_shape[1:]
+        shape = (image_size, image_size, 3)
         # XLA was slower than oneDNN on CPUs.
         call = tf.function(lambda images: network(images, training=False), autograph=False, jit_compile=False)
         self._traces = {size: call.get_concrete_function(tf.TensorSpec((size, *shape), tf.uint8)) for size in sizes}

@@ -47,14 +47,15 @@ def lower(trained: keras.Model, photos: np.ndarray, folded: bool, precision: str
         folded: whether to fold.
         precision: "float32", or "bfloat16" by oneDNN's automatic mixed precision.
     """
-    sixteen_bits = any(layer.compute_dtype != "float32" for layer in trained._flatten_layers())
+    sixteen_bits = any(layer.compute_dtype != "float32" for layer in trained.layers)
     network = in_float32(trained) if sixteen_bits else trained
     metrics: dict[str, float] = {}
     notes: list[str] = []
-    answers = Forward(network)(photos)
+    size = photos.shape[1]
+    answers = Forward(network, size)(photos)
     if folded:
         folded_network = fold(network)
-        change = _largest_change(Forward(folded_network)(photos), answers)
+        change = _largest_change(Forward(folded_network, size)(photos), answers)
         metrics["folding_max_change"] = change
         if folded := change <= FOLDING_BOUND:
             network = folded_network
@@ -67,7 +68,7 @@ def lower(trained: keras.Model, photos: np.ndarray, folded: bool, precision: str
         precision = "float32"
         notes.append("float32: this processor computes no bfloat16 (it has neither avx512_bf16 nor amx_bf16)")
     if precision == "bfloat16":
-        precision, measured, note = judge_bfloat16(Forward(network, bfloat16=True)(photos), answers)
+        precision, measured, note = judge_bfloat16(Forward(network, size, bfloat16=True)(photos), answers)
         onednn_bfloat16(False)  # for threads to come
         metrics |= measured
         notes += [note] if note else []

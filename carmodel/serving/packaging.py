@@ -14,9 +14,11 @@ from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
+from carmodel.data.images import resize
 from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.mlflow_model import log_model, pinned
+from carmodel.model.head import with_mirror_image
 from carmodel.model.scale import Scale
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving import served as entry
@@ -102,15 +104,19 @@ def log_classifier(settings: PackagePyfunc, photos: np.ndarray, name: str = "cla
             f"{', '.join(METADATA)}"
         )
     trained = keras.saving.load_model(file, custom_objects={"Scale": Scale}, compile=False)
-    if photos.shape[1:] != trained.input_shape[1:]:
-        raise InputError(f"test.h5 has photos of {photos.shape[1]} px, the network takes {trained.input_shape[1]}")
+    size = settings.image_size or facts["image_size"]
+    if any(side not in (None, size) for side in trained.input_shape[1:3]):
+        raise InputError(f"image_size={size}: the network takes photos of {trained.input_shape[1]} px alone")
+    if photos.shape[1] != size:
+        photos = np.stack([resize(photo, size, size) for photo in photos])
     served = lower(trained, photos, settings.folded, settings.precision)
     mlflow.log_metrics(served.metrics)
     mlflow.log_params({"served_folded": served.folded, "served_precision": served.precision})
     metadata = {fact: facts[fact] for fact in METADATA} | {"folded": served.folded, "precision": served.precision}
-    metadata |= settings.model_dump(include=set(LIMITS))
+    metadata |= settings.model_dump(include=set(LIMITS)) | {"image_size": size, "flip": settings.flip}
+    final = with_mirror_image(served.network) if settings.flip else served.network
     with TemporaryDirectory(prefix="carmodel-") as scratch:
-        served.network.save(network := Path(scratch, "model.keras"))
+        final.save(network := Path(scratch, "model.keras"))
         # An artifact, since MLflow would log a `model_config` as parameters of the run, where 196 names are too long.
         texts = Path(scratch, "classifier.json")
         texts.write_text(json.dumps(metadata, indent=2) + "\n")

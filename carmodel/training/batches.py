@@ -98,6 +98,7 @@ class Batches(keras.utils.PyDataset):
             if self.draw is not None:
                 # Drawn for every row of the store, so that a row's numbers do not depend on who asks for it, or when.
                 drawn = self.draw(len(self.data), np.random.default_rng([self.seed, epoch, 1]))
+        self.epoch = epoch
         # One assignment: a thread sees the old epoch or the new one, never half of each.
         self._dealt = deal(order, self.rank, self.ranks), drawn
 

@@ -1,8 +1,8 @@
 """Checkpoints: files with all that a training needs to continue as if it had never stopped.
 
-A checkpoint is an ``.npz`` of the network's variables (random seeds included), the optimizer's variables (moving averages of
-the weights included) and, as JSON, the history and the parameters. It belongs to the network itself, whatever model wrapped it in
-training.
+A checkpoint is an ``.npz`` of the network's variables (random seeds included), the optimizer's variables (moving
+averages of the weights included) and, as JSON, the history and the parameters. It belongs to the network itself, whatever
+model wrapped it in training.
 """
 
 import json
@@ -109,6 +109,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
         network: keras.Model,
         history: History,
         settings: Settings,
+        *,
         on_saved: Callable[[Path], None] | None = None,
     ) -> None:
         super().__init__()

@@ -58,9 +58,9 @@ def initialise_head(network: keras.Model, features: Features) -> float:
     """Set the head by linear discriminant analysis of the training rows, and return its accuracy on the validation rows.
 
     Class c gets the logit ``w_c · x + b_c`` with ``w_c = S^-1 m_c`` and ``b_c = -w_c · m_c / 2``, where ``m_c`` is the mean of
-    its features and ``S`` the covariance within classes, shrunk towards a multiple of the identity (Hastie et al., The Elements
-    of Statistical Learning, section 4.3). The logits are divided by one number, so that their standard deviation over the training
-    rows is 2: a head that is too sure of itself at the start would learn slowly.
+    its features and ``S`` the covariance within classes, shrunk towards a multiple of the identity (Hastie et al., The
+    Elements of Statistical Learning, section 4.3). The logits are divided by one number, so that their standard deviation
+    over the training rows is 2: a head that is too sure of itself at the start would learn slowly.
 
     Returns:
         Accuracy on the validation rows; NaN where there are none.

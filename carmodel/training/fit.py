@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import keras
 import numpy as np
 from keras import layers, metrics
 
-from carmodel.errors import InputError
 from carmodel.model.head import LOGITS, logits_of
 from carmodel.model.network import check_sizes
 from carmodel.parameters import Train
@@ -108,153 +108,155 @@ def fit(
     keras.utils.set_random_seed(params.seed)
     # A bar where someone watches, a line per epoch in a log file.
     verbose = (1 if sys.stdout.isatty() else 2) if ranks.rank == 0 else 0
-    schedule = stages(params.epochs, len(store.take(np.array([0]))[0]))
+    schedule = stages(params.epochs, _side(store))
     check_sizes(model, {stage.size for stage in schedule})
     if params.head_init == "lda" and not ranks.from_rank_0(checkpoint.latest(checkpoint_dir) is not None):
         features = Features(model, store, params.batch_size, schedule[0].size, verbose=verbose, ranks=ranks)
         accuracy = initialise_head(model, features)
         if ranks.rank == 0:
             print(f"train: linear discriminant analysis of the features: validation accuracy {accuracy:.3f}")
-    # Of the first weights, so that a resumed training has the same.
-    factors = rate_factors(model, params)
+    # The factors are those of the first weights, so that a resumed training has the same.
+    training = _Training(model, store, params, ranks, schedule, rate_factors(model, params), verbose)
     history: History = {}
     for stage in schedule:
-        history = _train_stage(
-            model, store, params, schedule, stage, checkpoint_dir, ranks, callbacks, on_saved, verbose, factors
-        )
+        history = training.run(stage, checkpoint_dir, callbacks, on_saved)
     if any(_tracks_statistics(layer) for layer in model.layers):
         _recompute_statistics(model, store, params, schedule[-1])
     return history
 
 
-def _train_stage(
-    model: keras.Model,
-    store: Rows,
-    params: Train,
-    schedule: Sequence[Stage],
-    stage: Stage,
-    checkpoint_dir: Path,
-    ranks: Ranks,
-    callbacks: Sequence[keras.callbacks.Callback],
-    on_saved: Callable[[Path], None] | None,
-    verbose: int,
-    factors: dict[str, float],
-) -> History:
-    """Train up to the end of a stage, from the latest checkpoint, and return the history so far."""
-    training_rows, validation_rows = np.flatnonzero(~store.validation), np.flatnonzero(store.validation)
-    if len(validation_rows) >= ranks.count:
-        validation_rows = validation_rows[ranks.rank :: ranks.count]
-    trained, data = _training_model(model, store, params, stage.size, verbose, ranks)
-    augmented = isinstance(trained.input, dict)
-    batches = Batches(
-        data,
-        training_rows,
-        params.batch_size,
-        seed=params.seed,
-        draw=partial(device_augmentation.draw, params=params) if augmented else None,
-        rank=ranks.rank,
-        ranks=ranks.count,
-    )
-    validation = Batches(data, validation_rows, params.batch_size, draw=batches.draw) if len(validation_rows) else None
-    optimizer = _compile(trained, model, params, schedule[-1].end, len(batches), len(store.class_names), ranks, factors)
-    history = _resume(checkpoint_dir, model, optimizer, len(batches), params) if ranks.rank == 0 else {}
-    history = ranks.from_rank_0(history)
-    if (done := len(history.get("loss", []))) >= stage.end:
-        if stage == schedule[-1]:
-            optimizer.finalize_variable_values(trained.trainable_variables)
-            ranks.broadcast(model.variables)
+@dataclass(frozen=True)
+class _Training:
+    """What all stages of a training share; the arguments of `fit`, and what it made of them."""
+
+    network: keras.Model
+    store: Rows
+    params: Train
+    ranks: Ranks
+    schedule: Sequence[Stage]
+    factors: dict[str, float]
+    verbose: int
+
+    def run(
+        self,
+        stage: Stage,
+        checkpoint_dir: Path,
+        callbacks: Sequence[keras.callbacks.Callback],
+        on_saved: Callable[[Path], None] | None,
+    ) -> History:
+        """Train up to the end of a stage, from the latest checkpoint, and return the history so far."""
+        store, params, ranks = self.store, self.params, self.ranks
+        training_rows, validation_rows = np.flatnonzero(~store.validation), np.flatnonzero(store.validation)
+        if len(validation_rows) >= ranks.count:
+            validation_rows = validation_rows[ranks.rank :: ranks.count]
+        model, data = self.model_and_data(stage.size)
+        batches = Batches(
+            data,
+            training_rows,
+            params.batch_size,
+            seed=params.seed,
+            draw=partial(device_augmentation.draw, params=params) if isinstance(model.input, dict) else None,
+            rank=ranks.rank,
+            ranks=ranks.count,
+        )
+        validation = None
+        if len(validation_rows):
+            validation = Batches(data, validation_rows, params.batch_size, draw=batches.draw)
+        optimizer = self.compile(model, len(batches))
+        history = self.resume(checkpoint_dir, optimizer, len(batches)) if ranks.rank == 0 else {}
+        history = ranks.from_rank_0(history)
+        if (done := len(history.get("loss", []))) >= stage.end:
+            if stage == self.schedule[-1]:
+                optimizer.finalize_variable_values(model.trainable_variables)
+                ranks.broadcast(self.network.variables)
+            return history
+        rows = len(batches) * batches.batch_size
+        own = [
+            keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: batches.begin(epoch)),
+            Throughput(rows),
+        ]
+        own += ranks.callbacks(optimizer, params.compression, rows, len(validation_rows))
+        # Under JAX the callback fails: Keras has put the variables away when validation begins.
+        if params.ema and keras.backend.backend() != "jax":
+            own.append(keras.callbacks.SwapEMAWeights())
+        if ranks.rank == 0:
+            own.append(
+                checkpoint.SaveCheckpoints(checkpoint_dir, self.network, history, _settings(params), on_saved=on_saved)
+            )
+        model.fit(
+            batches,
+            validation_data=validation,
+            epochs=stage.end,
+            initial_epoch=done,
+            shuffle=False,
+            verbose=self.verbose,
+            callbacks=[*own, *callbacks],
+        )
         return history
-    saving = []
-    if ranks.rank == 0:
-        settings = params.model_dump(exclude=set(NOT_OF_THE_SCHEDULE))
-        saving = [checkpoint.SaveCheckpoints(checkpoint_dir, model, history, settings, on_saved)]
-    begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: batches.begin(epoch))
-    together = ranks.callbacks(optimizer, params.compression, len(batches) * batches.batch_size, len(validation_rows))
-    averaging = [keras.callbacks.SwapEMAWeights()] if params.ema else []
-    trained.fit(
-        batches,
-        validation_data=validation,
-        epochs=stage.end,
-        initial_epoch=done,
-        shuffle=False,
-        verbose=verbose,
-        callbacks=[
-            begin,
-            Throughput(len(batches) * batches.batch_size),
-            *together,
-            *averaging,
-            *saving,
-            *callbacks,
-        ],
-    )
-    return history
 
+    def model_and_data(self, size: int) -> tuple[keras.Model, Rows]:
+        """Return the model to fit, from images or features to logits, and what it is fitted on.
 
-def _training_model(
-    network: keras.Model, store: Rows, params: Train, size: int, verbose: int, ranks: Ranks
-) -> tuple[keras.Model, Rows]:
-    """Return the model to fit, from images or features to logits, and what it is fitted on.
+        It is a second model over the network's own layers. The network itself is never compiled, so what is saved of it
+        holds no optimizer.
+        """
+        network, store, params = self.network, self.store, self.params
+        unchanged = device_augmentation.is_off(params) and size == _side(store)
+        if params.unfreeze == "head" and unchanged:
+            data = Features(network, store, params.batch_size, size, verbose=self.verbose, ranks=self.ranks)
+            below = keras.Input(data.values.shape[1:])
+            x = layers.Dropout(params.dropout)(below) if params.dropout else below
+            return keras.Model(below, network.get_layer(LOGITS)(x), name="training"), data
+        if params.unfreeze == "head" and self.ranks.rank == 0:
+            print(
+                "train: the head alone is trained, but augmentation on the device is on, so the frozen network runs in "
+                "every step; without it, its features are computed once"
+            )
+        if unchanged:
+            return keras.Model(network.input, logits_of(network).output, name="training"), store
+        return device_augmentation.with_augmentation(logits_of(network), size, _side(store)), store
 
-    It is a second model over the network's own layers. The network itself is never compiled, so what is saved of it
-    holds no optimizer.
-    """
-    image_size = len(store.take(np.array([0]))[0])
-    unchanged = device_augmentation.is_off(params) and size == image_size
-    if params.unfreeze == "head" and unchanged:
-        data = Features(network, store, params.batch_size, size, verbose=verbose, ranks=ranks)
-        below = keras.Input(data.values.shape[1:])
-        x = layers.Dropout(params.dropout)(below) if params.dropout else below
-        return keras.Model(below, network.get_layer(LOGITS)(x), name="training"), data
-    if params.unfreeze == "head" and ranks.rank == 0:
-        print(
-            "train: the head alone is trained, but augmentation on the device is on, so the frozen network runs in every "
-            "step; without it, its features are computed once"
+    def compile(self, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
+        """Compile the model to fit and return its optimizer."""
+        optimizer = make_optimizer(
+            self.params, self.network, self.schedule[-1].end, steps, ranks=self.ranks.count, factors=self.factors
         )
-    if unchanged:
-        return keras.Model(network.input, logits_of(network).output, name="training"), store
-    return device_augmentation.with_augmentation(logits_of(network), size, image_size), store
-
-
-def _compile(
-    trained: keras.Model,
-    network: keras.Model,
-    params: Train,
-    epochs: int,
-    steps: int,
-    classes: int,
-    ranks: Ranks,
-    factors: dict[str, float],
-) -> keras.optimizers.Optimizer:
-    optimizer = make_optimizer(params, network, epochs, steps, ranks=ranks.count, factors=factors)
-    # TensorFlow's XLA is slower than its kernels on a CPU, and does not know Horovod's operations.
-    plain = keras.backend.backend() == "tensorflow" and (ranks.count > 1 or not gpus())
-    trained.compile(
-        optimizer,
-        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=params.label_smoothing),
-        metrics=[
-            metrics.CategoricalAccuracy(name="accuracy"),
-            metrics.TopKCategoricalAccuracy(k=min(5, classes), name="top5"),
-        ],
-        jit_compile=False if plain else "auto",
-    )
-    return optimizer
-
-
-def _resume(
-    directory: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, steps: int, params: Train
-) -> History:
-    """Restore the latest checkpoint, if any, and return the history up to it."""
-    path = checkpoint.latest(directory)
-    if path is None:
-        return {}
-    history = checkpoint.restore(path, model, optimizer, params.model_dump(exclude=set(NOT_OF_THE_SCHEDULE)))
-    done, made = len(history["loss"]), int(optimizer.iterations.numpy())
-    if made != done * steps:
-        raise checkpoint.CheckpointError(
-            f"{path} was made with {made / done:g} steps per epoch, and this training makes {steps}; "
-            "resume with the same stores, batch_size and number of processes"
+        # TensorFlow's XLA is slower than its kernels on a CPU, and does not know Horovod's operations.
+        plain = keras.backend.backend() == "tensorflow" and (self.ranks.count > 1 or not gpus())
+        model.compile(
+            optimizer,
+            keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=self.params.label_smoothing),
+            metrics=[
+                metrics.CategoricalAccuracy(name="accuracy"),
+                metrics.TopKCategoricalAccuracy(k=min(5, len(self.store.class_names)), name="top5"),
+            ],
+            jit_compile=False if plain else "auto",
         )
-    return history
+        return optimizer
+
+    def resume(self, directory: Path, optimizer: keras.optimizers.Optimizer, steps: int) -> History:
+        """Restore the latest checkpoint, if any, and return the history up to it."""
+        path = checkpoint.latest(directory)
+        if path is None:
+            return {}
+        history = checkpoint.restore(path, self.network, optimizer, _settings(self.params))
+        done, made = len(history["loss"]), int(optimizer.iterations.numpy())
+        if made != done * steps:
+            raise checkpoint.CheckpointError(
+                f"{path} was made with {made / done:g} steps per epoch, and this training makes {steps}; "
+                "resume with the same stores, batch_size and number of processes"
+            )
+        return history
+
+
+def _settings(params: Train) -> dict[str, object]:
+    """Return the parameters that a resumed training must share."""
+    return params.model_dump(exclude=set(NOT_OF_THE_SCHEDULE))
+
+
+def _side(store: Rows) -> int:
+    """Return the side of the store's square images in pixels."""
+    return len(store.take(np.array([0]))[0])
 
 
 def _tracks_statistics(layer: keras.Layer) -> bool:

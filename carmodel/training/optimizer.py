@@ -57,8 +57,9 @@ def make_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Return SGD with Nesterov momentum, or AdamW, on the warm-up and cosine schedule, built for the network.
 
-    Weights that multiply inputs decay. Vectors do not: biases, gamma and beta. With `scale_learning_rate` the peak is multiplied by the
-    ranks, as a step then sees so many times the rows (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 2.1).
+    Weights that multiply inputs decay. Vectors do not: biases, gamma and beta. With `scale_learning_rate` the peak is
+    multiplied by the ranks, as a step then sees so many times the rows (Goyal et al. 2017,
+    https://arxiv.org/abs/1706.02677, section 2.1).
 
     Args:
         params: `optimizer`, `learning_rate`, `momentum`, `weight_decay`, `ema`, `warmup_epochs` and
