@@ -59,7 +59,13 @@ def photos(rows: int, validation: int = 0) -> Store:
     numbers = np.random.default_rng(0)
     images = numbers.integers(0, 256, (rows, 32, 32, 3), np.uint8)
     kept = np.arange(rows) >= rows - validation
-    return Store(images=images, labels=numbers.integers(0, CLASSES, rows), validation=kept, class_names=["a", "b", "c"])
+    return Store(
+        images=images,
+        labels=numbers.integers(0, CLASSES, rows),
+        validation=kept,
+        class_names=["a", "b", "c"],
+        image_size=32,
+    )
 
 
 def small() -> keras.Model:
@@ -240,7 +246,9 @@ def logs(rank: int) -> dict[str, float]:
     from carmodel.training.distributed import Average, Together
 
     together = Together(Average(), rows=6, validation_rows=rank + 1)
-    together.set_model(dense())
+    model = dense()
+    model.compile("sgd")
+    together.set_model(model)
     together.set_params({"steps": 0})
     together.on_epoch_begin(0)
     logs = {"loss": 10.0**rank, "val_loss": 10.0**rank, "images_per_second": 5.0 + rank}

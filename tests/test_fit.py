@@ -297,7 +297,8 @@ def main(run: str, folder: Path) -> None:
     checkpoint.SECONDS = 0.0  # every epoch is saved
     if run == "under jax":
         assert keras.backend.backend() == "jax" and "tensorflow" not in sys.modules
-        history = fit(network(EVERYTHING), open_store(folder / "train.h5"), EVERYTHING, folder / "jax")
+        params = EVERYTHING.model_copy(update={"ema": 0.0})
+        history = fit(network(params), open_store(folder / "train.h5"), params, folder / "jax")
         assert history["loss"][-1] < history["loss"][0], history
         print("loss fell")
         return

@@ -28,6 +28,12 @@ class Rows(Protocol):
         ...
 
 
+class Photos(Rows, Protocol):
+    """Rows whose data are square photos, such as a `carmodel.data.store.Store`."""
+
+    image_size: int
+
+
 def permutation(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """The order in which an epoch visits the rows: a function of (seed, epoch) alone."""
     return np.random.default_rng([seed, epoch, 0]).permutation(rows)

@@ -275,7 +275,9 @@ class Together(keras.callbacks.Callback):
         logs |= {f"all_reduce_seconds_rank_{rank}": float(value) for rank, value in enumerate(seconds)}
 
     def _check(self) -> None:
-        updates = self.params["steps"] // (self.model.optimizer.gradient_accumulation_steps or 1)
+        optimizer = self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        updates = self.params["steps"] // (optimizer.gradient_accumulation_steps or 1)
         if (made := int(self.average.exchanges) - self.exchanges_before) < updates:
             raise RuntimeError(f"gradients were averaged {made} times in {updates} updates: the ranks train apart")
         sums = _of_all_ranks([float(tf.reduce_sum(tf.abs(v.value))) for v in self.model.trainable_variables])

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from carmodel.model.head import LOGITS, features_of
-from carmodel.training.batches import Batches, Rows
+from carmodel.training.batches import Batches, Photos
 from carmodel.training.device_augmentation import resize
 from carmodel.training.ranks import Ranks, Single
 
@@ -22,7 +22,7 @@ class Features:
     def __init__(
         self,
         network: keras.Model,
-        data: Rows,
+        data: Photos,
         batch_size: int,
         size: int,
         *,
@@ -42,7 +42,7 @@ class Features:
         ranks = ranks or Single()
         self.labels, self.validation, self.class_names = data.labels, data.validation, data.class_names
         part = np.array_split(np.arange(len(data)), ranks.count)[ranks.rank]
-        image = keras.Input(data.take(part[:1]).shape[1:], dtype="uint8")
+        image = keras.Input((data.image_size, data.image_size, 3), dtype="uint8")
         below = keras.Model(image, features_of(network)(keras.layers.Lambda(resize, arguments={"size": size})(image)))
         self.values = ranks.gather(below.predict(Batches(data, part, batch_size), verbose=verbose))
 

@@ -15,7 +15,7 @@ from carmodel.model.head import LOGITS, logits_of
 from carmodel.model.network import check_sizes
 from carmodel.parameters import Train
 from carmodel.training import checkpoint, device_augmentation
-from carmodel.training.batches import Batches, Rows
+from carmodel.training.batches import Batches, Photos, Rows
 from carmodel.training.checkpoint import History
 from carmodel.training.features import Features, initialise_head
 from carmodel.training.optimizer import make_optimizer, rate_factors
@@ -69,7 +69,7 @@ class Throughput(keras.callbacks.Callback):
 
 def fit(
     model: keras.Model,
-    store: Rows,
+    store: Photos,
     params: Train,
     checkpoint_dir: Path,
     *,
@@ -101,14 +101,16 @@ def fit(
         validation rows, val_loss, val_accuracy, val_top5.
 
     Raises:
-        InputError: fewer training rows than ranks, or images too small for the network.
+        InputError: fewer training rows than ranks, images too small for the network, or `ema` under JAX.
         CheckpointError: the checkpoint is of another network, optimizer, store or schedule.
     """
     ranks = ranks or Single()
+    if params.ema and keras.backend.backend() == "jax":
+        raise InputError("ema=0 is needed under JAX: Keras cannot end a training with moving averages there")
     keras.utils.set_random_seed(params.seed)
     # A bar where someone watches, a line per epoch in a log file.
     verbose = (1 if sys.stdout.isatty() else 2) if ranks.rank == 0 else 0
-    schedule = stages(params.epochs, _side(store))
+    schedule = stages(params.epochs, store.image_size)
     check_sizes(model, {stage.size for stage in schedule})
     if params.head_init == "lda" and not ranks.from_rank_0(checkpoint.latest(checkpoint_dir) is not None):
         features = Features(model, store, params.batch_size, schedule[0].size, verbose=verbose, ranks=ranks)
@@ -130,7 +132,7 @@ class _Training:
     """What all stages of a training share; the arguments of `fit`, and what it made of them."""
 
     network: keras.Model
-    store: Rows
+    store: Photos
     params: Train
     ranks: Ranks
     schedule: Sequence[Stage]
@@ -176,8 +178,7 @@ class _Training:
             Throughput(rows),
         ]
         own += ranks.callbacks(optimizer, params.compression, rows, len(validation_rows))
-        # Under JAX the callback fails: Keras has put the variables away when validation begins.
-        if params.ema and keras.backend.backend() != "jax":
+        if params.ema:
             own.append(keras.callbacks.SwapEMAWeights())
         if ranks.rank == 0:
             own.append(
@@ -201,7 +202,7 @@ class _Training:
         holds no optimizer.
         """
         network, store, params = self.network, self.store, self.params
-        unchanged = device_augmentation.is_off(params) and size == _side(store)
+        unchanged = device_augmentation.is_off(params) and size == store.image_size
         if params.unfreeze == "head" and unchanged:
             data = Features(network, store, params.batch_size, size, verbose=self.verbose, ranks=self.ranks)
             below = keras.Input(data.values.shape[1:])
@@ -214,7 +215,7 @@ class _Training:
             )
         if unchanged:
             return keras.Model(network.input, logits_of(network).output, name="training"), store
-        return device_augmentation.with_augmentation(logits_of(network), size, _side(store)), store
+        return device_augmentation.with_augmentation(logits_of(network), size, store.image_size), store
 
     def compile(self, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
         """Compile the model to fit and return its optimizer."""
@@ -254,16 +255,11 @@ def _settings(params: Train) -> dict[str, object]:
     return params.model_dump(exclude=set(NOT_OF_THE_SCHEDULE))
 
 
-def _side(store: Rows) -> int:
-    """Return the side of the store's square images in pixels."""
-    return len(store.take(np.array([0]))[0])
-
-
 def _tracks_statistics(layer: keras.Layer) -> bool:
     return isinstance(layer, layers.BatchNormalization) and layer.trainable
 
 
-def _recompute_statistics(network: keras.Model, store: Rows, params: Train, stage: Stage) -> None:
+def _recompute_statistics(network: keras.Model, store: Photos, params: Train, stage: Stage) -> None:
     """Set the moving statistics of batch normalisation to averages over training batches, with the final weights.
 
     All ranks use the same batches, so that they end with the same statistics.
