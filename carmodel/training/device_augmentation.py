@@ -175,7 +175,7 @@ class DeviceAugmentation(keras.layers.Layer):
         photos = ops.cast(images, "float32")
         seen, inside = _look(photos, [column[name] for name in COLUMNS[:4]], self.size)
         behind, _ = _look(
-            ops.average_pool(ops.roll(photos, -1, axis=0), BACKGROUND, padding="same"),
+            ops.average_pool(ops.roll(photos, -1, axis=0), BACKGROUND, strides=BACKGROUND, padding="same"),
             [column[name] for name in COLUMNS[4:8]],
             self.size,
         )

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import layers, metrics
 
+from carmodel.errors import InputError
 from carmodel.model.head import LOGITS, logits_of
 from carmodel.model.network import check_sizes
 from carmodel.parameters import Train
