@@ -74,7 +74,7 @@ def test_the_gpu_job_runs_on_photos_that_are_mounted(client: Azure, sample: Path
     assert kept["inputs"]["photos"]["mode"] == "ReadOnlyMount"
     assert kept["resources"] == {"instanceCount": 1, "properties": {}, "shmSize": "32g"}
     sent = client.resources.project_of(kept["codeId"])
-    assert {"MLproject", "steps/main.py", "configs/stanford_cars_gpu.yaml"} <= set(sent)
+    assert {"MLproject", "steps/main.py", "configs/gpu_finetune.yaml"} <= set(sent)
     assert not [path for path in sent if path.startswith((".git/", ".venv/"))]
     run = mlflow.get_run(submitted.name)
     assert run.info.status == "FINISHED" and "21 training" in run.data.tags["carmodel.summary"], run.data.tags
