@@ -1,7 +1,7 @@
-"""Weather by albumentations (https://albumentations.ai): ``-P transform=examples.albumentations_transform:weather``.
+"""Augment with weather, by albumentations: ``-P transform=examples.albumentations_transform:weather``.
 
-Needs ``pip install albumentations`` on every node. What it draws follows from the copy's own random numbers, so the engine
-and the number of workers change nothing.
+albumentations (https://albumentations.ai) must be installed on every node. Its random numbers are seeded for each copy,
+so the result does not depend on the engine or the number of workers.
 """
 
 import threading
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Pipeline(threading.local):
-    """One for each thread, as a pipeline holds its random numbers, and the local engine works on many threads."""
+    """One pipeline per thread: the local engine uses many threads, and a pipeline holds its random numbers."""
 
     def __init__(self) -> None:
         self.apply = albumentations.Compose(
@@ -31,7 +31,7 @@ def weather(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     Args:
         image: uint8 (H, W, 3).
-        rng: of this copy.
+        rng: random generator of this copy.
 
     Returns:
         uint8 (H, W, 3).

@@ -70,7 +70,7 @@ def test_the_test_labels_are_found_beside_the_archives(sample: Path, tmp_path: P
 def test_a_missing_archive_is_named(sample: Path, tmp_path: Path) -> None:
     archives = archived(sample, tmp_path / "archives")
     (archives / "cars_test.tgz").unlink()
-    with pytest.raises(InputError, match=r"put cars_test\.tgz there too"):
+    with pytest.raises(InputError, match=r"add cars_test\.tgz"):
         open_folder(archives, tmp_path / "work", 0)
 
 
@@ -234,9 +234,10 @@ def test_class_folders_within_train_and_test_keep_their_split(tmp_path: Path) ->
 def test_a_folder_of_something_else_is_refused_with_what_it_holds_and_what_is_understood(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds empty/, notes\.txt; understood are:(.|\n)*cars_train(.|\n)*train\.h5"):
+    layouts = r"contains empty/, notes\.txt; supported layouts are:(.|\n)*cars_train(.|\n)*train\.h5"
+    with pytest.raises(InputError, match=layouts):
         open_folder(tmp_path, tmp_path / "work", 0)
-    with pytest.raises(InputError, match="is not a folder"):
+    with pytest.raises(InputError, match="is not a directory"):
         open_folder(tmp_path / "notes.txt", tmp_path / "work", 0)
 
 

@@ -37,8 +37,8 @@ def test_it_follows_the_built_in_augmentation(train: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("smaller", r"row 3 \(3\.jpg\), copy 0: transform smaller made uint8 \(8, 8, 3\) of uint8 \(16, 16, 3\)"),
-        ("in_floats", r"row 3 \(3\.jpg\), copy 0: transform in_floats made float32"),
+        ("smaller", r"row 3 \(3\.jpg\), copy 0: transform smaller returned uint8 \(8, 8, 3\) for uint8 \(16, 16, 3\)"),
+        ("in_floats", r"row 3 \(3\.jpg\), copy 0: transform in_floats returned float32"),
         ("breaks_on_row_3", r"row 3 \(3\.jpg\), copy 0: transform breaks_on_row_3 raised RuntimeError: no red of 12"),
         ("forgets", r"transform forgets returned a NoneType, not an image"),
     ],
@@ -67,7 +67,7 @@ def test_it_is_found_by_name() -> None:
         ("tests.transforms:missing", "has no attribute 'missing'"),
         ("no_such_package.module:function", "No module named 'no_such_package'"),
         ("tests.transforms", "is not package.module:function"),
-        ("tests.transforms:CONSTANT", "is no function"),
+        ("tests.transforms:CONSTANT", "is not a function"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_explained(name: str, said: str) -> None:

@@ -1,1 +1,1 @@
-"""Photos in, stores out: reading, splitting, drawing the sample, writing HDF5, augmentation."""
+"""Photos to stores: read data sets, draw the sample, split, write and read HDF5, augment."""

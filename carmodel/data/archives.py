@@ -1,4 +1,4 @@
-"""The three published archives of Stanford Cars, unpacked whole and safely or not at all."""
+"""Unpack the three published archives of Stanford Cars, completely and safely or not at all."""
 
 import lzma
 import shutil
@@ -13,14 +13,13 @@ ARCHIVES = ("cars_train.tgz", "cars_test.tgz", "car_devkit.tgz")
 
 
 def unpack(folder: Path, target: Path) -> Path:
-    """Unpack the three published archives; nothing can be written outside `target`.
+    """Unpack the three published archives. Nothing is written outside `target`.
 
     Raises:
-        InputError: an archive is missing, damaged or cut off, or a member is a link, a device or would leave the
-            target.
+        InputError: an archive is missing or damaged, or a member is a link, a device or a path outside the target.
     """
     if missing := [name for name in ARCHIVES if not (folder / name).is_file()]:
-        raise InputError(f"{folder} holds only some of the archives; put {', '.join(missing)} there too")
+        raise InputError(f"{folder} has only some of the archives; add {', '.join(missing)}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:
         here = Path(unfinished) / target.name
@@ -45,21 +44,21 @@ def _extract(archive: Path, target: Path) -> None:
     except InputError:
         raise
     except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
-        raise InputError(f"{archive} cannot be unpacked: {error}; get it again") from None
+        raise InputError(f"{archive} cannot be unpacked: {error}; download it again") from None
 
 
 def _check_member(archive: Path, member: tarfile.TarInfo) -> None:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
         raise InputError(
-            f"{archive}: member {member.name!r} is a link, a device or a path that leaves the folder; "
-            "nothing of it is used, get the archive from its publisher"
+            f"{archive}: member {member.name!r} is a link, a device or a path outside the folder. "
+            "The archive is not used; download it from its publisher"
         )
 
 
 def _read_to_end(tar: tarfile.TarFile) -> None:
-    # tarfile takes a header that is damaged or cut off for the end, and stops before the stream's own checksum. Two
-    # blocks of zeros end an archive; tarfile has read the first.
+    # tarfile takes a damaged header for the end of the archive, and stops before the stream's own checksum. An archive
+    # ends with two blocks of zeros. tarfile has read the first.
     stream = tar.fileobj
     if stream is None or stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("it ends too early")

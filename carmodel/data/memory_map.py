@@ -1,4 +1,4 @@
-"""Memory maps of the images in an HDF5 file, which many threads can read at once, and copies of its files."""
+"""Map the images of an HDF5 file into memory, so that many threads can read them, and copy its files."""
 
 import shutil
 from pathlib import Path
@@ -10,34 +10,34 @@ from carmodel.errors import InputError
 
 
 class StoreError(InputError):
-    """A file that is not a whole, consistent store; the text names the file and what is wrong."""
+    """A file is not a complete, consistent store. The message names the file and the reason."""
 
 
 def map_images(path: Path, images: h5py.Dataset) -> list[np.ndarray]:
-    """Map a data set of images, without reading it.
+    """Map a data set of images without reading it.
 
     Args:
-        path: the file that holds it.
-        images: contiguous uint8 (N, H, W, 3), or a virtual data set whose parts, each a range of rows, are.
+        path: the file that contains it.
+        images: contiguous uint8 (N, H, W, 3), or a virtual data set whose parts are contiguous ranges of rows.
 
     Returns:
-        read-only arrays (n, H, W, 3) that are the rows one after another.
+        read-only arrays (n, H, W, 3), which together contain the rows in order.
 
     Raises:
-        StoreError: chunked or compressed, cut off, or a part is missing.
+        StoreError: the images are chunked, compressed or truncated, or a part is missing.
     """
     return _map_parts(path, images) if images.is_virtual else [_map(path, images)]
 
 
 def copy_store(source: Path, target_folder: Path) -> None:
-    """Copy a store and the part files that its virtual data sets name; the copy does not need the original.
+    """Copy a store and the part files that it links. The copy does not need the original.
 
     Args:
         source: the store.
-        target_folder: existing folder; parts keep their names relative to it.
+        target_folder: existing directory. Parts keep their names relative to it.
 
     Raises:
-        StoreError: the store or a part cannot be read, or a part does not lie within the store's folder.
+        StoreError: the store or a part cannot be read, or a part is not inside the store's directory.
     """
     try:
         with h5py.File(source, "r") as file:
@@ -45,7 +45,7 @@ def copy_store(source: Path, target_folder: Path) -> None:
             parts = {part.file_name for dataset in virtual for part in dataset.virtual_sources()} - {"."}
         for name in sorted(parts):
             if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise StoreError(f"{source}: its part {name} is not within {source.parent}; move it there")
+                raise StoreError(f"{source}: its part {name} is not inside {source.parent}; move it there")
             _copy(source.parent / name, target_folder / name)
         _copy(source, target_folder / source.name)
     except OSError as error:
@@ -68,7 +68,7 @@ def _map(path: Path, images: h5py.Dataset) -> np.ndarray:
     try:
         return np.memmap(path, np.uint8, "r", offset, images.shape)
     except ValueError as error:
-        raise StoreError(f"{path} is cut off: {error}") from None
+        raise StoreError(f"{path} is truncated: {error}") from None
 
 
 def _map_parts(path: Path, images: h5py.Dataset) -> list[np.ndarray]:
@@ -77,9 +77,9 @@ def _map_parts(path: Path, images: h5py.Dataset) -> list[np.ndarray]:
     for part in sorted(images.virtual_sources(), key=lambda part: part.vspace.get_select_bounds()[0][0]):
         first, last = (bound[0] for bound in part.vspace.get_select_bounds())
         if first != end:
-            raise StoreError(f"{path}: no part holds the rows {end} … {first - 1}")
+            raise StoreError(f"{path}: no part has the rows {end} to {first - 1}")
         end = last + 1
-        # A relative name is meant from the folder of the file that names it; "." is that file itself.
+        # A name is relative to the directory of the file that contains it. "." is that file itself.
         name = path if part.file_name == "." else path.parent / part.file_name
         try:
             with h5py.File(name, "r") as file:
@@ -93,5 +93,5 @@ def _map_parts(path: Path, images: h5py.Dataset) -> list[np.ndarray]:
             raise StoreError(f"{path}: its part {name} has {len(rows)} rows instead of {last + 1 - first}")
         segments.append(rows)
     if end != len(images):
-        raise StoreError(f"{path}: no part holds the rows {end} … {len(images) - 1}")
+        raise StoreError(f"{path}: no part has the rows {end} to {len(images) - 1}")
     return segments

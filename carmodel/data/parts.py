@@ -1,8 +1,8 @@
-"""A store of parts: files of images written anywhere in any order, and the store that links them.
+"""A store of parts: files of images written anywhere in any order, and a store that links them.
 
-The store is an HDF5 virtual data set over ``NAME.parts/*.h5`` beside it, by relative names, so that both move together
-(https://docs.h5py.org/en/stable/vds.html). A part is named by its content: whoever writes it again, as a cluster does with
-work that it takes for lost, writes the same bytes under the same name.
+The store is an HDF5 virtual data set over ``NAME.parts/*.h5`` beside it (https://docs.h5py.org/en/stable/vds.html). Names
+are relative, so both can be moved together. A part is named by its content: when a cluster repeats a task, it writes the
+same bytes under the same name.
 """
 
 import hashlib
@@ -22,73 +22,71 @@ from carmodel.data.writer import StoreColumns, StoreSpec, checksums, create_imag
 
 
 def parts_folder(store: Path) -> Path:
-    """Where the parts of a store lie: ``train.parts`` beside ``train.h5``."""
+    """Return the directory for the parts of a store: ``train.parts`` beside ``train.h5``."""
     return store.with_suffix(".parts")
 
 
 def write_part(batch: pd.DataFrame, make: MakeImages, size: int, folder: Path) -> pd.DataFrame:
-    """MakeImages the images of a batch and write those that are fine as one part.
+    """Make the images of a batch and write the usable ones as one part.
 
-    The file is made in memory and written from its beginning to its end, since shared folders such as DBFS take no
-    other writes.
+    The file is built in memory and written in one pass, since shared file systems such as DBFS support no other writes.
 
     Args:
         batch: slice of a table.
-        make: its images.
+        make: makes the images.
         size: side of the images, in pixels.
-        folder: exists, on storage that all nodes share.
+        folder: existing directory on storage that all nodes share.
 
     Returns:
-        what `make` told of each row, and where its image is: `part` (file name, "" without an image), `place` in that
-        part, and `crc32` of the image.
+        the outcomes of `make`, and where each image is: `part` (file name, "" without an image), `place` in that part,
+        and `crc32` of the image.
     """
     images = np.empty((len(batch), size, size, 3), np.uint8)
-    told = make(batch, images)
-    kept, fine = usable_images(images, told), told["problem"].eq("").to_numpy()
-    told = told.assign(part="", place=0, crc32=0)
-    if fine.any():
-        told.loc[fine, "part"] = _keep(_file_of(kept), folder)
-        told.loc[fine, "place"] = np.arange(len(kept))
-        told.loc[fine, "crc32"] = checksums(kept)
-    return told
+    outcomes = make(batch, images).assign(part="", place=0, crc32=0)
+    kept, usable = usable_images(images, outcomes), outcomes["problem"].eq("").to_numpy()
+    if usable.any():
+        outcomes.loc[usable, "part"] = _save(_hdf5_bytes(kept), folder)
+        outcomes.loc[usable, "place"] = np.arange(len(kept))
+        outcomes.loc[usable, "crc32"] = checksums(kept)
+    return outcomes
 
 
-def link_parts(header: StoreSpec, rows: StoreColumns, made: pd.DataFrame) -> None:
-    """Write the store that links parts, check every image in it, and remove files in its folder that it does not name.
+def link_parts(spec: StoreSpec, columns: StoreColumns, made: pd.DataFrame) -> None:
+    """Write the store that links parts, check every image in it, and remove other files from the directory of parts.
 
     Args:
-        header: of the store.
-        rows: what is known of the N images.
-        made: `part`, `place` and `crc32` of each, as `write_part` gave them; a part's images stand one after another.
+        spec: the store.
+        columns: the columns of the N images.
+        made: `part`, `place` and `crc32` of each image, from `write_part`. The images of a part are consecutive.
 
     Raises:
-        StoreError: names the row whose image is not what was made, or the part that is missing.
+        StoreError: an image does not have its checksum, or a part is missing.
     """
-    folder, linked = parts_folder(header.path), set(made["part"])
-    size = header.image_size
+    folder, linked = parts_folder(spec.path), set(made["part"])
+    size = spec.image_size
     layout = h5py.VirtualLayout((len(made), size, size, 3), np.uint8)
     starts = np.flatnonzero(made["place"] == 0).tolist()
     for start, end in pairwise([*starts, len(made)]):
         name = f"{folder.name}/{made['part'].iloc[start]}"
         layout[start:end] = h5py.VirtualSource(name, "images", (end - start, size, size, 3))
-    unfinished = header.path.with_name(f".{header.path.name}.{os.getpid()}.partial")
+    unfinished = spec.path.with_name(f".{spec.path.name}.{os.getpid()}.partial")
     with h5py.File("store", "w", driver="core", backing_store=False) as file:
         file.create_virtual_dataset("images", layout)
-        header.write(file, rows, made["crc32"].to_numpy())
+        spec.write(file, columns, made["crc32"].to_numpy())
         data = _bytes_of(file)
     try:
         unfinished.write_bytes(data)
         open_store(unfinished).verify()
-        unfinished.replace(header.path)
+        unfinished.replace(spec.path)
     finally:
         unfinished.unlink(missing_ok=True)
     for file in folder.iterdir():
         if file.name not in linked:
-            file.unlink(missing_ok=True)  # a task that ran twice may be renaming its own just now
+            file.unlink(missing_ok=True)  # a repeated task may be renaming its file at this moment
 
 
-def _file_of(images: np.ndarray) -> bytes:
-    """An HDF5 file with the data set `images`, as bytes."""
+def _hdf5_bytes(images: np.ndarray) -> bytes:
+    """Return the bytes of an HDF5 file with the data set `images`."""
     with h5py.File("part", "w", driver="core", backing_store=False) as file:
         create_images(file, len(images), images.shape[1])[:] = images
         return _bytes_of(file)
@@ -99,8 +97,8 @@ def _bytes_of(file: h5py.File) -> bytes:
     return bytes(file.id.get_file_image())
 
 
-def _keep(data: bytes, folder: Path) -> str:
-    """Write a file beside and rename it to the digest of its content; returns the name."""
+def _save(data: bytes, folder: Path) -> str:
+    """Write a file under a temporary name, rename it to the digest of its content, and return that name."""
     name = f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.h5"
     unfinished = folder / f".{uuid.uuid4().hex}.partial"
     try:
@@ -108,7 +106,7 @@ def _keep(data: bytes, folder: Path) -> str:
             write_pieces(file, data)
         unfinished.replace(folder / name)
     except OSError as error:
-        raise StoreError(f"part {name} can't be written to {folder}: {error}") from None
+        raise StoreError(f"cannot write part {name} to {folder}: {error}") from None
     finally:
         unfinished.unlink(missing_ok=True)
     return name

@@ -1,4 +1,4 @@
-"""Pictures of what is in a store, for people to look at."""
+"""Draw pictures of the photos in a store."""
 
 import textwrap
 from pathlib import Path
@@ -11,18 +11,18 @@ from carmodel.data.store import open_store
 
 
 def contact_sheet(store: Path, png: Path, title: str, columns: int = 8, rows: int = 4) -> None:
-    """Draw a grid of labelled photos, the classes in turn.
+    """Draw a grid of labelled photos, taking the classes in turn.
 
     Args:
         store: an HDF5 store.
         png: the picture to write.
-        title: above the grid; says "synthetic" where the photos are.
-        columns: photos across.
-        rows: photos down, at most.
+        title: title of the grid.
+        columns: photos per row.
+        rows: largest number of rows.
     """
     photos = open_store(store)
     cells = columns * rows
-    # All classes in turn; of more than there are cells, some from every part of the list.
+    # If there are more classes than cells, classes are taken at equal distances from the list.
     shown = np.unique(np.linspace(0, len(photos.class_names) - 1, cells).astype(np.int64))
     by_class = [np.flatnonzero(photos.labels == label) for label in shown]
     in_turn = [of_class[i] for i in range(cells) for of_class in by_class if i < len(of_class)]
@@ -32,15 +32,15 @@ def contact_sheet(store: Path, png: Path, title: str, columns: int = 8, rows: in
 
 
 def class_examples(store: Path, folder: Path, pictures: int, side: int = 112) -> None:
-    """Write the first photos of each class side by side, one JPEG a class: `folder`/CLASS_ID.jpg.
+    """Write one JPEG per class, `folder`/CLASS_ID.jpg, with its first photos side by side.
 
-    A class without photos gets none.
+    A class without photos gets no file.
 
     Args:
         store: an HDF5 store.
-        folder: where the pictures go; it exists.
-        pictures: photos a class, at most.
-        side: of each photo, in pixels.
+        folder: existing directory to write to.
+        pictures: largest number of photos per class.
+        side: side of each photo, in pixels.
     """
     photos = open_store(store)
     for label in range(len(photos.class_names)):
@@ -52,14 +52,14 @@ def class_examples(store: Path, folder: Path, pictures: int, side: int = 112) ->
 
 
 def before_after(train_h5: Path, augmented_h5: Path, png: Path, title: str = "Augmentation", pairs: int = 8) -> None:
-    """Draw training rows, and below each one an augmented copy of it.
+    """Draw training rows, with an augmented copy below each.
 
     Args:
         train_h5: the training store.
         augmented_h5: augmented copies of its rows.
         png: the picture to write.
-        title: above the grid; says "synthetic" where the photos are.
-        pairs: columns.
+        title: title of the grid.
+        pairs: number of columns.
     """
     train, augmented = open_store(train_h5), open_store(augmented_h5)
     copies = np.linspace(0, len(augmented) - 1, min(pairs, len(augmented))).astype(np.int64)

@@ -1,8 +1,8 @@
-"""The built-in sample: drawn cars with a devkit in the official Stanford Cars layout.
+"""Draw the built-in sample: cars with a devkit, in the official Stanford Cars layout.
 
-It exists so that the whole pipeline, with the reader that real data uses, runs anywhere in a minute. The class is the
-body shape alone; paint, angle, background and light are independent of it. Every photo depends on (seed, class, number)
-alone.
+With it, the whole pipeline runs anywhere in a minute, and reads the sample as it reads real data. The class is the body
+shape. Paint, angle, background and light are independent of it. Every photo depends on the seed, the class and the
+number of the photo alone.
 """
 
 import io
@@ -21,8 +21,8 @@ from carmodel.data.opencv_threads import one_opencv_thread
 from carmodel.errors import InputError
 
 YEAR = 2020
-README = """Synthetic photos: these cars are drawn by a program (carmodel.data.sample), they show no real car.
-Layout: that of the Stanford Cars data set, so that the same reader reads both.
+README = """Synthetic photos: these cars were drawn by a program (carmodel.data.sample) and show no real car.
+The layout is that of the Stanford Cars data set.
 """
 _MAT_TEXT = b"MATLAB 5.0 MAT-file, synthetic sample of carmodel"
 _MAT_TEXT_BYTES = 116  # the header's free text, where SciPy writes the date
@@ -31,24 +31,24 @@ Photo = tuple[int, int]  # class, number within the class
 
 
 def class_names(classes: int) -> list[str]:
-    """Names of the first n body shapes, such as "Synthetic Sedan 2020"."""
+    """Return the names of the first body shapes, such as "Synthetic Sedan 2020"."""
     return [f"Synthetic {body.name} {YEAR}" for body in BODIES[:classes]]
 
 
 def draw(folder: Path, classes: int = 8, photos: int = 100, seed: int = 0) -> Path:
-    """Draw the sample: cars_train/, cars_test/, devkit/ and README.txt; the same bytes for the same arguments.
+    """Draw cars_train/, cars_test/, devkit/ and README.txt. The same arguments produce the same bytes.
 
     Args:
-        folder: where to put it; must not exist or be empty.
+        folder: directory to create. If it exists, it must be empty.
         classes: body shapes, 2 to 8.
-        photos: photos of each class, at least 2, a fifth of them (at least one) for the test.
-        seed: of the photos and of their order.
+        photos: photos per class, at least 2. A fifth of them, at least one, is for the test.
+        seed: seed of the photos and of their order.
 
     Returns:
         `folder`.
 
     Raises:
-        InputError: the folder holds something already, or too many or too few classes or photos.
+        InputError: the folder is not empty, or the number of classes or photos is out of range.
     """
     if not 2 <= classes <= len(BODIES) or photos < 2:
         raise InputError(f"classes must be 2 to {len(BODIES)} and photos at least 2, got {classes} and {photos}")
@@ -65,7 +65,7 @@ def draw(folder: Path, classes: int = 8, photos: int = 100, seed: int = 0) -> Pa
         _save_mat(here / "devkit" / "cars_meta.mat", {"class_names": names})
         for salt, (split, numbers) in enumerate(splits.items()):
             chosen = [(label, number) for label in range(classes) for number in numbers]
-            # Shuffled, so that a file's name says nothing of its class.
+            # Shuffled, so that a file's name does not reveal its class.
             order = np.random.default_rng([seed, salt]).permutation(len(chosen))
             _write_split(here, split, [chosen[i] for i in order], seed)
         here.replace(folder)
@@ -99,7 +99,7 @@ def _write_photo(path: Path, photo: Photo, seed: int) -> tuple[int, int, int, in
 
 
 def _annotations(names: list[str], boxes: list[tuple[int, int, int, int]], labels: list[int] | None) -> np.ndarray:
-    """The devkit's struct array (1, N): box corners 1-based and inclusive, class 1-based."""
+    """Return the devkit's struct array (1, N), with 1-based classes and 1-based, inclusive box corners."""
     fields = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", *(["class"] if labels else []), "fname"]
     rows = np.empty((1, len(names)), [(field, object) for field in fields])
     for i, (name, (x1, y1, x2, y2)) in enumerate(zip(names, boxes, strict=True)):

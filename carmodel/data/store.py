@@ -1,18 +1,18 @@
-"""The store: one HDF5 file of prepared images with their labels, read through a memory map.
+"""Read a store: an HDF5 file of prepared images with their labels.
 
-Reading h5py from many threads is serial and its fancy indexing slow, so `images` is contiguous and uncompressed and
-`Store` maps it at its offset in the file; h5py reads the small data sets once. A store made of parts (an HDF5 virtual
-data set over part files) is mapped part by part. The file's contents, schema version 1:
+h5py serves one thread at a time, and its fancy indexing is slow. Therefore `images` is contiguous and uncompressed, and
+`Store` maps it into memory at its offset in the file. h5py reads the small data sets once. A store of parts (an HDF5
+virtual data set over part files) is mapped part by part. Schema version 1:
 
     images        uint8  (N, H, W, 3)  RGB
     labels        int64  (N,)          0-based class
-    crc32         uint32 (N,)          of each image's bytes
+    crc32         uint32 (N,)          checksum of each image's bytes
     source        str    (N,)          file name in the data set
-    source_index  int64  (N,)          the row an augmented copy came from, its own row otherwise
-    validation    bool   (N,)          training row kept for validation
+    source_index  int64  (N,)          the row that an augmented copy was made from, otherwise its own row
+    validation    bool   (N,)          whether a training row is used for validation
     class_names   str    (C,)
 
-and the attributes schema_version, split, image_size, crop, margin, seed, created_by, and a note where there is one.
+The attributes are schema_version, split, image_size, crop, margin, seed, created_by and, optionally, note.
 """
 
 import hashlib
@@ -34,18 +34,18 @@ Attribute = str | int | float
 
 
 class Store:
-    """Rows of one or more store files, as one.
+    """The rows of one or more store files.
 
     Attributes:
         labels: int64 (N,), 0-based.
-        crc32: uint32 (N,), of each image's bytes.
+        crc32: uint32 (N,), checksum of each image's bytes.
         source: str (N,), file name in the data set.
-        source_index: int64 (N,), row in the first file that an augmented copy came from, its own row otherwise.
+        source_index: int64 (N,), the row in the first file that an augmented copy was made from, otherwise its own row.
         validation: bool (N,).
         class_names: C names; label i is class_names[i].
         image_shape: (H, W, 3).
         image_size: side of the square images, in pixels.
-        attrs: the attributes of the first file; "note" is "" where there is none.
+        attrs: the attributes of the first file. "note" is "" if the file has none.
         paths: the files, in the order of their rows.
     """
 
@@ -74,25 +74,25 @@ class Store:
         return len(self.labels)
 
     def take(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Copy rows, in the given order; safe to call from many threads.
+        """Copy rows in the given order. Many threads may call it at once.
 
         Args:
             rows: int (n,), in any order, repeats allowed.
             out: uint8 (n, H, W, 3) to fill, or None for a new array.
 
         Returns:
-            uint8 (n, H, W, 3): `out` where given.
+            uint8 (n, H, W, 3), which is `out` if it is given.
 
         Raises:
-            IndexError: a row below 0 or not below len(self).
+            IndexError: a row is below 0 or not below len(self).
         """
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"rows must lie in 0 … {len(self) - 1}, got {rows.min()} … {rows.max()}")
+            raise IndexError(f"rows must be from 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}")
         if out is None:
             out = np.empty((len(rows), *self.image_shape), np.uint8)
         if len(self._segments) == 1:
-            # mode="clip" spares the buffer that "raise" copies through; the bounds are checked above
+            # mode="raise" would copy through a buffer. The bounds are checked above.
             return np.take(self._segments[0], rows, axis=0, out=out, mode="clip")
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         for i in np.unique(owner):
@@ -101,10 +101,10 @@ class Store:
         return out
 
     def verify(self) -> None:
-        """Recompute the crc32 of every image.
+        """Check the crc32 of every image.
 
         Raises:
-            StoreError: names the first row whose image does not have the checksum that was stored.
+            StoreError: an image does not have the stored checksum. Names the first such row.
         """
         row = 0
         for segment in self._segments:
@@ -116,27 +116,27 @@ class Store:
 
 
 def open_store(*paths: Path | str) -> Store:
-    """Open stores as one, rows after one another: ``open_store("train.h5", "augmented.h5")``.
+    """Open one or more store files as one store: ``open_store("train.h5", "augmented.h5")``.
 
     Raises:
         StoreError: a file is missing, damaged or not a store, or the files differ in classes or image size.
     """
     if not paths:
-        raise StoreError("no store was named")
+        raise StoreError("name at least one store")
     return Store([Path(path) for path in paths])
 
 
 def content_digest(store: Store) -> str:
-    """Which labelled photos a store holds, in order: BLAKE2b (16 bytes, hex) of sources, labels and class names.
+    """Return the BLAKE2b digest (16 bytes, hex) of the sources, labels and class names, in order.
 
-    Image size, crop and seed do not count: a test set keeps its digest however it was prepared.
+    It does not depend on image size, crop or seed, so a test set keeps its digest however it is prepared.
     """
     content = json.dumps([store.source.tolist(), store.labels.tolist(), store.class_names])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 class _File:
-    """One store file, read and checked: memory-mapped segments of images and the small data sets in memory."""
+    """One checked store file: images as memory maps, everything else in memory."""
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path = path
@@ -156,7 +156,7 @@ class _File:
             raise StoreError(f"{path}: {', '.join(odd)} must have one entry for each of {len(images)} images")
         labels = self.rows["labels"]
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
-            raise StoreError(f"{path}: labels must lie in 0 … {len(self.class_names) - 1}")
+            raise StoreError(f"{path}: labels must be from 0 to {len(self.class_names) - 1}")
         self.segments = map_images(path, images)
 
 
@@ -167,7 +167,7 @@ def _read(path: Path) -> _File:
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
     except OSError as error:
-        raise StoreError(f"{path} is not a whole HDF5 file: {error}") from None
+        raise StoreError(f"{path} is not a complete HDF5 file: {error}") from None
 
 
 def _plain(value: np.generic | Attribute) -> Attribute:

@@ -1,4 +1,4 @@
-"""Writing a store, beside its final name: one file of images and what is known of each (schema: `carmodel.data.store`)."""
+"""Write a store in one file, under a temporary name until it is whole. `carmodel.data.store` describes the schema."""
 
 import os
 import zlib
@@ -13,13 +13,13 @@ import numpy as np
 from carmodel.data.memory_map import StoreError
 from carmodel.data.store import ATTRIBUTES, ROW_DATA, SCHEMA_VERSION, Attribute
 
-# Linux keeps what comes in larger pieces in larger pages, of memory that a virtual machine may not have been given yet:
-# five times the system time was seen.
+# Linux caches larger writes in larger pages, for which a virtual machine may have to request memory. That took up to five
+# times the system time.
 PIECE = 1 << 20
 
 
 class StoreColumns(NamedTuple):
-    """What a store keeps of its N rows beside their images; see the module's schema."""
+    """The columns of a store's N rows, in addition to the images."""
 
     labels: np.ndarray
     source: Sequence[str] | np.ndarray
@@ -28,16 +28,16 @@ class StoreColumns(NamedTuple):
 
 
 class StoreSpec:
-    """A store that is to be written: its path and size, its attributes and class names.
+    """The path, image size, attributes and class names of a store to write.
 
     Args:
         path: final name of the file.
         image_size: side of the square images, in pixels.
         class_names: label i is class_names[i].
-        attrs: the schema's other attributes: split, crop, margin, seed, created_by, and note where there is one.
+        attrs: the schema's other attributes: split, crop, margin, seed, created_by and, optionally, note.
 
     Raises:
-        StoreError: an attribute of the schema is missing, or one is none of it.
+        StoreError: an attribute is missing or is not in the schema.
     """
 
     def __init__(self, path: Path, image_size: int, class_names: Sequence[str], **attrs: Attribute) -> None:
@@ -48,44 +48,44 @@ class StoreSpec:
         if odd := (set(ATTRIBUTES) ^ set(self._attrs)) - {"note"}:
             raise StoreError(f"{path}: a store has the attributes {', '.join(ATTRIBUTES)}; check {sorted(odd)}")
 
-    def write(self, file: h5py.File, rows: StoreColumns | None, crc32: Sequence[int] | np.ndarray) -> None:
-        """Write everything but the images.
+    def write(self, file: h5py.File, columns: StoreColumns | None, crc32: Sequence[int] | np.ndarray) -> None:
+        """Write everything except the images.
 
         Raises:
-            StoreError: not as many rows as checksums.
+            StoreError: the columns and `crc32` have different lengths.
         """
-        if rows is None or any(len(column) != len(crc32) for column in rows):
-            raise StoreError(f"{self.path}: {len(crc32)} images, but not as many rows were described")
-        columns = {**rows._asdict(), "crc32": crc32}
+        if columns is None or any(len(column) != len(crc32) for column in columns):
+            raise StoreError(f"{self.path}: every column must have {len(crc32)} rows, one per image")
+        values = {**columns._asdict(), "crc32": crc32}
         for name, dtype in ROW_DATA.items():
-            file[name] = np.asarray(columns[name], dtype)
+            file[name] = np.asarray(values[name], dtype)
         text = h5py.string_dtype()
-        file.create_dataset("source", data=np.array(rows.source, object), dtype=text)
+        file.create_dataset("source", data=np.array(columns.source, object), dtype=text)
         file.create_dataset("class_names", data=np.array(self._class_names, object), dtype=text)
         file.attrs.update(self._attrs)
 
 
 class Writer:
-    """Write a store, within a ``with`` block: images batch by batch, then what is known of all rows.
+    """Write a store within a ``with`` block: images batch by batch, then the columns.
 
-    The rows go to a file beside the target, which gets the final name when the block ends well and is removed when it
-    does not. Fewer images than announced are fine: the file is cut to those that came.
+    The file has a temporary name. It gets its final name when the block ends, and is removed if the block raises an
+    exception. If fewer than `rows` images are appended, the file is made smaller.
 
     Args:
-        header: of the store.
-        rows: most images that will be appended.
+        spec: the store.
+        rows: largest number of images.
     """
 
-    def __init__(self, header: StoreSpec, rows: int) -> None:
-        self._header = header
-        self._partial = header.path.with_name(f".{header.path.name}.{os.getpid()}.partial")
+    def __init__(self, spec: StoreSpec, rows: int) -> None:
+        self._spec = spec
+        self._partial = spec.path.with_name(f".{spec.path.name}.{os.getpid()}.partial")
         self._shorter = self._partial.with_suffix(".shorter")
         self._crc32: list[int] = []
-        self._rows: StoreColumns | None = None
+        self._columns: StoreColumns | None = None
         self._file = h5py.File(self._partial, "w")
-        self._images = create_images(self._file, rows, header.image_size)
+        self._images = create_images(self._file, rows, spec.image_size)
         self._file.flush()
-        # Plain writes at the images' place in the file let other threads work meanwhile; h5py's hold Python's lock.
+        # Plain writes at the images' offset let other threads work meanwhile. Writes by h5py hold Python's global lock.
         self._raw = self._partial.open("r+b")
         self._raw.seek(self._images.id.get_offset() or 0)
 
@@ -93,20 +93,20 @@ class Writer:
         return self
 
     def append(self, images: np.ndarray, crc32: Sequence[int] | None = None) -> None:
-        """Append uint8 (n, H, W, 3), with their `checksums` where they are known.
+        """Append uint8 (n, H, W, 3), with their `checksums` if they are known.
 
         Raises:
-            StoreError: more images than were announced, or of another size.
+            StoreError: there are more than `rows` images, or their size is different.
         """
         crc32 = checksums(images) if crc32 is None else crc32
         if images.shape[1:] != self._images.shape[1:] or len(self._crc32) + len(images) > len(self._images):
-            raise StoreError(f"{self._header.path}: {images.shape} appended to {self._images.shape}")
+            raise StoreError(f"{self._spec.path}: {images.shape} appended to {self._images.shape}")
         write_pieces(self._raw, np.ascontiguousarray(images, np.uint8).reshape(-1).data)
         self._crc32 += crc32
 
-    def describe(self, rows: StoreColumns) -> None:
-        """Say what all rows are, in the order in which their images came."""
-        self._rows = rows
+    def describe(self, columns: StoreColumns) -> None:
+        """Set the columns of all rows, in the order of the images."""
+        self._columns = columns
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -124,15 +124,14 @@ class Writer:
         self._raw.close()
         if len(self._crc32) < len(self._images):
             self._trim()
-        self._header.write(self._file, self._rows, self._crc32)
+        self._spec.write(self._file, self._columns, self._crc32)
         self._file.close()
-        self._partial.replace(self._header.path)
+        self._partial.replace(self._spec.path)
 
     def _trim(self) -> None:
-        # A contiguous data set cannot shrink: the rows that came are copied once, slice by slice, to a file of their
-        # size.
+        # A contiguous data set cannot shrink, so the images are copied to a smaller file.
         with h5py.File(self._shorter, "w") as file:
-            images = create_images(file, len(self._crc32), self._header.image_size)
+            images = create_images(file, len(self._crc32), self._spec.image_size)
             for start in range(0, len(images), 256):
                 end = min(start + 256, len(images))
                 images[start:end] = self._images[start:end]
@@ -142,25 +141,25 @@ class Writer:
 
 
 def write_pieces(file: BinaryIO, data: bytes | memoryview) -> None:
-    """Write one dimension of bytes, `PIECE` of them at a time."""
+    """Write bytes in pieces of at most `PIECE`."""
     view = memoryview(data)
     for start in range(0, len(view), PIECE):
         file.write(view[start : start + PIECE])
 
 
 def checksums(images: np.ndarray) -> list[int]:
-    """CRC-32 of each image of uint8 (n, H, W, 3)."""
+    """Return the CRC-32 of each image of uint8 (n, H, W, 3)."""
     return [zlib.crc32(image) for image in images]
 
 
 def create_images(file: h5py.File, rows: int, size: int) -> h5py.Dataset:
-    """MakeImages the data set `images`, contiguous and uncompressed: uint8 (rows, size, size, 3)."""
+    """Create the data set `images`, contiguous and uncompressed: uint8 (rows, size, size, 3)."""
     plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plan.set_layout(h5py.h5d.CONTIGUOUS)
-    # Space at once and without fill values: the rows are written anyway.
+    # Allocate space at once and without fill values, since every row is written.
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    # The same rows make the same file, byte for byte, whenever it is written: the cache compares files.
+    # Without times, the same rows make the same file, byte for byte. The cache compares files.
     plan.set_obj_track_times(False)
     space = h5py.h5s.create_simple((rows, size, size, 3))
     return h5py.Dataset(h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, plan))

@@ -1,1 +1,1 @@
-"""Drawn cars for the built-in sample: body shapes, paint, scenery, pose and light."""
+"""Draw cars for the built-in sample: body shapes, paint, scenery, pose and light."""

@@ -1,4 +1,4 @@
-"""One drawn photo: a car in some pose and light before a background, and its box."""
+"""Draw one photo: a car in a random pose and light, in front of a background, and its box."""
 
 import cv2
 import numpy as np
@@ -9,7 +9,7 @@ from carmodel.data.drawing.scenery import draw_scene
 
 Box = tuple[int, int, int, int]
 
-OVERSAMPLING = 2  # drawn at twice the size and area-averaged: smooth edges
+OVERSAMPLING = 2  # photos are drawn at twice the size, then averaged, for smooth edges
 
 
 def draw_photo(body: Body, rng: np.random.Generator) -> tuple[np.ndarray, Box]:
@@ -37,8 +37,7 @@ def draw_photo(body: Body, rng: np.random.Generator) -> tuple[np.ndarray, Box]:
 
 
 def _random_pose(car: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Homography (3, 3) from the car's layer to the frame: mirrored, turned, seen at an angle, placed inside the
-    frame."""
+    """Return a homography (3, 3) from the car's layer to the frame. It mirrors, rotates, tilts and places the car."""
     corners = np.array([[0, 0], [CANVAS[0], 0], [CANVAS[0], CANVAS[1]], [0, CANVAS[1]]], np.float64)
     target = corners - (CANVAS[0] / 2, GROUND)
     if rng.random() < 0.5:
@@ -70,7 +69,7 @@ def _cast_shadow(scene: np.ndarray, car: Box, rng: np.random.Generator) -> None:
 
 
 def _light(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, colour of the light, a gradient across the frame, contrast, blur and sensor noise."""
+    """Change brightness, colour and direction of the light and contrast, and add blur and sensor noise."""
     height, width = picture.shape[:2]
     warmth = rng.uniform(-0.08, 0.08)
     across = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None] * np.float32(rng.uniform(-0.14, 0.14))
