@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
+from carmodel.data.images import prepare
 from carmodel.errors import InputError
 from carmodel.parameters import PackagePyfunc
 from tests.classified import (
@@ -67,8 +68,6 @@ def logged(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
             photos = np.random.default_rng(0).integers(0, 256, (9, SIZE, SIZE, 3), np.uint8)
             with pytest.raises(InputError, match="not a Keras model logged by train"):
                 log_classifier(given.model_copy(update={"model_uri": bare.model_uri}), photos)
-            with pytest.raises(InputError, match="test.h5 has photos of 16 px, the network takes 32"):
-                log_classifier(given, photos[:, :16, :16])
             yield log_classifier(given, photos)[0].model_uri
 
 
@@ -183,10 +182,27 @@ def test_class_names_limits_and_the_trained_network_are_in_the_models_metadata(s
         "margin": MARGIN,
         "folded": True,
         "precision": "float32",
+        "flip": False,
         **LIMITS,
     }
     inputs = {spec.name: spec.required for spec in served.metadata.signature.inputs}
     assert inputs == {"image": True, "x1": False, "y1": False, "x2": False, "y2": False}
+
+
+def test_photos_are_served_at_another_size_and_with_their_mirror_image(served: Any, network: Any) -> None:
+    from carmodel.serving.packaging import log_classifier
+
+    given = PackagePyfunc(model_uri=served.metadata.metadata["trained_model"], image_size=48, flip=True, **LIMITS)
+    info, _ = log_classifier(given, np.zeros((1, SIZE, SIZE, 3), np.uint8), name="mirrored")
+    photo_bytes = photo(2)
+    image = prepare(photo_bytes, 48, None, MARGIN)[None]
+    wanted = (network.predict_on_batch(image) + network.predict_on_batch(image[:, :, ::-1]))[0] / 2
+    (answer,) = (
+        mlflow.pyfunc.load_model(info.model_uri)
+        .predict(pd.DataFrame({"image": [text(photo_bytes)]}))
+        .to_dict("records")
+    )
+    check_answer(answer, wanted)
 
 
 @pytest.mark.slow
