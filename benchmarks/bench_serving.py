@@ -29,7 +29,6 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 
 from carmodel.data import sample
-from carmodel.digests import ROOT
 from carmodel.mlflow_model import log_network
 from carmodel.model.backbone import application
 from carmodel.model.folding import fold
@@ -37,6 +36,7 @@ from carmodel.model.resnet import resnet
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving.forward import Forward
 from carmodel.serving.packaging import log_classifier
+from carmodel.tracking.digests import ROOT
 from carmodel.training.precision import fast_bfloat16, onednn_bfloat16
 from tests.endpoint import Endpoint, serve
 

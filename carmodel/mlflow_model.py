@@ -14,12 +14,12 @@ from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME, ModelInfo
 from mlflow.types.schema import Schema, TensorSpec
 
-from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.model.backbone import load_network as load_keras_file
 from carmodel.model.scale import Scale
 from carmodel.service_errors import has_no_such_call
-from carmodel.tracking import fetch
+from carmodel.tracking.artifacts import fetch
+from carmodel.tracking.digests import ROOT
 
 # What a process needs to load the network and run it; everything else of the project stays at home.
 PRETRAINED = ROOT / "pretrained" / "stanford_cars.keras"

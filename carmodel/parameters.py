@@ -298,3 +298,9 @@ ENTRY_POINTS: dict[str, type[Settings]] = STEPS | {"deploy": Deploy}
 # How the steps hang together: each output, and the parameter by which later steps take it. main fills these; on a step
 # run alone the user names them.
 LINK_OF = {"data": "store_uri", "augmented": "augmented_uri", "model": "model_uri", "report": "evaluation_uri"}
+
+# Parameters that name an input. Its contents go into the cache key, not its path. A value that is no URI and no existing file,
+# such as backbone=resnet, goes into the key as it is.
+INPUTS = (*LINK_OF.values(), "data_uri", "weights", "init", "backbone")
+# Parameters that say where or how far work is done, and do not change its result.
+NOT_IN_CACHE_KEY = ("spark_master", "work_folder", "resume")

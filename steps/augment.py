@@ -10,7 +10,9 @@ from carmodel.data.store import open_store
 from carmodel.data.transform import load_transform
 from carmodel.parameters import Augment
 from carmodel.recipe import SettingsError, require
-from carmodel.tracking import StepRun, fetch, local_path
+from carmodel.tracking.artifacts import fetch
+from carmodel.tracking.paths import local_path
+from carmodel.tracking.runs import StepRun
 from steps.command import run_step
 from steps.engine import engine_of, output_folder, seen_by_all
 

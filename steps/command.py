@@ -11,7 +11,7 @@ from carmodel.errors import InputError
 from carmodel.parameters import ENTRY_POINTS, Settings
 from carmodel.recipe import SettingsError, resolve
 from carmodel.service_errors import explain
-from carmodel.tracking import step_run
+from carmodel.tracking.runs import step_run
 
 
 def run_step(name: str, work: Callable[..., None]) -> None:

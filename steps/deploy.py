@@ -9,11 +9,11 @@ from mlflow.exceptions import MlflowException
 from carmodel.deploy import docker, local, online, webservice
 from carmodel.deploy.smoke import drawn_car, smoke
 from carmodel.deploy.wanted import SETTINGS, Deployed, DeployError, Say, Wanted
-from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.parameters import Deploy
 from carmodel.serving.registry import version_for_alias
-from carmodel.tracking import StepRun
+from carmodel.tracking.digests import ROOT
+from carmodel.tracking.runs import StepRun
 from steps.command import run_step
 
 TARGETS = {

@@ -10,7 +10,7 @@ from carmodel.data.local_engine import Engine, local_engine
 from carmodel.data.spark_engine import spark_engine
 from carmodel.data.spark_session import ship, spark_session
 from carmodel.parameters import OnEngine
-from carmodel.tracking import StepRun
+from carmodel.tracking.runs import StepRun
 
 
 @contextmanager

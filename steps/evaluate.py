@@ -7,7 +7,8 @@ from carmodel.evaluation.report import evaluate, write_report
 from carmodel.mlflow_model import load_network
 from carmodel.parameters import Evaluate
 from carmodel.recipe import require
-from carmodel.tracking import StepRun, fetch
+from carmodel.tracking.artifacts import fetch
+from carmodel.tracking.runs import StepRun
 from steps.command import run_step
 
 

@@ -11,14 +11,16 @@ from mlflow.exceptions import ExecutionException
 
 from carmodel.cloud.placement import Place, check_artifacts, check_placement, load_placement
 from carmodel.cloud.waiting import wait
-from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.model.weights import find_weights
 from carmodel.parameters import LINK_OF, STEPS, Settings
 from carmodel.recipe import check, parse_flag, resolve
 from carmodel.service_errors import AGAIN, without_secrets
 from carmodel.serving.registry import CANDIDATE, address_of, promote
-from carmodel.tracking import SUMMARY_TAG, cache_key, find_reusable, links_from, local_path, outputs_of
+from carmodel.tracking.cache import cache_key, find_reusable
+from carmodel.tracking.digests import ROOT
+from carmodel.tracking.lineage import SUMMARY_TAG, links_from, outputs_of
+from carmodel.tracking.paths import local_path
 from steps.command import fail, make_parser, parse, stop
 
 

@@ -16,7 +16,8 @@ from carmodel.recipe import require
 from carmodel.serving.examples import EXAMPLES
 from carmodel.serving.packaging import log_classifier
 from carmodel.serving.registry import promote, register
-from carmodel.tracking import StepRun, fetch
+from carmodel.tracking.artifacts import fetch
+from carmodel.tracking.runs import StepRun
 from steps.command import run_step
 
 CHECKED = 256

@@ -13,9 +13,11 @@ from carmodel.data.pictures import contact_sheet
 from carmodel.data.preprocessing import check_stores, write_stores
 from carmodel.data.sources import ReadyStores, open_folder
 from carmodel.data.store import open_store
-from carmodel.digests import digest_of_sources
 from carmodel.parameters import Preprocess
-from carmodel.tracking import StepRun, fetch, local_path
+from carmodel.tracking.artifacts import fetch
+from carmodel.tracking.digests import digest_of_sources
+from carmodel.tracking.paths import local_path
+from carmodel.tracking.runs import StepRun
 from steps.command import run_step
 from steps.engine import engine_of, output_folder, seen_by_all
 

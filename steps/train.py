@@ -23,7 +23,9 @@ from carmodel.mlflow_model import load_initial, log_network
 from carmodel.model.network import build
 from carmodel.parameters import Train
 from carmodel.recipe import require
-from carmodel.tracking import StepRun, fetch, outputs_of
+from carmodel.tracking.artifacts import fetch
+from carmodel.tracking.lineage import outputs_of
+from carmodel.tracking.runs import StepRun
 from carmodel.training import launch, precision, spark
 from carmodel.training.fit import fit
 from carmodel.training.ranks import Ranks, Single

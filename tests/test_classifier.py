@@ -52,8 +52,8 @@ def network() -> Any:
 @pytest.fixture(scope="module")
 def logged(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URI of the logged classifier, and the tracking store that holds it."""
-    from carmodel.digests import ROOT
     from carmodel.serving.packaging import log_classifier
+    from carmodel.tracking.digests import ROOT
 
     folder = tmp_path_factory.mktemp("classifier")
     facts = {"class_names": NAMES, "image_size": SIZE, "crop": "box", "margin": MARGIN}

@@ -16,10 +16,11 @@ from mlflow.entities import Run
 
 from carmodel.data import stanford_cars
 from carmodel.data.store import open_store
-from carmodel.digests import ROOT
 from carmodel.mlflow_model import load_network
 from carmodel.parameters import STEPS
-from carmodel.tracking import fetch, outputs_of
+from carmodel.tracking.artifacts import fetch
+from carmodel.tracking.digests import ROOT
+from carmodel.tracking.lineage import outputs_of
 from tests.endpoint import serve
 from tests.tracked import tracked_in
 
@@ -227,7 +228,7 @@ def test_fresh_reuses_nothing(project: Project, first: dict[str, str]) -> None:
         ("main", "set=train.epoch=3", "train has no parameter 'epoch'"),
         ("main", "config=configs/none.yaml", "configs/demo.yaml"),
         ("train", "epochs=3", "train needs store_uri"),
-        ("augment", "store_uri=no/such/folder", "no/such/folder: no such file or folder"),
+        ("augment", "store_uri=no/such/folder", "no/such/folder: no such file or directory"),
     ],
 )
 def test_a_wrong_parameter_ends_the_run_with_what_exists(

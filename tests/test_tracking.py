@@ -8,9 +8,9 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from carmodel import digests, tracking
 from carmodel.errors import InputError
 from carmodel.parameters import Augment, Evaluate, Preprocess, Train
+from carmodel.tracking import artifacts, cache, digests, lineage, runs
 from tests.tracked import tracked_in
 
 
@@ -29,8 +29,8 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return mlflow.set_experiment(experiment_id=mlflow.create_experiment(tmp_path.name, str(tmp_path))).experiment_id
 
 
-def run_once(settings: Augment, text: str = "made") -> tracking.StepRun:
-    with tracking.step_run("augment", settings) as step:
+def run_once(settings: Augment, text: str = "made") -> runs.StepRun:
+    with runs.step_run("augment", settings) as step:
         folder = step.folder / "out"
         folder.mkdir()
         (folder / "file.txt").write_text(text)
@@ -40,14 +40,14 @@ def run_once(settings: Augment, text: str = "made") -> tracking.StepRun:
 
 def find(settings: Augment) -> Run | None:
     experiment = mlflow.tracking.fluent._get_experiment_id()
-    return tracking.find_reusable(tracking.cache_key("augment", settings), experiment)
+    return cache.find_reusable(cache.cache_key("augment", settings), experiment)
 
 
 def test_an_output_comes_back_by_its_uri_without_a_copy() -> None:
     step = run_once(Augment(seed=1))
     uri = step.outputs["augmented"]["uri"]
-    assert (tracking.fetch(uri) / "file.txt").read_text() == "made"
-    assert tracking.fetch(uri) == tracking.fetch(uri)
+    assert (artifacts.fetch(uri) / "file.txt").read_text() == "made"
+    assert artifacts.fetch(uri) == artifacts.fetch(uri)
     assert not step.folder.exists()
 
 
@@ -58,30 +58,30 @@ def test_the_same_parameters_find_the_finished_run_and_others_do_not() -> None:
 
 
 def test_a_failed_run_is_not_reused() -> None:
-    with pytest.raises(RuntimeError), tracking.step_run("augment", Augment()):
+    with pytest.raises(RuntimeError), runs.step_run("augment", Augment()):
         raise RuntimeError
     assert find(Augment()) is None
 
 
 def test_a_run_without_its_artifacts_is_not_reused() -> None:
     uri = run_once(Augment()).outputs["augmented"]["uri"]
-    (tracking.fetch(uri) / "file.txt").unlink()
+    (artifacts.fetch(uri) / "file.txt").unlink()
     assert find(Augment()) is None
-    shutil.rmtree(tracking.fetch(run_once(Augment()).outputs["augmented"]["uri"]))
+    shutil.rmtree(artifacts.fetch(run_once(Augment()).outputs["augmented"]["uri"]))
     assert find(Augment()) is None
 
 
 def test_a_run_without_its_picture_is_not_reused() -> None:
-    with tracking.step_run("augment", Augment(seed=9)):
+    with runs.step_run("augment", Augment(seed=9)):
         mlflow.log_text("a picture", "picture.png")
     run = find(Augment(seed=9))
     assert run is not None
-    (tracking.fetch(run.info.artifact_uri) / "picture.png").unlink()
+    (artifacts.fetch(run.info.artifact_uri) / "picture.png").unlink()
     assert find(Augment(seed=9)) is None
 
 
 def test_a_step_that_logs_no_artifact_of_its_own_is_reused() -> None:
-    with tracking.step_run("augment", Augment(seed=11)) as step:
+    with runs.step_run("augment", Augment(seed=11)) as step:
         pass
     assert find(Augment(seed=11)).info.run_id == step.run_id
 
@@ -97,7 +97,7 @@ def test_links_back_to_their_folder_are_followed_once(tmp_path: Path) -> None:
 def test_the_next_command_carries_the_outputs_and_the_inputs_on() -> None:
     settings = Train(store_uri="runs:/1/data")
     outputs = {"model": {"uri": "models:/m-1", "digest": "", "listing": ""}}
-    following = tracking.what_next("train", settings, outputs)
+    following = lineage.what_next("train", settings, outputs)
     assert (
         following == "mlflow run . -e evaluate --env-manager local -P store_uri=runs:/1/data -P model_uri=models:/m-1"
     )
@@ -108,26 +108,24 @@ def test_what_a_link_leads_to_belongs_to_the_input(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "real" / "photo.jpg").write_bytes(b"one")
     (tmp_path / "data" / "class").symlink_to(tmp_path / "real")
-    before = tracking.cache_key("preprocess", Preprocess(data_uri=f"file://{tmp_path}/data"))
+    before = cache.cache_key("preprocess", Preprocess(data_uri=f"file://{tmp_path}/data"))
     (tmp_path / "real" / "photo.jpg").write_bytes(b"two")
-    assert tracking.cache_key("preprocess", Preprocess(data_uri=f"file://{tmp_path}/data")) != before
+    assert cache.cache_key("preprocess", Preprocess(data_uri=f"file://{tmp_path}/data")) != before
 
 
 def test_the_key_follows_the_contents_of_an_input_not_its_address(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "photo.jpg").write_bytes(b"same")
-    keys = [tracking.cache_key("preprocess", Preprocess(data_uri=str(tmp_path / name))) for name in ("a", "b")]
+    keys = [cache.cache_key("preprocess", Preprocess(data_uri=str(tmp_path / name))) for name in ("a", "b")]
     assert keys[0] == keys[1]
     (tmp_path / "b" / "photo.jpg").write_bytes(b"others")
-    assert tracking.cache_key("preprocess", Preprocess(data_uri=str(tmp_path / "b"))) != keys[0]
+    assert cache.cache_key("preprocess", Preprocess(data_uri=str(tmp_path / "b"))) != keys[0]
 
 
 def test_a_run_made_again_with_the_same_bytes_gives_the_next_step_the_same_key() -> None:
     first, second = (run_once(Augment(seed=seed)).outputs["augmented"]["uri"] for seed in (1, 2))
-    assert tracking.cache_key("train", Train(augmented_uri=first)) == tracking.cache_key(
-        "train", Train(augmented_uri=second)
-    )
+    assert cache.cache_key("train", Train(augmented_uri=first)) == cache.cache_key("train", Train(augmented_uri=second))
 
 
 def test_the_key_follows_the_sources_that_the_step_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,27 +133,46 @@ def test_the_key_follows_the_sources_that_the_step_imports(tmp_path: Path, monke
     for folder in ("carmodel", "steps"):
         shutil.copytree(digests.ROOT / folder, copy / folder)
     shutil.copy(digests.ROOT / "requirements.lock", copy)
-    for module in (tracking, digests):
+    for module in (cache, digests):
         monkeypatch.setattr(module, "ROOT", copy)
-    keys = {step: tracking.cache_key(step, settings) for step, settings in (("augment", Augment()), ("train", Train()))}
+    keys = {step: cache.cache_key(step, settings) for step, settings in (("augment", Augment()), ("train", Train()))}
     scale = copy / "carmodel" / "model" / "scale.py"
     scale.write_text(scale.read_text() + "\n# changed\n")
-    assert tracking.cache_key("augment", Augment()) == keys["augment"]
-    assert tracking.cache_key("train", Train()) != keys["train"]
+    assert cache.cache_key("augment", Augment()) == keys["augment"]
+    assert cache.cache_key("train", Train()) != keys["train"]
     (copy / "requirements.lock").write_text("")
-    assert tracking.cache_key("augment", Augment()) != keys["augment"]
+    assert cache.cache_key("augment", Augment()) != keys["augment"]
 
 
 def test_two_models_of_the_same_shape_are_two_inputs() -> None:
-    keys = [tracking.cache_key("evaluate", Evaluate(model_uri=f"models:/m-{name}")) for name in "ab"]
+    keys = [cache.cache_key("evaluate", Evaluate(model_uri=f"models:/m-{name}")) for name in "ab"]
     assert keys[0] != keys[1]
 
 
 def test_a_missing_input_is_named() -> None:
     with pytest.raises(InputError, match="no/such/folder"):
-        tracking.fetch("no/such/folder")
+        artifacts.fetch("no/such/folder")
     for uri in ("runs:/0123/data", "models:/none@candidate", "s3://nowhere/photos", "http://localhost:1/photos"):
         with pytest.raises(InputError, match=uri):
-            tracking.fetch(uri)
+            artifacts.fetch(uri)
         with pytest.raises(InputError, match=uri):
-            tracking.digest_of_input(uri)
+            cache.digest_of_input(uri)
+
+
+def test_where_and_how_far_a_step_runs_is_not_part_of_the_key(tmp_path: Path) -> None:
+    assert cache.cache_key("train", Train(resume="0123")) == cache.cache_key("train", Train())
+    elsewhere = Preprocess(work_folder=str(tmp_path))
+    assert cache.cache_key("preprocess", elsewhere) == cache.cache_key("preprocess", Preprocess())
+
+
+def test_a_word_for_an_input_counts_as_it_is() -> None:
+    assert cache.digest_of_input("MobileNetV2") == "MobileNetV2"
+    assert cache.cache_key("train", Train(backbone="MobileNetV2")) != cache.cache_key("train", Train())
+
+
+def test_the_file_that_training_continues_from_counts_by_its_contents(tmp_path: Path) -> None:
+    keys = []
+    for name, contents in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (file := tmp_path / f"{name}.keras").write_bytes(contents)
+        keys.append(cache.cache_key("train", Train(init=str(file))))
+    assert keys[0] == keys[1] != keys[2]

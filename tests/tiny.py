@@ -46,9 +46,9 @@ def log_tiny(network: Any) -> str:
     """Log the classifier in the active run; its URI."""
     import mlflow
 
-    from carmodel.digests import ROOT
     from carmodel.parameters import PackagePyfunc
     from carmodel.serving.packaging import log_classifier
+    from carmodel.tracking.digests import ROOT
 
     model = mlflow.tensorflow.log_model(
         network,

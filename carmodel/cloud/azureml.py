@@ -17,8 +17,8 @@ from mlflow.cli import cli
 from mlflow.projects.backend.loader import MLFLOW_BACKENDS
 
 from carmodel.cloud.waiting import Remote, State
-from carmodel.digests import ROOT
 from carmodel.errors import InputError
+from carmodel.tracking.digests import ROOT
 
 if TYPE_CHECKING:
     from azureml.core import Environment

@@ -7,9 +7,9 @@ import mlflow
 from mlflow.projects.utils import load_project
 
 from carmodel.cloud.waiting import Remote, State
-from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.service_errors import without_secrets
+from carmodel.tracking.digests import ROOT
 
 WORKSPACE = re.compile(r"/subscriptions/([^/]+)/resourceGroups/([^/]+)/providers/[^/]+/workspaces/([^/?]+)")
 ENDED = ("Completed", "Failed", "Canceled", "NotResponding")

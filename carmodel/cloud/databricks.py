@@ -24,8 +24,8 @@ from mlflow.projects.utils import get_or_create_run, load_project
 
 from carmodel.cloud.project import copy_project
 from carmodel.cloud.waiting import Remote, State
-from carmodel.digests import ROOT
 from carmodel.errors import InputError
+from carmodel.tracking.digests import ROOT
 
 JOB = "databricks_job.py"
 # A run that could not even start has no result: https://docs.databricks.com/api/workspace/jobs/getrun

@@ -8,8 +8,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from carmodel.errors import InputError
-from carmodel.parameters import LINK_OF, STEPS, Settings
-from carmodel.tracking import INPUTS, local_path
+from carmodel.parameters import INPUTS, LINK_OF, STEPS, Settings
+from carmodel.tracking.paths import local_path
 
 # Schemes of the tracking URIs with which each backend's machines can log where main does.
 TRACKING = {
@@ -18,8 +18,6 @@ TRACKING = {
     "azureml-job": ("azureml",),
 }
 SUFFIX = {"databricks": ".json", "azureml": ".json", "azureml-job": ".yaml"}
-# Values of inputs that name no file.
-WORDS = ("none", "imagenet")
 
 
 class Place(BaseModel):
@@ -90,9 +88,11 @@ def check_placement(placement: dict[str, Place], settings: dict[str, Settings], 
                 f"{' or '.join(f'{known}…' for known in TRACKING[place.backend])}"
             )
         for name, value in settings[step].model_dump().items():
-            if name not in INPUTS or name in LINK_OF.values() or not value or value in WORDS:
+            if name not in INPUTS or name in LINK_OF.values() or not value:
                 continue
-            if local_path(value) is not None:
+            path = local_path(value)
+            # A word such as none, imagenet or resnet names no file.
+            if path is not None and (path.exists() or not value.isalnum()):
                 raise InputError(
                     f"{step}.{name}={value}: a path of this machine, but {step} runs on {place.backend}; give an address "
                     f"that is the same everywhere: dbfs:/mnt/…, abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…, runs:/…"

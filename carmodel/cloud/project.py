@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from carmodel.digests import ROOT
+from carmodel.tracking.digests import ROOT
 
 
 def copy_project(folder: Path) -> Path:

@@ -15,8 +15,8 @@ from azure.mgmt.core import ARMPipelineClient
 from azureml.mlflow.deploy import AzureMLDeploymentClient
 
 from carmodel.deploy.wanted import DeployError, Say, Wanted
-from carmodel.digests import digest_of_bytes
 from carmodel.errors import InputError
+from carmodel.tracking.digests import digest_of_bytes
 
 MANAGEMENT = "https://management.azure.com"
 VERSION = {"api-version": "2023-04-01"}

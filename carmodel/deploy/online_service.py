@@ -16,8 +16,8 @@ import yaml
 from azure.core.exceptions import ResourceNotFoundError
 
 from carmodel.deploy.wanted import DeployError, Say, Wanted
-from carmodel.digests import digest_of_bytes
 from carmodel.errors import InputError
+from carmodel.tracking.digests import digest_of_bytes
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient

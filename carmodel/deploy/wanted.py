@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.parameters import Deploy
+from carmodel.tracking.digests import ROOT
 
 SETTINGS = {
     "aci": "backends/aci.yml",

@@ -27,8 +27,8 @@ from carmodel.deploy import aks_tls
 from carmodel.deploy.failure import explained
 from carmodel.deploy.strip_signature import SOURCE_TAG, SUFFIX, strip_signature
 from carmodel.deploy.wanted import Deployed, DeployError, Say, Wanted
-from carmodel.digests import digest_of_bytes
 from carmodel.errors import InputError
+from carmodel.tracking.digests import digest_of_bytes
 
 PARSERS = {"aci": AciServiceDeploymentConfiguration, "aks": AksServiceDeploymentConfiguration}
 PAUSE = 10.0

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlflow
 
 from carmodel.errors import InputError
-from carmodel.tracking import UNREACHABLE, fetch
+from carmodel.tracking.artifacts import UNREACHABLE, fetch
 
 EXAMPLES = "examples"
 """The run's output with one picture a class, CLASS_ID.jpg, as `carmodel.data.pictures.class_examples` writes them."""

@@ -15,7 +15,6 @@ from mlflow.models.model import ModelInfo
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
 from carmodel.data.images import resize
-from carmodel.digests import ROOT
 from carmodel.errors import InputError
 from carmodel.mlflow_model import log_model, pinned
 from carmodel.model.head import with_mirror_image
@@ -25,7 +24,8 @@ from carmodel.serving import served as entry
 from carmodel.serving.classifier import TOP_K
 from carmodel.serving.inference_model import Served, lower
 from carmodel.serving.rows import BOX_COLUMNS
-from carmodel.tracking import fetch
+from carmodel.tracking.artifacts import fetch
+from carmodel.tracking.digests import ROOT
 
 SERVED = Path(entry.__file__)
 REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "opencv-python-headless", "pillow")

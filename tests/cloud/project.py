@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
-from carmodel.digests import ROOT
 from carmodel.parameters import STEPS
+from carmodel.tracking.digests import ROOT
 
 TINY = {
     "preprocess.sample_classes": "3",

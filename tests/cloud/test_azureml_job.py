@@ -86,7 +86,7 @@ def test_a_step_is_a_job_whose_failure_is_explained(client: Azure) -> None:  # n
     with pytest.raises(ExecutionException) as error:
         wait("preprocess", submitted)
     assert f"preprocess ended as Failed on Azure ML job {submitted.run_id}" in str(error.value)
-    assert "/nowhere/my cars: no such file or folder" in str(error.value)
+    assert "/nowhere/my cars: no such file or directory" in str(error.value)
 
 
 def test_a_job_that_is_cancelled_ends_over_there(client: Azure) -> None:  # noqa: F811

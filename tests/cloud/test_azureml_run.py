@@ -93,7 +93,7 @@ def test_a_job_is_watched_to_its_end_and_its_failure_explained(client: Azure) ->
     with pytest.raises(ExecutionException) as error:
         wait("preprocess", submitted)
     assert "preprocess ended as Failed on Azure ML run Default_" in str(error.value)
-    assert "/nowhere/cars: no such file or folder" in str(error.value)
+    assert "/nowhere/cars: no such file or directory" in str(error.value)
     assert mlflow.get_run(submitted.run_id).info.status == "FAILED"
 
 

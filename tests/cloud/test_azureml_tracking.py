@@ -177,7 +177,7 @@ def test_the_registered_classifier_loads_and_answers_by_its_version_and_an_alias
     program = f"""
 import mlflow
 from carmodel.errors import InputError
-from carmodel.tracking import digest_of_input
+from carmodel.tracking.cache import digest_of_input
 model = mlflow.pyfunc.load_model("models:/{MODEL}/1")
 (answer,) = model.predict(model.input_example.head(1)).to_dict("records")
 print("answered", answer["label"], answer["error"])

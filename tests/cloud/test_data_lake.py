@@ -9,9 +9,10 @@ import mlflow
 import pytest
 
 from carmodel.data.store import open_store
-from carmodel.digests import digest_of_path
 from carmodel.errors import InputError
-from carmodel.tracking import digest_of_input, fetch
+from carmodel.tracking.artifacts import fetch
+from carmodel.tracking.cache import digest_of_input
+from carmodel.tracking.digests import digest_of_path
 from tests.cloud.data_lake import Lake, lake_service
 from tests.cloud.identity import Identity, login_service
 from tests.cloud.project import Project

@@ -144,7 +144,7 @@ def test_a_failed_job_is_explained_with_the_service_s_words(client: tuple[Worksp
     with pytest.raises(ExecutionException) as error:
         wait("preprocess", submitted)
     assert "preprocess ended as FAILED on Databricks run 7000: Command exited with code 2" in str(error.value)
-    assert "/nowhere/cars: no such file or folder" in str(error.value)
+    assert "/nowhere/cars: no such file or directory" in str(error.value)
     assert "look at https://adb-1.2.azuredatabricks.net" in str(error.value)
     assert mlflow.get_run(submitted.run_id).info.status == "FAILED"
 

@@ -175,7 +175,7 @@ def test_the_workspace_s_own_registry_has_tags_instead_of_aliases(cloud: Cloud) 
     program = f"""
 import mlflow
 from carmodel.serving.registry import address_of, promote, register
-from carmodel.tracking import fetch, listing
+from carmodel.tracking.artifacts import fetch, listing
 client = mlflow.MlflowClient()
 for accuracy in (0.5, 0.6):
     version = register("models:/{classifier.model_id}", "carmodel", accuracy, "a store")

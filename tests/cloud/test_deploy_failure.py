@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException, RestException
 
 from carmodel.deploy.failure import explain
 from carmodel.deploy.wanted import SETTINGS, Wanted
-from carmodel.digests import ROOT
+from carmodel.tracking.digests import ROOT
 
 BASE = "mlflow run . -e deploy --env-manager local"
 

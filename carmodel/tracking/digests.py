@@ -1,4 +1,4 @@
-"""Digests of data and of the project's sources: what tells whether a step's inputs have changed."""
+"""Digests of data and of the project's sources, which show whether the inputs of a step have changed."""
 
 import ast
 import hashlib
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def digest_of_path(path: Path) -> str:

@@ -1,0 +1,87 @@
+"""Reading artifacts by URI: download them, or list their names and sizes."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import mlflow
+from azure.core.exceptions import AzureError
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
+from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+
+from carmodel.errors import InputError
+from carmodel.service_errors import has_no_such_call, without_secrets
+from carmodel.tracking.digests import digest_of_bytes
+from carmodel.tracking.paths import local_path
+
+# What MLflow raises for a URI that is wrong, unreachable, or needs a client that is not installed.
+UNREACHABLE = (MlflowException, AzureError, OSError, ImportError, ValueError, NotImplementedError)
+
+
+def fetch(uri: str) -> Path:
+    """Download an artifact and return its path. Files on this machine are not copied.
+
+    Args:
+        uri: a plain path or any URI that MLflow can download (``runs:/``, ``models:/``, ``dbfs:/``, ``s3://`` …).
+
+    Raises:
+        InputError: nothing to download, with the reason that MLflow gives.
+    """
+    if path := local_path(uri):
+        if not path.exists():
+            raise InputError(f"{uri}: no such file or directory")
+        return path
+    try:
+        # MLflow always copies a `runs:/` URI, but not the directory of this machine that it may stand for.
+        return Path(download_artifacts(_underlying(uri)))
+    except UNREACHABLE as error:
+        raise InputError(f"{uri}: cannot be downloaded: {explain(uri, error)}") from None
+
+
+def explain(uri: str, error: Exception) -> str:
+    """Return what an error of MLflow means, and what to do, where its own text says little."""
+    if isinstance(error, ImportError):
+        return f"{error}; MLflow needs that package for such URIs: install it with pip"
+    if "@" in uri and isinstance(error, MlflowException) and has_no_such_call(error):
+        return "this registry has no aliases; name the version, models:/NAME/VERSION"
+    if uri.startswith("http"):
+        return "not an artifact of an MLflow server; download it and give its directory"
+    if uri.startswith("abfss:") and not urlsplit(uri).path.strip("/"):
+        return "MLflow cannot read a whole container: give a directory in it"
+    if isinstance(error, AzureError):
+        return " ".join(without_secrets(error).split())
+    return str(error)
+
+
+def _underlying(uri: str) -> str:
+    if not uri.startswith("runs:/") or not _run_has(uri):
+        return uri
+    return RunsArtifactRepository.get_underlying_uri(uri)
+
+
+def _run_has(uri: str) -> bool:
+    """Whether a ``runs:/`` artifact lies in the run's own directory (MLflow 3 keeps logged models elsewhere)."""
+    run_id, path = RunsArtifactRepository.parse_runs_uri(uri)
+    parent = str(Path(path).parent) if "/" in path else None
+    return any(item.path == path for item in mlflow.MlflowClient().list_artifacts(run_id, parent))
+
+
+def listing(uri: str) -> str:
+    """Return the digest of the file names and sizes under a URI. It is cheap for remote files too."""
+    if uri.startswith("runs:/"):
+        run_id, _, path = uri.removeprefix("runs:/").partition("/")
+        repository = get_artifact_repository(mlflow.get_run(run_id).info.artifact_uri)
+        pending = [path]
+    else:
+        repository, pending = get_artifact_repository(uri), [""]
+    files = []
+    while pending:
+        # Not None for the root: MLflow's repository of Unity Catalog's default storage fails with it.
+        for item in repository.list_artifacts(pending.pop()):
+            if item.is_dir:
+                pending.append(item.path)
+            elif item.path != REGISTERED_MODEL_META_FILE_NAME:  # MLflow leaves it when a model is read
+                files.append(f"{item.path} {item.file_size}")
+    return digest_of_bytes("\n".join(sorted(files)).encode())

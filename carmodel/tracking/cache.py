@@ -1,0 +1,76 @@
+"""The cache: a step is reused when a FINISHED run has the same key and all its outputs still exist.
+
+The key is the digest of the step's name, its parameters, the sources it imports, ``requirements.lock``, and the contents of
+its inputs.
+"""
+
+import json
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+
+from carmodel.data.transform import file_of
+from carmodel.errors import InputError
+from carmodel.parameters import INPUTS, NOT_IN_CACHE_KEY, Settings
+from carmodel.tracking.artifacts import UNREACHABLE, explain, listing
+from carmodel.tracking.digests import ROOT, digest_of_bytes, digest_of_path, digest_of_sources
+from carmodel.tracking.lineage import KEY_TAG, LISTING_TAG, outputs_of
+from carmodel.tracking.paths import local_path
+
+
+def find_reusable(key: str, experiment_id: str) -> Run | None:
+    """Return the newest FINISHED run with this key whose outputs and other artifacts all still exist, or None."""
+    runs = mlflow.MlflowClient().search_runs([experiment_id], f"tags.{KEY_TAG} = '{key}'")  # newest first
+    return next((run for run in runs if run.info.status == "FINISHED" and _whole(run)), None)
+
+
+def _whole(run: Run) -> bool:
+    try:
+        listed = [(record["uri"], record["listing"]) for record in outputs_of(run).values()]
+        listed.append((f"runs:/{run.info.run_id}/", run.data.tags[LISTING_TAG]))
+        return all(listing(uri) == then for uri, then in listed)
+    except (MlflowException, OSError, KeyError):
+        return False
+
+
+def digest_of_input(uri: str) -> str:
+    """Return the digest of an input: of its contents, or of names and sizes where it would have to be downloaded.
+
+    A value that is neither a URI nor an existing path is returned as it is.
+
+    Raises:
+        InputError: the URI can't be read.
+    """
+    if not uri:
+        return ""
+    if path := local_path(uri):
+        return digest_of_path(path) if path.exists() else uri
+    try:
+        if uri.startswith("runs:/"):
+            run_id, name = RunsArtifactRepository.parse_runs_uri(uri)
+            if record := outputs_of(mlflow.get_run(run_id)).get(name):
+                return record["digest"]
+        if uri.startswith("models:/") and "@" in uri:
+            name, alias = uri.removeprefix("models:/").split("@")
+            return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
+        if uri.startswith("models:/"):
+            return uri  # A logged model or a version never changes.
+        return f"{uri} {listing(uri)}"
+    except UNREACHABLE as error:
+        raise InputError(f"{uri}: can't be read: {explain(uri, error)}") from None
+
+
+def cache_key(name: str, settings: Settings) -> str:
+    """Return the digest of everything that the outputs of a step depend on."""
+    values = settings.model_dump()
+    parts = {
+        "step": name,
+        "parameters": {k: v for k, v in values.items() if k not in (*INPUTS, *NOT_IN_CACHE_KEY)},
+        "inputs": {k: digest_of_input(v) for k, v in values.items() if k in INPUTS},
+        "sources": digest_of_sources(ROOT / "steps" / f"{name}.py"),
+        "transform": digest_of_sources(file) if (file := file_of(str(values.get("transform", "")))) else "",
+        "lock": digest_of_path(ROOT / "requirements.lock"),
+    }
+    return digest_of_bytes(json.dumps(parts, sort_keys=True).encode())

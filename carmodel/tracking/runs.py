@@ -1,0 +1,83 @@
+"""Step runs: one MLflow run for each step, with its outputs by URI."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mlflow
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from carmodel.parameters import STEPS, Settings
+from carmodel.tracking.artifacts import listing
+from carmodel.tracking.cache import cache_key
+from carmodel.tracking.digests import digest_of_path
+from carmodel.tracking.lineage import KEY_TAG, LISTING_TAG, OUTPUTS_TAG, SUMMARY_TAG, what_next
+
+
+@dataclass
+class StepRun:
+    """The open run of a step, which collects its outputs.
+
+    Attributes:
+        name: entry point.
+        run_id: MLflow run.
+        folder: temporary directory, removed when the step ends.
+        outputs: ``{name: {"uri", "digest", "listing"}}`` of what was logged so far.
+        next: command to run after an entry point that is not a step of main, or empty.
+    """
+
+    name: str
+    run_id: str
+    folder: Path
+    outputs: dict[str, dict[str, str]] = field(default_factory=dict)
+    next: str = ""
+
+    def summarise(self, text: str) -> None:
+        """Record one line about the result, for the table that main prints."""
+        mlflow.set_tag(SUMMARY_TAG, text)
+        print(f"{self.name}: {text}")
+
+    def log_output(self, folder: Path, name: str) -> str:
+        """Log a directory as the output `name` and return its ``runs:/`` URI."""
+        mlflow.log_artifacts(str(folder), name)
+        return self.add_output(name, f"runs:/{self.run_id}/{name}", digest_of_path(folder))
+
+    def add_output(self, name: str, uri: str, digest: str = "") -> str:
+        """Record an output that is already logged, such as a model. Without a digest, its contents must never change."""
+        self.outputs[name] = {"uri": uri, "digest": digest or uri, "listing": listing(uri)}
+        mlflow.set_tag(OUTPUTS_TAG, json.dumps(self.outputs))
+        return uri
+
+
+@contextmanager
+def step_run(name: str, settings: Settings, recipe: str = "") -> Iterator[StepRun]:
+    """Open the run that ``mlflow run`` created, or a new one. Log its parameters and, at the end, its time.
+
+    An exception leaves the run FAILED, so it is never reused.
+
+    Args:
+        name: entry point.
+        settings: its parameters.
+        recipe: the ``-P`` arguments that choose a recipe, for the next command that is printed.
+    """
+    began = time.perf_counter()
+    key = cache_key(name, settings) if name in STEPS else ""  # Other entry points are never reused.
+    with mlflow.start_run(run_name=name) as run, TemporaryDirectory(prefix=f"carmodel-{name}-") as folder:
+        # `mlflow run` has logged the -P values as typed ("1e-2"): those stay, since a parameter can't be logged twice.
+        logged = mlflow.get_run(run.info.run_id).data.params
+        mlflow.log_params({k: v for k, v in settings.model_dump().items() if k not in logged})
+        yield (step := StepRun(name, run.info.run_id, Path(folder)))
+        mlflow.log_metric("seconds", time.perf_counter() - began)
+        mlflow.set_tag(LISTING_TAG, listing(f"runs:/{step.run_id}/"))
+        if key:  # Last, so that a run with a key is complete.
+            mlflow.set_tag(KEY_TAG, key)
+        print(f"\n{name}: done in {time.perf_counter() - began:.0f} s, run {step.run_id}")
+        for output, record in step.outputs.items():
+            print(f"  {output:<12} {record['uri']}")
+        following = f"{what_next(name, settings, step.outputs)} {recipe}" if name in STEPS else step.next
+        if following and MLFLOW_PARENT_RUN_ID not in run.data.tags:  # main starts the next step itself.
+            print(f"  next:        {following}")
