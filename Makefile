@@ -23,25 +23,14 @@ help:  ## list the targets
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --constraint requirements.lock -r pyproject.toml
 	touch $@
 
-.venv/dev: .venv/runtime
-	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra dev
-	touch $@
-
 # HOROVOD_GPU_OPERATIONS=NCCL make horovod: on a machine with NVIDIA GPUs.
 .venv/horovod: .venv/runtime backends/install_horovod.sh
 	backends/install_horovod.sh $(BIN)/python .
 	touch $@
 
-.venv/spark: .venv/runtime
-	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra spark
-	touch $@
-
-.venv/azure: .venv/runtime
-	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra azure
-	touch $@
-
-.venv/page: .venv/runtime
-	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra page
+# The other extras of pyproject.toml: dev, spark, azure, page.
+.venv/%: .venv/runtime
+	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra $*
 	touch $@
 
 install: .venv/runtime  ## virtual environment with the locked dependencies

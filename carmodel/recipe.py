@@ -6,6 +6,8 @@ work, by pydantic (https://docs.pydantic.dev): an unknown step, parameter or val
 """
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,14 @@ class SettingsError(InputError):
 def load_recipe(path: str) -> dict[str, dict[str, Any]]:
     """Read a recipe: YAML ``{step: {parameter: value}}``. Empty path: no recipe, the defaults.
 
+    A name without a suffix means a recipe in ``configs/``: ``demo`` is ``configs/demo.yaml``.
+
     Raises:
         SettingsError: no such file (names the recipes there are), not YAML, or a step that does not exist.
     """
     if not path:
         return {}
-    file = Path(path)
+    file = Path(path) if Path(path).suffix or Path(path).is_file() else Path("configs", f"{path}.yaml")
     if not file.is_file():
         known = sorted(str(p) for p in Path("configs").glob("*.yaml"))
         raise SettingsError(f"no recipe {path!r}; there are {', '.join(known) or 'none in configs/'}")
@@ -116,6 +120,13 @@ def check(step: str, values: dict[str, Any]) -> Settings:
         raise SettingsError(problems) from None
 
 
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return a question with the known name that is most like `name`, or the list of known names if none is."""
+    known = list(known)
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"it has {', '.join(known)}"
+
+
 def _known_step(step: object, where: str) -> None:
     if step not in ENTRY_POINTS:
         raise SettingsError(f"{where}: no step {step!r}; the steps are {', '.join(ENTRY_POINTS)}")
@@ -126,7 +137,7 @@ def _explain(step: str, item: dict[str, Any]) -> str:
         return f"{step}: {item['msg'].removeprefix('Value error, ')}"
     name = str(item["loc"][0])
     if item["type"] == "extra_forbidden":
-        return f"{step} has no parameter {name!r}; it has {', '.join(ENTRY_POINTS[step].model_fields)}"
+        return f"{step} has no parameter {name!r}; {suggestion(name, ENTRY_POINTS[step].model_fields)}"
     said = item["msg"].removeprefix("Value error, ")
     if item["type"] == "string_pattern_mismatch":
         said = f"is not as it must be: {ENTRY_POINTS[step].model_fields[name].description}"

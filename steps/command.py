@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Literal, NoReturn, get_args, get_origin
 
+from pydantic.fields import FieldInfo
+
 from carmodel.errors import InputError
 from carmodel.parameters import ENTRY_POINTS, Settings
-from carmodel.recipe import SettingsError, resolve
+from carmodel.recipe import SettingsError, resolve, suggestion
 from carmodel.service_errors import explain
 from carmodel.tracking.runs import step_run
 
@@ -50,7 +52,7 @@ def make_parser(entry: str, description: str | None, names: Mapping[str, list[st
         epilog=f"the same through MLflow: mlflow run . -e {entry} --env-manager local -P NAME=VALUE",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", default="", metavar="FILE", help="recipe: configs/NAME.yaml")
+    parser.add_argument("--config", default="", metavar="FILE", help="recipe: NAME of configs/NAME.yaml, or a path")
     parser.add_argument(
         "--set", default="", metavar="STEP.NAME=VALUE,…", help="generic override of any step's parameter"
     )
@@ -61,18 +63,27 @@ def make_parser(entry: str, description: str | None, names: Mapping[str, list[st
     for name, steps in owners.items():
         field = ENTRY_POINTS[steps[0]].model_fields[name]
         where = "" if len(names) == 1 else f"[{', '.join(steps)}] "
-        values = ", ".join(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ""
-        choices = f"one of {values}; " if values else ""
-        text = f"{where}{field.description} ({choices}default: {field.default!r})"
+        limits = f"{allowed}; " if (allowed := allowed_values(field)) else ""
+        text = f"{where}{field.description} ({limits}default: {field.default!r})"
         parser.add_argument(f"--{name}", default="", metavar="VALUE", help=text.replace("%", "%%"))
     return parser
 
 
+def allowed_values(field: FieldInfo) -> str:
+    """Return the bounds or the values of a parameter as text, empty where every value of its type is allowed."""
+    if get_origin(field.annotation) is Literal:
+        return f"one of {', '.join(map(str, get_args(field.annotation)))}"
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [(name, getattr(item, name, None)) for item in field.metadata for name in signs]
+    return ", ".join(f"{signs[name]} {limit}" for name, limit in limits if limit is not None)
+
+
 def parse(parser: argparse.ArgumentParser, arguments: list[str], known: list[str]) -> dict[str, str]:
-    """Parse, refusing unknown names with the list of those that exist."""
+    """Parse the arguments, and refuse an unknown name with the one that it resembles, or with all that exist."""
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise SettingsError(f"no parameter {unknown[0].lstrip('-')!r}; there are config, set, {', '.join(known)}")
+        name = unknown[0].lstrip("-").partition("=")[0]
+        raise SettingsError(f"no parameter {name!r}; {suggestion(name, ['config', 'set', *known])}")
     return vars(given)
 
 

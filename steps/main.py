@@ -16,7 +16,6 @@ from carmodel.model.weights import find_weights
 from carmodel.parameters import LINK_OF, STEPS, Settings
 from carmodel.recipe import check, parse_flag, resolve
 from carmodel.service_errors import AGAIN, without_secrets
-from carmodel.serving.registry import CANDIDATE, address_of, promote
 from carmodel.tracking.cache import cache_key, find_reusable
 from carmodel.tracking.digests import ROOT
 from carmodel.tracking.lineage import SUMMARY_TAG, links_from, outputs_of
@@ -32,9 +31,7 @@ def main(arguments: list[str]) -> None:
         settings, fresh, placement = parse_main(arguments)
         with mlflow.start_run(run_name="main") as run:
             check_artifacts(placement, run.info.artifact_uri)
-            table = run_chain(settings, fresh, placement, run.info.experiment_id)
-            name = settings["package_pyfunc"].model_dump()["registered_model_name"]
-            candidate = address_of(mlflow.MlflowClient(), name, CANDIDATE)
+            table, classifier = run_chain(settings, fresh, placement, run.info.experiment_id)
     except InputError as error:
         fail("main", error)
     except ExecutionException as error:
@@ -45,7 +42,8 @@ def main(arguments: list[str]) -> None:
     local = mlflow.get_tracking_uri().startswith(("sqlite:", "file:"))
     seen = "mlflow ui --port 5000, then http://localhost:5000" if local else without_secrets(mlflow.get_tracking_uri())
     print(f"\n{table}\n\n  all runs and pictures: {seen}")
-    print(f"  serve it: mlflow models serve -m {candidate} --env-manager local --port 5001\n")
+    print(f"  serve {classifier}: make serve MODEL={classifier}")
+    print("  before other commands of mlflow or python: source .venv/bin/activate\n")
 
 
 def parse_main(arguments: list[str]) -> tuple[dict[str, Settings], bool, dict[str, Place]]:
@@ -83,8 +81,10 @@ def with_local_weights(train: Settings, data_uri: str) -> Settings:
     return train.model_copy(update={"weights": str(found)})
 
 
-def run_chain(settings: dict[str, Settings], fresh: bool, placement: dict[str, Place], experiment_id: str) -> str:
-    """Run the steps as children of the active run, and return the summary table."""
+def run_chain(
+    settings: dict[str, Settings], fresh: bool, placement: dict[str, Place], experiment_id: str
+) -> tuple[str, str]:
+    """Run the steps as children of the active run, and return the summary table and the URI of the classifier."""
     links: dict[str, str] = {}
     rows = [["step", "", "seconds", "run", "result"]]
     for name, parameters in STEPS.items():
@@ -95,10 +95,9 @@ def run_chain(settings: dict[str, Settings], fresh: bool, placement: dict[str, P
         began = time.perf_counter()
         run = None if fresh else find_reusable(cache_key(name, values), experiment_id)
         verb = "reused" if run else "ran"
-        if run and name == "package_pyfunc":
-            promote_again(outputs_of(run)["classifier"]["uri"], values)
         run = run or run_step(name, values, placement.get(name), experiment_id)
-        links |= links_from(outputs_of(run))
+        outputs = outputs_of(run)
+        links |= links_from(outputs)
         mlflow.set_tag(f"carmodel.run.{name}", run.info.run_id)
         seconds = f"{time.perf_counter() - began:.1f}"
         rows.append([name, verb, seconds, run.info.run_id[:8], run.data.tags.get(SUMMARY_TAG, "")])
@@ -107,13 +106,7 @@ def run_chain(settings: dict[str, Settings], fresh: bool, placement: dict[str, P
             mlflow.log_metrics({k: v for k, v in run.data.metrics.items() if k.startswith("test_")})
     table = tabulate(rows)
     mlflow.log_text(table + "\n", "summary.txt")
-    return table
-
-
-def promote_again(uri: str, settings: Settings) -> None:
-    """Give the version of a reused run the aliases it would get now: others may have been packaged since."""
-    name, version = uri.removeprefix("models:/").split("/")
-    promote(mlflow.MlflowClient(), name, version, settings.model_dump()["min_accuracy"])
+    return table, outputs["classifier"]["uri"]
 
 
 def tabulate(rows: list[list[str]]) -> str:

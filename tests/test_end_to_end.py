@@ -223,7 +223,7 @@ def test_fresh_reuses_nothing(project: Project, first: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("entry", "parameter", "said"),
     [
-        ("main", "epoch=3", "no parameter 'epoch'; there are config, set, backbone"),
+        ("main", "epoch=3", "no parameter 'epoch'; did you mean `epochs`?"),
         ("main", "depth=18", "train.depth=18: input should be 14, 26, 50, 101 or 152"),
         ("main", "set=train.epoch=3", "train has no parameter 'epoch'"),
         ("main", "config=configs/none.yaml", "configs/demo.yaml"),

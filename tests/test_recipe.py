@@ -32,7 +32,7 @@ def test_an_empty_value_counts_as_not_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("set_", "said"),
     [
-        ("train.epoch=3", "no parameter 'epoch'; it has store_uri, augmented_uri, backbone"),
+        ("train.epoch=3", "no parameter 'epoch'; did you mean `epochs`?"),
         ("training.epochs=3", "no step 'training'; the steps are preprocess, augment, train"),
         ("epochs=3", "not step.parameter=value"),
         ("train.epochs=many", "train.epochs='many': is not as it must be: passes over the training rows"),
@@ -101,3 +101,12 @@ def test_every_parameter_explains_itself() -> None:
         for name, field in settings.model_fields.items():
             assert field.description, f"{step}.{name}"
     assert set(LINK_OF.values()) <= {name for settings in ENTRY_POINTS.values() for name in settings.model_fields}
+
+
+def test_a_name_unlike_any_other_is_refused_with_all_that_exist() -> None:
+    with pytest.raises(SettingsError, match="it has engine, spark_master"):
+        check("augment", {"zzz": "1"})
+
+
+def test_the_name_of_a_recipe_means_its_file_in_configs() -> None:
+    assert load_recipe("demo") == load_recipe("configs/demo.yaml")
