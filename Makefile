@@ -10,7 +10,7 @@ PORT ?= 5001
 PAGE_PORT ?= 5002
 PAGE_HOST ?= 127.0.0.1
 
-.PHONY: help install demo serve test test-hosts test-engine bench fuzz load schema lint horovod spark azure lock clean
+.PHONY: help install demo serve pretrained test test-hosts test-engine bench fuzz load schema lint horovod spark azure lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -40,6 +40,9 @@ demo: .venv/runtime  ## run the whole pipeline on the built-in synthetic sample
 
 serve: .venv/page  ## the endpoint, and a page to drop photos on: make serve MODEL=models:/NAME@ALIAS PORT=5001 PAGE_PORT=5002
 	@python -m carmodel.serving.serve --model "$(MODEL)" --port $(PORT) --page-port $(PAGE_PORT) --page-host $(PAGE_HOST)
+
+pretrained: .venv/runtime  ## package the network that ships with the clone: models:/carmodel-pretrained@champion
+	python -m carmodel.serving.pretrained
 
 test: .venv/dev .venv/horovod .venv/spark .venv/page .venv/azure  ## install everything and run all tests
 	python -m pytest

@@ -9,6 +9,7 @@ import mlflow
 from carmodel.errors import InputError
 from carmodel.serving.examples import examples_of, require_classifier
 from carmodel.serving.page import show
+from carmodel.serving.pretrained import package_pretrained
 from carmodel.serving.registry import newest_candidate
 from carmodel.serving.server import HOST, require_free, served
 
@@ -17,21 +18,21 @@ def serve(model: str, port: int, page_host: str, page_port: int) -> None:
     """Serve a model and the page until the process is told to end.
 
     Args:
-        model: address of a packaged classifier; empty: the newest candidate of the registry.
+        model: URI of a packaged classifier; empty: the newest candidate of the registry, or the network of
+            ``pretrained/`` where there is none.
         port: of the endpoint, which only this machine can reach.
         page_host: address of this machine to show the page at.
         page_port: of the page.
 
     Raises:
-        InputError: no such model, no candidate yet, or a port that is taken.
+        InputError: no such model, or a port that is taken.
     """
     client = mlflow.MlflowClient()
-    model = model or newest_candidate(client) or ""
-    if not model:
-        raise InputError("no classifier is registered here yet: run `make demo` first, or name one with MODEL=…")
     require_free(page_host, page_port)
     if port == page_port:
         raise InputError(f"the endpoint and the page can't both be at port {port}; choose another for one of them")
+    # One's own newest model; the network that ships with the clone where there is none.
+    model = model or newest_candidate(client) or package_pretrained()
     require_classifier(model)
     examples = examples_of(model)
     print(f"loading {model} …", flush=True)

@@ -1,0 +1,60 @@
+"""The fine-tuned network that ships with the clone, packaged as ``models:/carmodel-pretrained@champion``."""
+
+import json
+
+import mlflow
+import numpy as np
+from mlflow import MlflowClient
+
+from carmodel.digests import digest_of_path
+from carmodel.errors import InputError
+from carmodel.mlflow_model import PRETRAINED, log_network
+from carmodel.model.backbone import load_network
+from carmodel.parameters import PackagePyfunc
+from carmodel.serving.packaging import METADATA, log_classifier
+from carmodel.serving.registry import CANDIDATE, CHAMPION, address_of, register, set_alias, version_for_alias
+
+NAME = "carmodel-pretrained"
+DIGEST_TAG = "pretrained_digest"
+
+
+def package_pretrained() -> str:
+    """Log and register the network of ``pretrained/``, once for each version of its file, and return its URI.
+
+    Its test accuracy is that of the model card; nothing is measured here, since the photos are not part of the clone.
+
+    Raises:
+        InputError: the files are missing.
+    """
+    facts_file = PRETRAINED.with_suffix(".json")
+    if not PRETRAINED.is_file() or not facts_file.is_file():
+        raise InputError(f"{PRETRAINED} or {facts_file.name} is missing; clone the repository again")
+    client, digest = MlflowClient(), digest_of_path(PRETRAINED)
+    if address := _packaged(client, digest):
+        return address
+    facts = json.loads(facts_file.read_text())
+    size = facts["image_size"]
+    # Noise is enough: the network has no normalisation left that folding could change.
+    photos = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), np.uint8)
+    with mlflow.start_run(run_name="pretrained"):
+        model = log_network(load_network(PRETRAINED), photos[:1], {fact: facts[fact] for fact in METADATA}, {})
+        given = {"model_uri": model.model_uri, "registered_model_name": NAME, "flip": facts["flip"]}
+        settings = PackagePyfunc.model_validate(given)
+        info, _ = log_classifier(settings, photos)
+        version = register(info.model_uri, NAME, facts["test_top1"], "the photos of the model card")
+    client.set_model_version_tag(NAME, version, DIGEST_TAG, digest)
+    for alias in (CANDIDATE, CHAMPION):
+        set_alias(client, NAME, alias, version)
+    return address_of(client, NAME, CHAMPION) or f"models:/{NAME}/{version}"
+
+
+def _packaged(client: MlflowClient, digest: str) -> str | None:
+    """Return the URI of the champion if it was made from a file with this digest."""
+    if not client.search_registered_models(f"name = '{NAME}'"):
+        return None
+    champion = version_for_alias(client, NAME, CHAMPION)
+    return address_of(client, NAME, CHAMPION) if champion and champion.tags.get(DIGEST_TAG) == digest else None
+
+
+if __name__ == "__main__":
+    print(f"\n  packaged: {package_pretrained()}\n  serve it: make serve MODEL=models:/{NAME}@{CHAMPION}")
