@@ -6,7 +6,7 @@ import mlflow
 import numpy as np
 from mlflow import MlflowClient
 
-from carmodel.digests import digest_of_path
+from carmodel.tracking.digests import digest_of_path
 from carmodel.errors import InputError
 from carmodel.mlflow_model import PRETRAINED, log_network
 from carmodel.model.backbone import load_network
