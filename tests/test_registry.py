@@ -41,12 +41,12 @@ def alias(name: str) -> str | None:
     return None if version is None else str(version)
 
 
-def test_the_version_promoted_last_is_the_candidate_and_carries_its_accuracy(add: Callable[..., str]) -> None:
+def test_the_newest_promoted_version_is_the_candidate_and_carries_its_accuracy(add: Callable[..., str]) -> None:
     assert [add(0.7), add(0.6)] == ["1", "2"]
     assert alias("candidate") is None
-    for version in ("1", "2", "1", "2"):
+    for version, newest in (("1", "1"), ("2", "2"), ("1", "2")):
         promote(MlflowClient(), NAME, version, min_accuracy=0.9)
-        assert (alias("candidate"), alias("champion")) == (version, None)
+        assert (alias("candidate"), alias("champion")) == (newest, None)
     assert MlflowClient().get_model_version(NAME, "2").tags == {"test_top1": "0.6", "test_store": "store A"}
 
 
@@ -74,6 +74,14 @@ def test_champion_moves_to_an_equal_or_better_version_only(add: Callable[..., st
     champion, reason = promote(client, NAME, "4", 0.5)
     assert champion
     assert "already" in reason
+
+
+def test_an_equally_good_older_version_moves_no_alias_back(add: Callable[..., str]) -> None:
+    older, newer = add(0.7), add(0.7)
+    promote(MlflowClient(), NAME, newer, 0.5)
+    champion, reason = promote(MlflowClient(), NAME, older, 0.5)
+    assert (champion, alias("candidate"), alias("champion")) == (False, "2", "2")
+    assert "the newer version 2 stays the champion" in reason
 
 
 def test_a_champion_of_another_test_store_stays_and_the_reason_tells_how_to_move_it(add: Callable[..., str]) -> None:

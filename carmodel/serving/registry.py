@@ -63,14 +63,22 @@ def promote(client: MlflowClient, name: str, version: str, min_accuracy: float) 
     It has when its test accuracy is at least `min_accuracy` and not below the champion's, measured on the same test
     store. A champion that was measured on another store, or never, stays: the two can't be compared, and the reason
     says how to move it by hand. The first champion has nothing to be compared with.
+
+    Neither alias moves to an older version than the one that it names, so a rerun never undoes a later choice.
     """
-    set_alias(client, name, CANDIDATE, version)
+    candidate = version_for_alias(client, name, CANDIDATE)
+    if candidate is None or int(candidate.version) <= int(version):
+        set_alias(client, name, CANDIDATE, version)
     tags = client.get_model_version(name, version).tags
     accuracy = float(tags[ACCURACY_TAG])
     champion = version_for_alias(client, name, CHAMPION)
     measured = f"version {version} has test top-1 {accuracy:.4f}"
-    if champion is not None and str(champion.version) == version:
-        return Promotion(True, f"version {version} is the champion already")
+    if champion is not None and int(champion.version) >= int(version):
+        if str(champion.version) == version:
+            reason = f"version {version} is the champion already"
+        else:
+            reason = f"{measured}; the newer version {champion.version} stays the champion"
+        return Promotion(str(champion.version) == version, reason)
     if accuracy < min_accuracy:
         return Promotion(False, f"{measured}, below min_accuracy {min_accuracy:.4f}; {_stays(champion)}")
     if champion is None:
