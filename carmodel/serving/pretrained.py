@@ -6,13 +6,13 @@ import mlflow
 import numpy as np
 from mlflow import MlflowClient
 
-from carmodel.tracking.digests import digest_of_path
 from carmodel.errors import InputError
 from carmodel.mlflow_model import PRETRAINED, log_network
 from carmodel.model.backbone import load_network
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving.packaging import METADATA, log_classifier
 from carmodel.serving.registry import CANDIDATE, CHAMPION, address_of, register, set_alias, version_for_alias
+from carmodel.tracking.digests import digest_of_path
 
 NAME = "carmodel-pretrained"
 DIGEST_TAG = "pretrained_digest"

@@ -1,0 +1,53 @@
+"""The weights that ship with the clone: as good as their card says, and packaged so that they answer."""
+
+import base64
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from carmodel.data import stanford_cars
+from carmodel.data.images import prepare
+from carmodel.mlflow_model import PRETRAINED, load_initial
+from carmodel.model.head import with_mirror_image
+from carmodel.serving.pretrained import package_pretrained
+from tests.classified import photo
+from tests.tracked import tracked_in
+
+FACTS = json.loads(PRETRAINED.with_suffix(".json").read_text())
+PHOTOS = 200
+
+
+def test_the_card_and_the_facts_give_the_same_figures() -> None:
+    card = (PRETRAINED.parent / "README.md").read_text()
+    assert f"**{FACTS['test_top1']:.3f}**" in card and f"**{FACTS['test_top5']:.3f}**" in card
+
+
+def test_all_files_together_are_small_enough_for_a_clone() -> None:
+    assert sum(file.stat().st_size for file in PRETRAINED.parent.iterdir()) <= 24 * 2**20
+
+
+def test_on_200_real_photos_the_network_is_as_good_as_its_card_says(photos: Path) -> None:
+    network, names = load_initial("pretrained")
+    table = stanford_cars.read(photos, seed=0)
+    test = table.photos[table.photos["split"] == "test"].sort_values("source").iloc[::10].head(PHOTOS)
+    assert names == table.class_names and len(test) == PHOTOS
+    boxes = test[["x1", "y1", "x2", "y2"]].itertuples(index=False, name=None)
+    images = [prepare(Path(p).read_bytes(), FACTS["image_size"], b) for p, b in zip(test["path"], boxes, strict=True)]
+    answers = with_mirror_image(network).predict(np.stack(images), batch_size=32, verbose=0).argmax(axis=1)
+    assert np.mean(answers == test["label"]) == pytest.approx(FACTS["test_top1"], abs=0.05)
+
+
+def test_it_is_packaged_once_and_answers(tmp_path: Path) -> None:
+    with tracked_in(tmp_path):
+        mlflow.set_experiment("pretrained")
+        uri = package_pretrained()
+        assert uri == "models:/carmodel-pretrained@champion"
+        request = pd.DataFrame({"image": [base64.b64encode(photo()).decode()]})
+        (answer,) = mlflow.pyfunc.load_model(uri).predict(request).to_dict("records")
+        assert answer["error"] is None and answer["label"] in FACTS["class_names"]
+        assert package_pretrained() == uri
+        assert len(mlflow.MlflowClient().search_model_versions("name = 'carmodel-pretrained'")) == 1
