@@ -76,7 +76,7 @@ def several(folder: str) -> None:
     """A plain training, and one of a frozen network's head, started by linear discriminant analysis."""
     ranks = Horovod()
     for name, params in (
-        ("plain", Train(depth=14, width=4, batch_size=4, epochs=1, compression="float16")),
+        ("plain", Train(depth=14, width=4, batch_size=4, epochs=1, compression="float16", batch_norm="inference")),
         ("frozen", Train(depth=14, width=4, batch_size=4, epochs=3, unfreeze="head", head_init="lda")),
     ):
         out = Path(folder) / name

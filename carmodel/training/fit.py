@@ -185,7 +185,7 @@ class _Training:
             own.append(
                 checkpoint.SaveCheckpoints(checkpoint_dir, self.network, history, _settings(params), on_saved=on_saved)
             )
-        model.fit(
+        result = model.fit(
             batches,
             validation_data=validation,
             epochs=stage.end,
@@ -194,6 +194,9 @@ class _Training:
             verbose=self.verbose,
             callbacks=[*own, *callbacks],
         )
+        if ranks.rank != 0:  # rank 0's grows as it is saved
+            for name, values in result.history.items():
+                history.setdefault(name, []).extend(values)
         return history
 
     def model_and_data(self, size: int) -> tuple[keras.Model, Rows]:

@@ -110,11 +110,11 @@ def test_what_does_not_pass_is_said_in_the_service_s_words(
     for read in (fetch, digest_of_input):
         with pytest.raises(InputError) as error:
             read(f"{signed_in.lake.uri}/cars")
-        assert message in str(error.value) and str(error.value).startswith(f"{signed_in.lake.uri}/cars: can't be ")
+        assert message in str(error.value) and str(error.value).startswith(f"{signed_in.lake.uri}/cars: cannot be ")
 
 
 def test_a_whole_container_is_refused_since_the_client_reads_folders_alone(signed_in: Storage, tmp_path: Path) -> None:
     signed_in.lake.folder = tmp_path
     (tmp_path / "one.jpg").write_bytes(b"a photo")
-    with pytest.raises(InputError, match="can't read a whole container: give a folder of it"):
+    with pytest.raises(InputError, match="cannot read a whole container: give a directory in it"):
         fetch(signed_in.lake.uri)
