@@ -5,10 +5,12 @@ import mlflow
 from carmodel.data.store import open_store
 from carmodel.evaluation.report import evaluate, write_report
 from carmodel.mlflow_model import load_network
+from carmodel.model.folding import in_float32
 from carmodel.parameters import Evaluate
 from carmodel.recipe import require
 from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.runs import StepRun
+from carmodel.training.precision import gpus
 from steps.command import run_step
 
 
@@ -17,7 +19,8 @@ def work(settings: Evaluate, step: StepRun) -> None:
     store = open_store(fetch(require("evaluate", "store_uri", settings.store_uri, "preprocess")) / "test.h5")
     network, metadata = load_network(require("evaluate", "model_uri", settings.model_uri, "train"))
     evaluation = evaluate(
-        network,
+        # A CPU is slower in bfloat16, and its answers would not be those that are served.
+        network if gpus() else in_float32(network),
         store,
         settings.batch_size,
         metadata.get("class_names"),

@@ -142,6 +142,7 @@ def contract(folder: str) -> None:
         "compression": {kind: compression_error(kind, rank, ranks) for kind in ("none", "float16", "bfloat16")},
         "logs": logs(rank),
         "refused": refused(),
+        "apart": [without_exchange(rank), without_average(rank)],
         "shared": shared(rank),
         "moving": moving(rank),
     }
@@ -270,6 +271,40 @@ def refused() -> list[str]:
         except ValueError as error:
             errors.append(str(error))
     return errors
+
+
+def error_of_an_epoch(average: Any, model: keras.Model, rank: int) -> str:
+    """What stops an epoch in which each rank sees other points."""
+    from carmodel.training.distributed import Together
+
+    x, y = points(8)
+    try:
+        model.fit(x + rank, y, batch_size=4, verbose=0, callbacks=[Together(average, 8)])
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def without_exchange(rank: int) -> str:
+    """The error of a training whose gradients are clipped, but are not exchanged."""
+    from carmodel.training.distributed import distribute
+
+    model = dense()
+    model.compile(optimizers.SGD(0.1), "sparse_categorical_crossentropy", jit_compile=False)
+    average = distribute(model.optimizer)
+    model.optimizer._clip_gradients = lambda gradients: gradients
+    return error_of_an_epoch(average, model, rank)
+
+
+def without_average(rank: int) -> str:
+    """The error of a training whose exchanges are counted, but return this rank's own gradients."""
+    from carmodel.training.distributed import distribute
+
+    model = dense()
+    model.compile(optimizers.SGD(0.1), "sparse_categorical_crossentropy", jit_compile=False)
+    average = distribute(model.optimizer)
+    average._exchange = lambda gradients: gradients
+    return error_of_an_epoch(average, model, rank)
 
 
 def shared(rank: int) -> list[Any]:

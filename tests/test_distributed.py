@@ -122,6 +122,13 @@ def test_a_model_that_would_not_train_with_the_others_is_refused(seen: list[dict
         assert all("distribute(model.optimizer)" in error and "jit_compile=False" in error for error in rank["refused"])
 
 
+def test_ranks_that_train_apart_stop_after_the_epoch(seen: list[dict[str, Any]]) -> None:
+    for rank in seen:
+        not_exchanged, not_averaged = rank["apart"]
+        assert "gradients were averaged 0 times in 2 updates" in not_exchanged
+        assert "the ranks' weights differ, first in " in not_averaged
+
+
 def test_rank_0_and_the_first_of_a_machine_speak_for_the_others(seen: list[dict[str, Any]]) -> None:
     assert all(rank["shared"] == [{"epoch": 0}, "found by process 0"] for rank in seen)
 

@@ -111,6 +111,35 @@ def test_evaluation_is_the_same_for_any_batch_size(store: Store, colour_model: C
     assert metrics.summary(evaluation.labels, evaluation.probabilities)["top1"] == pytest.approx(5 / 6)
 
 
+def test_a_network_trained_in_bfloat16_is_evaluated_in_float32_on_a_cpu(
+    store: Store, colour_model: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    from carmodel.parameters import Evaluate
+    from carmodel.tracking.runs import StepRun
+    from steps import evaluate as step
+
+    class ReachedError(Exception):
+        """The evaluation was reached."""
+
+    def measure(network: keras.Model, *_: object, **__: object) -> None:
+        raise ReachedError({layer.compute_dtype for layer in network.layers})
+
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        network = colour_model()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    monkeypatch.setattr(step, "load_network", lambda uri: (network, {"class_names": NAMES}))
+    monkeypatch.setattr(step, "open_store", lambda path: store)
+    monkeypatch.setattr(step, "fetch", lambda uri: tmp_path)
+    monkeypatch.setattr(step, "gpus", lambda: 0)
+    monkeypatch.setattr(step, "evaluate", measure)
+    with pytest.raises(ReachedError, match="^{'float32'}$"):
+        step.work(Evaluate(store_uri="store", model_uri="model"), StepRun("evaluate", "run", tmp_path))
+
+
 def test_the_report_holds_numbers_tables_and_pictures(store: Store, colour_model: Callable, tmp_path: Path) -> None:
     from carmodel.evaluation.report import evaluate, write_report
 

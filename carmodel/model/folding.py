@@ -51,7 +51,9 @@ def fold(model: keras.Model) -> keras.Model:
 
 
 def in_float32(model: keras.Model) -> keras.Model:
-    """Return a copy that computes in float32 whatever precision `model` was trained in; the weights are float32 anyway."""
+    """Return a copy that computes in float32, or `model` itself if it does so already. The weights are float32 anyway."""
+    if all(layer.compute_dtype == "float32" for layer in model.layers):
+        return model
     return _copy(
         model,
         lambda operation: {"dtype": "float32"} if isinstance(operation, layers.Layer) else {},
