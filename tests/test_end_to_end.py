@@ -44,7 +44,7 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("carmodel", "steps", "configs"):
+        for name in ("carmodel", "steps", "configs", "pretrained"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("MLproject", "conda.yaml", "requirements.lock"):
             shutil.copy(ROOT / name, folder)
@@ -240,10 +240,10 @@ def test_a_wrong_parameter_ends_the_run_with_what_exists(
     assert "Traceback" not in done.stderr
 
 
-def test_real_photos_go_through_the_whole_pipeline(project: Project, photos: Path, mobilenet_weights: Path) -> None:
+def test_real_photos_go_through_the_whole_pipeline(project: Project, photos: Path) -> None:
     done = project.run(
-        "config=configs/laptop.yaml", f"data_uri={photos}", f"weights={mobilenet_weights}", "classes=6", "image_size=96",
-        "copies=0", "registered_model_name=real",
+        "config=configs/laptop.yaml", f"data_uri={photos}", "classes=6", "image_size=96", "epochs=64x2,96x1", "ema=0.8",
+        "registered_model_name=real",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert project.newest("evaluate").data.metrics["test_top1"] > 2 / 6

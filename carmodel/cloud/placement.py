@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from carmodel.errors import InputError
 from carmodel.parameters import INPUTS, LINK_OF, STEPS, Settings
+from carmodel.tracking.digests import ROOT
 from carmodel.tracking.paths import local_path
 
 # Schemes of the tracking URIs with which each backend's machines can log where main does.
@@ -91,8 +92,9 @@ def check_placement(placement: dict[str, Place], settings: dict[str, Settings], 
             if name not in INPUTS or name in LINK_OF.values() or not value:
                 continue
             path = local_path(value)
-            # A word such as none, imagenet or resnet names no file.
-            if path is not None and (path.exists() or not value.isalnum()):
+            # A word such as none, imagenet or resnet names no file, and the project's own weights are sent along.
+            is_word = name in ("weights", "backbone", "init") and value.isalnum()
+            if path is not None and not is_word and not path.is_relative_to(ROOT / "pretrained"):
                 raise InputError(
                     f"{step}.{name}={value}: a path of this machine, but {step} runs on {place.backend}; give an address "
                     f"that is the same everywhere: dbfs:/mnt/…, abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…, runs:/…"
