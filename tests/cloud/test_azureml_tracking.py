@@ -121,7 +121,7 @@ def test_the_same_command_again_finishes_through_hiccups(cloud: Cloud, finished:
 def test_once_more_everything_is_reused(cloud: Cloud) -> None:
     done = cloud.project.main(EXPERIMENT)
     assert happened(done) == dict.fromkeys(STEPS, "reused")
-    assert f"mlflow models serve -m models:/{MODEL}/1 " in done.stdout
+    assert f"make serve MODEL=models:/{MODEL}/1\n" in done.stdout
 
 
 @pytest.mark.usefixtures("finished")

@@ -205,7 +205,7 @@ def test_the_whole_pipeline_is_one_spark_job_that_tracks_to_its_workspace(
         assert job.wait(240) == 0, job.said()
         for step in ("preprocess", "train", "evaluate", "package_pyfunc"):
             assert f"main: {step} ran" in job.said()
-        assert "mlflow models serve -m models:/main.cars.carmodel@candidate" in job.said()
+        assert "make serve MODEL=models:/main.cars.carmodel/1" in job.said()
         assert "all runs and pictures: databricks" in job.said()
 
 

@@ -96,7 +96,7 @@ def finished(cloud: Cloud, stopped: str) -> dict[str, str]:
     done = cloud.project.main(EXPERIMENT, package_pyfunc__registered_model_name=MODEL)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert not any(fault.times for fault in (*cloud.workspace.faults, *cloud.storage.faults))
-    assert f"mlflow models serve -m models:/{MODEL}@candidate " in done.stdout
+    assert f"make serve MODEL=models:/{MODEL}/" in done.stdout
     return happened(done)
 
 
