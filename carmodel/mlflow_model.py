@@ -32,7 +32,7 @@ class TensorflowAndKeras:
     """MLflow flavor of a model that `mlflow.tensorflow`, `mlflow.pyfunc` and `mlflow.keras` can all load.
 
     `mlflow.tensorflow` pickles custom objects and puts ``code_paths`` on the path; `mlflow.keras` does neither, but reads the
-    same ``.keras`` file once it is named in the MLmodel file (README, "Loading the model").
+    same ``.keras`` file once it is named in the MLmodel file (docs/training.md, "Load a trained model").
     """
 
     @staticmethod
