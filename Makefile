@@ -10,7 +10,7 @@ PORT ?= 5001
 PAGE_PORT ?= 5002
 PAGE_HOST ?= 127.0.0.1
 
-.PHONY: help install demo serve pretrained test test-hosts test-engine bench fuzz load schema lint horovod spark azure lock clean
+.PHONY: help install demo serve pretrained test browser test-hosts test-engine bench fuzz load schema lint horovod spark azure lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -44,8 +44,16 @@ serve: .venv/page  ## the endpoint, and a page to drop photos on: make serve MOD
 pretrained: .venv/runtime  ## package the network that ships with the clone: models:/carmodel-pretrained@champion
 	python -m carmodel.serving.pretrained
 
-test: .venv/dev .venv/horovod .venv/spark .venv/page .venv/azure  ## install everything and run all tests
-	python -m pytest
+test: .venv/dev .venv/horovod .venv/spark .venv/page .venv/azure browser  ## install everything and run all tests
+	python -m pytest -n 2
+
+# The system's Chromium, by apt where that is possible, or else the one that Playwright downloads.
+browser: .venv/dev  ## install the browser that the tests of the page need
+	@command -v chromium > /dev/null \
+	|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium > /dev/null; } \
+	|| playwright install chromium \
+	|| echo "no Chromium could be installed: the tests of the page will be skipped"
+	@echo "browser of the tests: $$(command -v chromium || echo 'the Chromium of Playwright')"
 
 test-hosts: .venv/dev .venv/horovod  ## training by ssh on two loopback addresses; needs an sshd: apt-get install openssh-server
 	python -m pytest -m hosts

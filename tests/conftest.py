@@ -1,14 +1,21 @@
-"""Fixtures that the whole suite shares: a drawn sample, and real photos where the environment names them."""
+"""Options and fixtures that the whole suite shares."""
 
 import os
+import random
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+# Each worker of pytest-xdist has a core for itself. These are read when the libraries are imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
 
 from carmodel.data import sample as built_in
 from carmodel.data.writer import StoreColumns, StoreSpec, Writer
@@ -18,6 +25,60 @@ from tests.tiny import Endpoint, tiny_endpoint
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # albumentations asks a server for a newer version when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+
+# Workers inherit the variable.
+SEED = int(os.environ.setdefault("CARMODEL_SEED", str(random.randrange(10**6))))
+# Their tests start several busy processes: ranks of a training, or a Spark cluster.
+CROWDED = {
+    "test_distributed",
+    "test_distributed_training",
+    "test_end_to_end",
+    "test_launch",
+    "test_launch_spark",
+    "test_spark",
+}
+
+
+def pytest_report_header() -> str:
+    return f"modules in random order: CARMODEL_SEED={SEED} repeats it"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Shuffle the modules. The crowded ones go first, since they take longest."""
+    modules = sorted({item.path for item in items})
+    random.Random(SEED).shuffle(modules)
+    items.sort(key=lambda item: (item.path.stem not in CROWDED, modules.index(item.path)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `pytest -n 2`, run each module on one worker, and the crowded modules on the same one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = super()._split_scope(nodeid)
+            return "crowded" if Path(module).stem in CROWDED else module
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_state() -> Iterator[None]:
+    """Give the next module the environment, working directory and MLflow settings that this one found."""
+    environment, folder = dict(os.environ), Path.cwd()
+    yield
+    os.chdir(folder)
+    if "mlflow" in sys.modules:
+        import mlflow
+
+        mlflow.set_tracking_uri(environment.get("MLFLOW_TRACKING_URI"))
+        mlflow.set_registry_uri(environment.get("MLFLOW_REGISTRY_URI"))
+        mlflow.tracking.fluent._active_experiment_id = None
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def _from_environment(variable: str, what: str) -> Path:
