@@ -66,15 +66,6 @@ def test_unfreeze_trains_the_head_or_all_from_a_layer_on() -> None:
         build(Train(**SMALL, unfreeze="stage9"), NAMES)
 
 
-def test_fixed_statistics_are_folded_and_change_no_answer(photos: np.ndarray) -> None:
-    keras.utils.set_random_seed(0)
-    trained = build(Train(backbone="MobileNetV2"), NAMES)
-    keras.utils.set_random_seed(0)
-    fixed = build(Train(backbone="MobileNetV2", batch_norm="inference"), NAMES)
-    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in fixed.layers)
-    np.testing.assert_allclose(fixed(photos, training=True), trained(photos, training=False), atol=1e-5)
-
-
 def test_a_trained_networks_head_is_matched_by_class_name(photos: np.ndarray) -> None:
     source = build(Train(**SMALL), NAMES)
     head = source.get_layer("logits")

@@ -92,26 +92,29 @@ def _graphs(model: keras.Model) -> list[keras.Model]:
     return own + [graph for each in inner for graph in _graphs(each)]
 
 
-def _foldable(model: keras.Model) -> dict[int, Affine]:
-    """The operations of a graph that fold, by id: each convolution with all that follows it, and each follower."""
+def foldable_chains(model: keras.Model) -> list[list[layers.Layer]]:
+    """Return each convolution of a graph that folds, followed by its normalisations and Scales in their order."""
+    # `inbound_nodes` has no public counterpart: `Operation.input` knows the first call only, which is wrong for shared layers.
     once = [operation for operation in model.operations if len(operation._inbound_nodes) == 1]
     uses = Counter(id(tensor) for tensor in model.outputs)
     for operation in model.operations:
         for node in operation._inbound_nodes:
             uses.update(id(tensor) for tensor in node.input_tensors)
-    ends: dict[int, Affine] = {}  # by the id of a tensor: the chain whose last output it is
-    chains: dict[int, list[Operation]] = {}
+    chains: list[list[layers.Layer]] = []
+    ends: dict[int, list[layers.Layer]] = {}  # by the id of a tensor: the chain whose last output it is
     for operation in once:
         if _takes_a_bias(operation):
-            ends[id(operation.output)] = _start(operation)
-            chains[id(operation)] = [operation]
-        elif (before := ends.get(id(operation.input))) and uses[id(operation.input)] == 1 and _is_affine(operation):
-            gain, offset = _gain_and_offset(operation)
-            ends[id(operation.output)] = Affine(before.convolution, before.gain * gain, before.offset * gain + offset)
-            chains[id(before.convolution)].append(operation)
-    return {
-        id(operation): ends[id(chain[-1].output)] for chain in chains.values() if len(chain) > 1 for operation in chain
-    }
+            chains.append([operation])
+            ends[id(operation.output)] = chains[-1]
+        elif (chain := ends.get(id(operation.input))) and uses[id(operation.input)] == 1 and _is_affine(operation):
+            chain.append(operation)
+            ends[id(operation.output)] = chain
+    return [chain for chain in chains if len(chain) > 1]
+
+
+def _foldable(model: keras.Model) -> dict[int, Affine]:
+    """The operations of a graph that fold, by id: each convolution with all that follows it, and each follower."""
+    return {id(layer): folded for chain in foldable_chains(model) for folded in [_affine(chain)] for layer in chain}
 
 
 def _takes_a_bias(operation: Operation) -> bool:
@@ -126,10 +129,14 @@ def _is_affine(operation: Operation) -> bool:
     return type(operation) is Scale or (type(operation) is layers.BatchNormalization and operation.axis in (-1, 3))
 
 
-def _start(convolution: layers.Layer) -> Affine:
+def _affine(chain: list[layers.Layer]) -> Affine:
+    convolution, *followers = chain
     channels = convolution.output.shape[-1]
-    bias = convolution.bias if convolution.use_bias else np.zeros(channels)
-    return Affine(convolution, np.ones(channels), _numbers(bias))
+    gain, offset = np.ones(channels), _numbers(convolution.bias) if convolution.use_bias else np.zeros(channels)
+    for layer in followers:
+        own_gain, own_offset = _gain_and_offset(layer)
+        gain, offset = gain * own_gain, offset * own_gain + own_offset
+    return Affine(convolution, gain, offset)
 
 
 def _gain_and_offset(layer: layers.Layer) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 from keras import layers, metrics
 
 from carmodel.errors import InputError
+from carmodel.model.fixed_statistics import with_fixed_statistics
 from carmodel.model.head import LOGITS, logits_of
 from carmodel.model.network import check_sizes
 from carmodel.parameters import Train
@@ -118,12 +119,11 @@ def fit(
         accuracy = initialise_head(model, features)
         if ranks.rank == 0:
             print(f"train: linear discriminant analysis of the features: validation accuracy {accuracy:.3f}")
-    # The factors are those of the first weights, so that a resumed training has the same.
-    training = _Training(model, store, params, ranks, schedule, rate_factors(model, params), verbose)
+    training = _Training(model, store, params, ranks, schedule, rate_factors(model, params.layer_decay), verbose)
     history: History = {}
     for stage in schedule:
         history = training.run(stage, checkpoint_dir, callbacks, on_saved)
-    if any(_tracks_statistics(layer) for layer in model.layers):
+    if params.batch_norm == "train" and any(_tracks_statistics(layer) for layer in model.layers):
         _recompute_statistics(model, store, params, schedule[-1])
     return history
 
@@ -217,14 +217,22 @@ class _Training:
                 "train: the head alone is trained, but augmentation on the device is on, so the frozen network runs in "
                 "every step; without it, its features are computed once"
             )
+        logits = logits_of(network)
+        if params.batch_norm == "inference":
+            logits = with_fixed_statistics(logits)
         if unchanged:
-            return keras.Model(network.input, logits_of(network).output, name="training"), store
-        return device_augmentation.with_augmentation(logits_of(network), size, store.image_size), store
+            return keras.Model(logits.input, logits.output, name="training"), store
+        return device_augmentation.with_augmentation(logits, size, store.image_size), store
 
     def compile(self, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
         """Compile the model to fit and return its optimizer."""
         optimizer = make_optimizer(
-            self.params, self.network, self.schedule[-1].end, steps, ranks=self.ranks.count, factors=self.factors
+            self.params,
+            model.trainable_variables,
+            self.schedule[-1].end,
+            steps,
+            ranks=self.ranks.count,
+            factors=self.factors,
         )
         # TensorFlow's XLA is slower than its kernels on a CPU, and does not know Horovod's operations.
         plain = keras.backend.backend() == "tensorflow" and (self.ranks.count > 1 or not gpus())

@@ -1,22 +1,17 @@
 """The optimizer of a run: its learning rate for each layer, and its weight decay."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import Variable
 
-from carmodel.model.head import LOGITS
 from carmodel.parameters import Train
 from carmodel.training.schedule import warmup_cosine
 
 FULL_SIDE = 256
 """Side in pixels of the image whose way through the network tells at which stage a layer is."""
-
-
-KERNEL_RMS = 0.07
-"""Root mean square of a kernel that learns at the plain rate, typical of networks with batch normalisation."""
 
 
 class LayerwiseRates:
@@ -48,14 +43,14 @@ class LayerwiseSGD(LayerwiseRates, keras.optimizers.SGD):
 
 def make_optimizer(
     params: Train,
-    network: keras.Model,
+    variables: Sequence[Variable],
     epochs: int,
     steps_per_epoch: int,
     *,
     ranks: int = 1,
     factors: dict[str, float] | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Return SGD with Nesterov momentum, or AdamW, on the warm-up and cosine schedule, built for the network.
+    """Return SGD with Nesterov momentum, or AdamW, on the warm-up and cosine schedule, built for the variables.
 
     Weights that multiply inputs decay. Vectors do not: biases, gamma and beta. With `scale_learning_rate` the peak is
     multiplied by the ranks, as a step then sees so many times the rows (Goyal et al. 2017,
@@ -64,7 +59,7 @@ def make_optimizer(
     Args:
         params: `optimizer`, `learning_rate`, `momentum`, `weight_decay`, `ema`, `warmup_epochs` and
             `scale_learning_rate` are used.
-        network: its trainable variables are optimized.
+        variables: those to train, in the order in which the model that is fitted has them.
         epochs: of the whole run.
         steps_per_epoch: of this process.
         ranks: processes that train together.
@@ -78,7 +73,6 @@ def make_optimizer(
         optimizer = LayerwiseAdam(rate, name="adamw", **average)
     else:
         optimizer = LayerwiseSGD(rate, momentum=params.momentum, nesterov=params.momentum > 0, name="sgd", **average)
-    variables = network.trainable_variables
     optimizer.factors = [factors.get(variable.path, 1.0) for variable in variables]
     optimizer.decays = [params.weight_decay if decays(variable) else 0.0 for variable in variables]
     optimizer.build(variables)
@@ -90,32 +84,18 @@ def decays(variable: Variable) -> bool:
     return len(variable.shape) > 1
 
 
-def rate_factors(network: keras.Model, params: Train) -> dict[str, float]:
+def rate_factors(network: keras.Model, layer_decay: float) -> dict[str, float]:
     """Return the factor of the learning rate for each variable below the head, by its path.
 
     A layer that is k stages below the last one learns at ``layer_decay ** (k + 1)`` of the head's rate. A stage is made of
     the layers whose outputs have the same size: the side of the image divided by 2, 4, 8 … .
 
-    With folded statistics the kernels have very different scales, and Adam's steps do not depend on the scale. So a
-    kernel's rate is also multiplied by its root mean square over `KERNEL_RMS`: a step changes all kernels by about the
-    same fraction.
-
     Args:
         network: with the weights that training starts from.
-        params: `layer_decay`, `batch_norm` and `optimizer` are used.
+        layer_decay: 1 gives all layers the same rate, and an empty result.
     """
-    factors = _stage_factors(network, params.layer_decay) if params.layer_decay < 1 else {}
-    if params.batch_norm == "inference" and params.optimizer == "adamw":
-        for layer in network.layers:
-            if layer.name == LOGITS:
-                continue
-            for variable in filter(decays, layer.trainable_variables):
-                rms = float(np.sqrt(np.square(keras.ops.convert_to_numpy(variable)).mean()))
-                factors[variable.path] = factors.get(variable.path, 1.0) * rms / KERNEL_RMS
-    return factors
-
-
-def _stage_factors(network: keras.Model, layer_decay: float) -> dict[str, float]:
+    if layer_decay == 1:
+        return {}
     sized = keras.models.clone_model(network, input_tensors=keras.Input((FULL_SIDE, FULL_SIDE, 3), dtype="uint8"))
     halvings = {
         layer.name: round(math.log2(FULL_SIDE / layer.output.shape[1])) for layer in sized.layers if _is_map(layer)
