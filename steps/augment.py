@@ -1,32 +1,37 @@
-"""Write augmented copies of the training rows (crop, pad, horizontal flip) beside the original store."""
+"""Write augmented copies of the training rows (crop, pad, horizontal flip) to a store of their own."""
 
 import time
+from typing import TYPE_CHECKING
 
-import mlflow
-
-from carmodel.data.augmentation import augment_store
-from carmodel.data.pictures import before_after
-from carmodel.data.store import open_store
-from carmodel.data.transform import load_transform
 from carmodel.parameters import Augment
 from carmodel.recipe import SettingsError, require
-from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.paths import local_path
-from carmodel.tracking.runs import StepRun
 from steps.command import run_step
-from steps.engine import engine_of, output_folder, seen_by_all
+
+if TYPE_CHECKING:
+    from carmodel.tracking.runs import StepRun
 
 
-def work(settings: Augment, step: StepRun) -> None:
-    """Leave the output `augmented` (augmented.h5) and a picture of some rows before and after."""
+def work(settings: Augment, step: "StepRun") -> None:
+    """Log the output `augmented` (augmented.h5) and a picture of some rows before and after."""
+    import mlflow
+
+    from carmodel.data.augmentation import augment_store
+    from carmodel.data.pictures import before_after
+    from carmodel.data.store import open_store
+    from carmodel.data.transform import load_transform
+    from carmodel.tracking.artifacts import fetch
+    from steps.engine import open_engine, output_folder, shared_with_executors
+
     if settings.copies == 0:
-        raise SettingsError("copies=0 leaves nothing to do; main skips the step then")
+        raise SettingsError("augment.copies=0 makes no copies; main skips the step then")
     stores = fetch(require("augment", "store_uri", settings.store_uri, "preprocess"))
     transform = load_transform(settings.transform) if settings.transform else None
-    own = settings.transform.partition(".")[0].partition(":")[0]
-    with output_folder(settings, step, "augmented") as folder, engine_of(settings, (own,) if own else ()) as engine:
+    package = settings.transform.partition(".")[0].partition(":")[0]
+    packages = (package,) if package else ()
+    with output_folder(settings, step, "augmented") as folder, open_engine(settings, packages) as engine:
         if local_path(settings.store_uri) is None:
-            stores = seen_by_all(stores, settings, folder.parent)
+            stores = shared_with_executors(stores, settings, folder.parent)
         train, augmented = stores / "train.h5", folder / "augmented.h5"
         began = time.perf_counter()
         strengths = settings.model_dump(include={"copies", "crop", "pad", "flip", "seed"})
@@ -44,4 +49,4 @@ def work(settings: Augment, step: StepRun) -> None:
 
 
 if __name__ == "__main__":
-    run_step("augment", work)
+    run_step("augment", Augment, work)

@@ -1,61 +1,102 @@
-"""The command line of a step: its settings as ``--name value``, a run around its work, errors in words."""
+"""The command line of the entry points: parameters as ``--name value``, and errors without a traceback.
+
+This module imports MLflow only after the parameters are valid, and steps import slow libraries inside their functions, so
+that ``--help`` and a refused parameter answer at once.
+"""
 
 import argparse
+import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from typing import Literal, NoReturn, get_args, get_origin
-
-from pydantic.fields import FieldInfo
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
 
 from carmodel.errors import InputError
+from carmodel.parameter_table import allowed_values
 from carmodel.parameters import ENTRY_POINTS, Settings
 from carmodel.recipe import SettingsError, resolve, suggestion
-from carmodel.service_errors import explain
-from carmodel.tracking.runs import step_run
+
+if TYPE_CHECKING:
+    from carmodel.tracking.runs import StepRun
+
+Parameters = TypeVar("Parameters", bound=Settings)
 
 
-def run_step(name: str, work: Callable[..., None]) -> None:
-    """Parse the arguments of step `name`, open its run and do `work(settings, step)` in it.
+def run_step(name: str, parameters: type[Parameters], work: Callable[[Parameters, "StepRun"], None]) -> None:
+    """Run a step as a command: parse its parameters, open its MLflow run, and call ``work(settings, step)``.
 
-    Bad input ends the process with code 2 and one clear message; the run, once open, is then FAILED.
+    Invalid input exits with code 2 and one message.
+
+    Args:
+        name: entry point.
+        parameters: type of its parameters.
+        work: does the step's work and logs its outputs.
     """
-    # `mlflow run` ends a step so when it is interrupted: scratch folders are removed and the run is FAILED, not RUNNING.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        settings, recipe = parse_step(name, sys.argv[1:])
+    with errors_reported(name):
+        settings, recipe = parse_step(name, parameters, sys.argv[1:])
+        from carmodel.tracking.runs import step_run
+
         with step_run(name, settings, recipe) as step:
             work(settings, step)
+
+
+@contextmanager
+def errors_reported(entry: str) -> Iterator[None]:
+    """Exit with a message instead of a traceback for invalid input, a service's error and an interrupt.
+
+    SIGTERM, which `mlflow run` sends when it is interrupted, becomes `SystemExit`, so that temporary directories are
+    removed and the run ends as FAILED. If a parameter is refused, the run that `mlflow run` opened is deleted.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    opened = os.environ.get("MLFLOW_RUN_ID")
+    try:
+        yield
     except InputError as error:
-        fail(name, error)
+        if opened and isinstance(error, SettingsError):
+            from carmodel.tracking.runs import discard
+
+            discard(opened)
+        print(f"\n{entry}: error: {error}\n  parameters: python -m steps.{entry} --help", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(f"\n{name}: interrupted")
+        sys.exit(f"\n{entry}: interrupted")
     except Exception as error:
-        stop(name, error)
+        from carmodel.service_errors import explain
+
+        if (explained := explain(error)) is None:
+            raise
+        sys.exit(f"\n{entry}: stopped: {explained}")
 
 
-def parse_step(name: str, arguments: list[str]) -> tuple[Settings, str]:
-    """Settings of a step from its command line, and the -P words that chose its recipe."""
-    names = list(ENTRY_POINTS[name].model_fields)
-    given = parse(make_parser(name, ENTRY_POINTS[name].__doc__, {name: names}), arguments, names)
+def parse_step(name: str, parameters: type[Parameters], arguments: list[str]) -> tuple[Parameters, str]:
+    """Return the parameters of a step from its command line, and the ``-P`` arguments that chose its recipe."""
+    names = list(parameters.model_fields)
+    given = parse(make_parser(name, parameters.__doc__, {name: names}), arguments, names)
     own = {parameter: given[parameter] for parameter in names}
     recipe = " ".join(f"-P {key}={shlex.quote(given[key])}" for key in ("config", "set") if given[key])
-    return resolve(given["config"], given["set"], {name: own}, only=name)[name], recipe
+    settings = getattr(resolve(given["config"], given["set"], {name: own}, only=name), name)
+    assert isinstance(settings, parameters)
+    return settings, recipe
 
 
 def make_parser(entry: str, description: str | None, names: Mapping[str, list[str]]) -> argparse.ArgumentParser:
-    """Parser with the named parameters of each step; a name that several steps share sets it in all of them."""
+    """Return a parser of an entry point's command line.
+
+    Args:
+        entry: name of the entry point.
+        description: first paragraph of its ``--help``.
+        names: ``{step: parameters}``. A parameter that several steps share sets all of them.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m steps.{entry}",
         description=description,
-        epilog=f"the same through MLflow: mlflow run . -e {entry} --env-manager local -P NAME=VALUE",
+        epilog=f"With MLflow: mlflow run . -e {entry} --env-manager local -P NAME=VALUE",
         allow_abbrev=False,
     )
     parser.add_argument("--config", default="", metavar="FILE", help="recipe: NAME of configs/NAME.yaml, or a path")
-    parser.add_argument(
-        "--set", default="", metavar="STEP.NAME=VALUE,…", help="generic override of any step's parameter"
-    )
+    parser.add_argument("--set", default="", metavar="STEP.NAME=VALUE,…", help="parameters of any step")
     owners: dict[str, list[str]] = {}
     for step, of in names.items():
         for name in of:
@@ -69,32 +110,14 @@ def make_parser(entry: str, description: str | None, names: Mapping[str, list[st
     return parser
 
 
-def allowed_values(field: FieldInfo) -> str:
-    """Return the bounds or the values of a parameter as text, empty where every value of its type is allowed."""
-    if get_origin(field.annotation) is Literal:
-        return f"one of {', '.join(map(str, get_args(field.annotation)))}"
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    limits = [(name, getattr(item, name, None)) for item in field.metadata for name in signs]
-    return ", ".join(f"{signs[name]} {limit}" for name, limit in limits if limit is not None)
-
-
 def parse(parser: argparse.ArgumentParser, arguments: list[str], known: list[str]) -> dict[str, str]:
-    """Parse the arguments, and refuse an unknown name with the one that it resembles, or with all that exist."""
+    """Return the given values by name.
+
+    Raises:
+        SettingsError: an unknown name. The message suggests a similar one, or lists all.
+    """
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0]
         raise SettingsError(f"no parameter {name!r}; {suggestion(name, ['config', 'set', *known])}")
     return vars(given)
-
-
-def stop(entry: str, error: Exception) -> NoReturn:
-    """Say in words what a service has refused and exit with code 1; raise again what no service has."""
-    if (said := explain(error)) is None:
-        raise error
-    sys.exit(f"\n{entry}: stopped: {said}")
-
-
-def fail(entry: str, error: Exception) -> NoReturn:
-    """Say what is wrong and which command explains the parameters, then exit with code 2."""
-    print(f"\n{entry}: error: {error}\n  the parameters: python -m steps.{entry} --help", file=sys.stderr)
-    raise SystemExit(2)

@@ -146,4 +146,4 @@ def photo_of(file: str) -> bytes:
 
 
 if __name__ == "__main__":
-    run_step("deploy", work)
+    run_step("deploy", Deploy, work)

@@ -1,4 +1,4 @@
-"""Where a step makes its images: the engine of its parameters, and the folder it writes to."""
+"""Where a step processes its images: on the engine that its parameters choose, with output to a directory that it can write."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from carmodel.tracking.runs import StepRun
 
 
 @contextmanager
-def engine_of(settings: OnEngine, packages: tuple[str, ...] = ()) -> Iterator[Engine]:
-    """The engine that the parameters name; a Spark session that was started for it is stopped in the end.
+def open_engine(settings: OnEngine, packages: tuple[str, ...] = ()) -> Iterator[Engine]:
+    """Yield the engine that the parameters choose. A Spark session that was started for it stops afterwards.
 
     Args:
-        settings: of the step.
-        packages: what the executors need of this project beside ``carmodel``.
+        settings: parameters of the step.
+        packages: names of packages that the executors need besides ``carmodel``.
     """
     if settings.engine == "local":
         yield local_engine
@@ -32,16 +32,16 @@ def engine_of(settings: OnEngine, packages: tuple[str, ...] = ()) -> Iterator[En
 
 @contextmanager
 def output_folder(settings: OnEngine, step: StepRun, name: str) -> Iterator[Path]:
-    """An empty folder for the output `name`, on storage that the nodes share where `work_folder` says so."""
+    """Yield an empty directory for the output `name`, in `work_folder` if the parameters name one that all machines share."""
     with TemporaryDirectory(prefix=".carmodel-", dir=settings.work_folder or step.folder) as work:
         folder = Path(work) / name
         folder.mkdir()
-        if settings.work_folder:  # executors may run under another name
-            for made in (folder.parent, folder):
-                made.chmod(Path(settings.work_folder).stat().st_mode)
+        if settings.work_folder:  # executors may run as another user
+            for created in (folder.parent, folder):
+                created.chmod(Path(settings.work_folder).stat().st_mode)
         yield folder
 
 
-def seen_by_all(path: Path, settings: OnEngine, scratch: Path) -> Path:
-    """A folder that this machine has made or downloaded, where the executors see it: a copy if there is a `work_folder`."""
+def shared_with_executors(path: Path, settings: OnEngine, scratch: Path) -> Path:
+    """Return a path at which the executors can read a local directory: a copy in `scratch`, if there is a `work_folder`."""
     return Path(shutil.copytree(path, scratch / "input")) if settings.work_folder else path

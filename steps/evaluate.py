@@ -1,25 +1,30 @@
 """Measure a logged model on the test store: accuracies, confusion matrix, worst mistakes."""
 
-import mlflow
+from typing import TYPE_CHECKING
 
-from carmodel.data.store import open_store
-from carmodel.evaluation.report import evaluate, write_report
-from carmodel.mlflow_model import load_network
-from carmodel.model.folding import in_float32
 from carmodel.parameters import Evaluate
 from carmodel.recipe import require
-from carmodel.tracking.artifacts import fetch
-from carmodel.tracking.runs import StepRun
-from carmodel.training.precision import gpus
 from steps.command import run_step
 
+if TYPE_CHECKING:
+    from carmodel.tracking.runs import StepRun
 
-def work(settings: Evaluate, step: StepRun) -> None:
-    """Predict every test photo; leaves the report and its numbers as metrics ``test_…``."""
+
+def work(settings: Evaluate, step: "StepRun") -> None:
+    """Predict every test photo, log the output `report` and its numbers as metrics ``test_…``."""
+    import mlflow
+
+    from carmodel.data.store import open_store
+    from carmodel.evaluation.report import evaluate, write_report
+    from carmodel.mlflow_model import load_network
+    from carmodel.model.folding import in_float32
+    from carmodel.tracking.artifacts import fetch
+    from carmodel.training.precision import gpus
+
     store = open_store(fetch(require("evaluate", "store_uri", settings.store_uri, "preprocess")) / "test.h5")
     network, metadata = load_network(require("evaluate", "model_uri", settings.model_uri, "train"))
     evaluation = evaluate(
-        # A CPU is slower in bfloat16, and its answers would not be those that are served.
+        # On a CPU, bfloat16 is slower and gives other predictions than the served model, which is in float32.
         network if gpus() else in_float32(network),
         store,
         settings.batch_size,
@@ -35,4 +40,4 @@ def work(settings: Evaluate, step: StepRun) -> None:
 
 
 if __name__ == "__main__":
-    run_step("evaluate", work)
+    run_step("evaluate", Evaluate, work)

@@ -1,31 +1,35 @@
-"""Package the model as a classifier of Base64 photos: log, register, check, call it `candidate` and perhaps `champion`."""
+"""Package the network as a classifier of Base64 photos: log it, test it, register it, move the registry's aliases."""
 
 import base64
 import json
+from typing import TYPE_CHECKING
 
-import cv2
-import mlflow
-import numpy as np
-import pandas as pd
-
-from carmodel.data.pictures import class_examples
-from carmodel.data.store import Store, content_digest, open_store
 from carmodel.errors import InputError
 from carmodel.parameters import PackagePyfunc
 from carmodel.recipe import require
-from carmodel.serving.examples import EXAMPLES
-from carmodel.serving.packaging import log_classifier
-from carmodel.serving.registry import promote, register
-from carmodel.tracking.artifacts import fetch
-from carmodel.tracking.runs import StepRun
 from steps.command import run_step
 
-CHECKED = 256
-"""Most test photos on which folding and precision are checked."""
+if TYPE_CHECKING:
+    import numpy as np
+
+    from carmodel.data.store import Store
+    from carmodel.tracking.runs import StepRun
+
+CHECKED_PHOTOS = 256
+"""Largest number of test photos that check folding and precision."""
 
 
-def work(settings: PackagePyfunc, step: StepRun) -> None:
-    """Leave a new version of the registered model that has answered a real request."""
+def work(settings: PackagePyfunc, step: "StepRun") -> None:
+    """Log the output `classifier`: a new version of the registered model, which has answered a request."""
+    import mlflow
+
+    from carmodel.data.pictures import class_examples
+    from carmodel.data.store import content_digest, open_store
+    from carmodel.serving.examples import EXAMPLES
+    from carmodel.serving.packaging import log_classifier
+    from carmodel.serving.registry import promote, register
+    from carmodel.tracking.artifacts import fetch
+
     require("package_pyfunc", "model_uri", settings.model_uri, "train")
     store_uri = require("package_pyfunc", "store_uri", settings.store_uri, "preprocess")
     report = require("package_pyfunc", "evaluation_uri", settings.evaluation_uri, "evaluate")
@@ -33,7 +37,7 @@ def work(settings: PackagePyfunc, step: StepRun) -> None:
     stores = fetch(store_uri)
     store = open_store(stores / "test.h5")
 
-    info, served = log_classifier(settings, store.take(spread(len(store), CHECKED)))
+    info, served = log_classifier(settings, store.take(spread(len(store), CHECKED_PHOTOS)))
     for note in served.notes:
         print(f"package_pyfunc: {note}")
     answer = check(info.model_uri, store)
@@ -53,27 +57,34 @@ def work(settings: PackagePyfunc, step: StepRun) -> None:
     )
 
 
-def spread(rows: int, most: int) -> np.ndarray:
-    """Up to `most` row numbers, int64, evenly over all: of every class where the store is in the order of its classes."""
+def spread(rows: int, most: int) -> "np.ndarray":
+    """Return up to `most` row numbers, int64, at equal distances, so that a store sorted by class gives rows of every class."""
+    import numpy as np
+
     return np.unique(np.linspace(0, rows - 1, min(most, rows)).astype(np.int64))
 
 
-def check(uri: str, store: Store) -> dict[str, object]:
-    """Load the logged classifier and have it answer for the first test photo, sent as clients send it.
+def check(uri: str, store: "Store") -> dict[str, object]:
+    """Load the logged classifier and return its answer to the first test photo, sent as clients send it.
 
     Raises:
-        InputError: it answers with an error; it is not registered then.
+        InputError: the answer is an error. The classifier is not registered then.
     """
+    import cv2
+    import mlflow
+    import numpy as np
+    import pandas as pd
+
     png = cv2.imencode(".png", cv2.cvtColor(store.take(np.array([0]))[0], cv2.COLOR_RGB2BGR))[1].tobytes()
     request = pd.DataFrame({"image": [base64.b64encode(png).decode()]})
     (answer,) = mlflow.pyfunc.load_model(uri).predict(request).to_dict("records")
     if answer["error"] is not None or answer["label"] not in store.class_names:
         raise InputError(
-            f"the classifier does not answer a photo of test.h5, so it is not registered: {answer['error']}. Its limits are "
-            "max_bytes, max_pixels and max_decoded_bytes"
+            f"the classifier was not registered, because it cannot classify the first photo of test.h5: {answer['error']}. "
+            "Check the limits max_bytes, max_pixels and max_decoded_bytes"
         )
     return answer
 
 
 if __name__ == "__main__":
-    run_step("package_pyfunc", work)
+    run_step("package_pyfunc", PackagePyfunc, work)

@@ -26,7 +26,7 @@ from carmodel.training.checkpoint import CheckpointError, path_of
 from carmodel.training.features import Features, initialise_head
 from carmodel.training.fit import fit
 from carmodel.training.optimizer import decays
-from steps.train import autologging
+from steps.train_rank import autologging
 from tests.tracked import tracked_in
 
 CLASSES, SIDE = 6, 32

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from carmodel.parameters import ENTRY_POINTS, LINK_OF
-from carmodel.recipe import SettingsError, check, load_recipe, parse_flag, parse_set, resolve
+from carmodel.parameters import ENTRY_POINTS, LINK_OF, Recipe
+from carmodel.recipe import SettingsError, load_recipe, parse_flag, parse_set, resolve
 
 RECIPES = sorted(Path("configs").glob("*.yaml"))
 
@@ -19,14 +19,13 @@ def write(folder: Path, **steps: dict) -> str:
 
 def test_later_sources_win_over_earlier_ones(tmp_path: Path) -> None:
     recipe = write(tmp_path, train={"epochs": 2, "batch_size": 4, "depth": 14})
-    settings = resolve(recipe, "train.epochs=3,train.batch_size=5", {"train": {"epochs": "7"}})
-    train = settings["train"].model_dump()
-    assert (train["epochs"], train["batch_size"], train["depth"], train["width"]) == ("7", 5, 14, 64)
+    train = resolve(recipe, "train.epochs=3,train.batch_size=5", {"train": {"epochs": "7"}}).train
+    assert (train.epochs, train.batch_size, train.depth, train.width) == ("7", 5, 14, 64)
 
 
 def test_an_empty_value_counts_as_not_given(tmp_path: Path) -> None:
     recipe = write(tmp_path, train={"epochs": 2})
-    assert resolve(recipe, "", {"train": {"epochs": ""}})["train"].model_dump()["epochs"] == "2"
+    assert resolve(recipe, "", {"train": {"epochs": ""}}).train.epochs == "2"
 
 
 @pytest.mark.parametrize(
@@ -35,15 +34,15 @@ def test_an_empty_value_counts_as_not_given(tmp_path: Path) -> None:
         ("train.epoch=3", "no parameter 'epoch'; did you mean `epochs`?"),
         ("training.epochs=3", "no step 'training'; the steps are preprocess, augment, train"),
         ("epochs=3", "not step.parameter=value"),
-        ("train.epochs=many", "train.epochs='many': is not as it must be: passes over the training rows"),
+        ("train.epochs=many", "train.epochs='many': invalid format; epochs is number of epochs"),
         ("train.batch_size=0", "greater than or equal to 1"),
         ("train.optimizer=lion", "'sgd' or 'adamw'"),
         ("train.depth=18", "14, 26, 50, 101 or 152"),
         ("preprocess.crop=tight", "'box' or 'none'"),
-        ("train.weights=imagenet,train.depth=26", "the depths 50, 101, 152"),
+        ("train.weights=imagenet,train.depth=26", "one of the depths 50, 101, 152"),
         ("train.learning_rate=inf", "train.learning_rate='inf'"),
         ("package_pyfunc.registered_model_name=my/model", "package_pyfunc.registered_model_name='my/model'"),
-        ("train.store_uri=x", "filled by main"),
+        ("train.store_uri=x", "train.store_uri is set by main"),
         ("train.backbone=vgg16", "train.backbone='vgg16': not resnet, FILE.keras or one of ConvNeXtBase"),
         ("train.weights=no/such.h5", "train.weights='no/such.h5'"),
     ],
@@ -55,9 +54,8 @@ def test_a_wrong_name_or_value_is_refused_with_what_exists(set_: str, said: str)
 
 
 def test_a_step_run_alone_takes_its_inputs() -> None:
-    assert resolve("", "", {"augment": {"store_uri": "runs:/1/data"}}, only="augment")["augment"].model_dump()[
-        "store_uri"
-    ]
+    recipe = resolve("", "", {"augment": {"store_uri": "runs:/1/data"}}, only="augment")
+    assert recipe.augment.store_uri == "runs:/1/data"
 
 
 def test_a_missing_recipe_is_refused_with_those_that_exist() -> None:
@@ -73,7 +71,7 @@ def test_a_recipe_that_is_no_mapping_of_steps_is_refused(tmp_path: Path, text: s
 
 
 def test_a_depth_given_as_text_is_a_number() -> None:
-    assert check("train", {"depth": "26"}).model_dump()["depth"] == 26
+    assert resolve("", "train.depth=26", {}).train.depth == 26
 
 
 def test_flags_are_true_or_false() -> None:
@@ -93,7 +91,7 @@ def test_set_is_split_at_commas_and_first_equals() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid(recipe: Path) -> None:
-    assert set(resolve(str(recipe), "", {})) == set(ENTRY_POINTS)
+    assert isinstance(resolve(str(recipe), "", {}), Recipe)
 
 
 def test_every_parameter_explains_itself() -> None:
@@ -104,8 +102,13 @@ def test_every_parameter_explains_itself() -> None:
 
 
 def test_a_name_unlike_any_other_is_refused_with_all_that_exist() -> None:
-    with pytest.raises(SettingsError, match="it has engine, spark_master"):
-        check("augment", {"zzz": "1"})
+    with pytest.raises(SettingsError, match="choose one of engine, spark_master"):
+        resolve("", "augment.zzz=1", {})
+
+
+def test_a_bad_value_of_a_shared_name_is_refused_with_the_way_to_address_one_step() -> None:
+    with pytest.raises(SettingsError, match=r"preprocess, augment have a parameter crop.*-P set=augment.crop=VALUE"):
+        resolve("", "", {"preprocess": {"crop": "0.2"}, "augment": {"crop": "0.2"}})
 
 
 def test_the_name_of_a_recipe_means_its_file_in_configs() -> None:

@@ -3,12 +3,13 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import mlflow
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from carmodel.parameters import STEPS, Settings
@@ -16,6 +17,14 @@ from carmodel.tracking.artifacts import listing
 from carmodel.tracking.cache import cache_key
 from carmodel.tracking.digests import digest_of_path
 from carmodel.tracking.lineage import KEY_TAG, LISTING_TAG, OUTPUTS_TAG, SUMMARY_TAG, what_next
+
+
+def discard(run_id: str) -> None:
+    """Delete a run in which nothing has happened, if the tracking service can."""
+    client = mlflow.MlflowClient()
+    with suppress(MlflowException):
+        client.set_terminated(run_id, "KILLED")  # `mlflow run` would set a run that is RUNNING to FAILED
+        client.delete_run(run_id)
 
 
 @dataclass

@@ -168,7 +168,7 @@ def test_a_password_in_the_tracking_uri_is_not_shown(
     mlflow.set_tracking_uri(f"http://me:pass-word@127.0.0.1:{free_port()}")
     try:
         with pytest.raises(SystemExit) as ended:
-            run_step("deploy", deploy.work)
+            run_step("deploy", deploy.Deploy, deploy.work)
     finally:
         mlflow.set_tracking_uri(before)
     said = f"{ended.value.code}{''.join(capsys.readouterr())}"
@@ -189,7 +189,7 @@ def test_a_password_in_the_tracking_uri_is_not_shown(
         ({"target": "aci", "model_uri": "models:/cars/1"}, "MLFLOW_TRACKING_URI"),
         ({"target": "online", "settings_file": "no.yml", "model_uri": "models:/cars/1"}, "settings_file='no.yml'"),
         ({"target": "moon"}, "deploy.target='moon'"),
-        ({"target": "local", "name": "My Cars"}, "deploy.name='My Cars': is not as it must be: of the service"),
+        ({"target": "local", "name": "My Cars"}, "deploy.name='My Cars': invalid format; name is of the service"),
     ],
 )
 def test_what_can_t_be_done_is_said_before_anything_is(
@@ -206,6 +206,6 @@ def test_what_can_t_be_done_is_said_before_anything_is(
         sys, "argv", ["deploy", *(part for name, value in given.items() for part in (f"--{name}", value))]
     )
     with tracked_in(registered.folder), pytest.raises(SystemExit) as ended:
-        run_step("deploy", deploy.work)
+        run_step("deploy", deploy.Deploy, deploy.work)
     assert ended.value.code == 2
     assert words in capsys.readouterr().err

@@ -1,0 +1,15 @@
+"""The parameters and their page in the documentation."""
+
+from pathlib import Path
+
+from carmodel.parameter_table import parameter_page
+from carmodel.parameters import LINK_OF, STEPS
+
+
+def test_the_page_of_parameters_is_current() -> None:
+    command = "python -m carmodel.parameter_table > docs/parameters.md"
+    assert Path("docs/parameters.md").read_text() == parameter_page(), command
+
+
+def test_every_input_of_a_step_is_the_output_of_another() -> None:
+    assert set(LINK_OF.values()) <= {name for step in STEPS.values() for name in step.model_fields}
