@@ -1,4 +1,4 @@
-"""The Keras model as an MLflow model: logged with its custom objects and source, loaded with its class names."""
+"""Log a Keras model as an MLflow model with its custom objects and source code, and load it with its class names."""
 
 import json
 from importlib.metadata import version
@@ -21,25 +21,25 @@ from carmodel.service_errors import has_no_such_call
 from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.digests import ROOT
 
-# What a process needs to load the network and run it; everything else of the project stays at home.
 PRETRAINED = ROOT / "pretrained" / "stanford_cars.keras"
-"""The fine-tuned network that ships with the clone."""
+"""The fine-tuned network in the repository. It is not part of the wheel."""
 
 REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pydantic")
+"""Packages that a process needs to load and run the network."""
 
 
 class TensorflowAndKeras:
     """MLflow flavor of a model that `mlflow.tensorflow`, `mlflow.pyfunc` and `mlflow.keras` can all load.
 
-    `mlflow.tensorflow` pickles custom objects and puts ``code_paths`` on the path; `mlflow.keras` does neither, but reads the
+    `mlflow.tensorflow` pickles custom objects and adds ``code_paths`` to the path. `mlflow.keras` does neither, but reads the
     same ``.keras`` file once it is named in the MLmodel file (docs/training.md, "Load a trained model").
     """
 
     @staticmethod
     def save_model(path: str, mlflow_model: Model, **kwargs: Any) -> None:
-        """Save as `mlflow.tensorflow` does, then name the file for `mlflow.keras` too."""
+        """Save with `mlflow.tensorflow`, then add the keras flavor."""
         mlflow.tensorflow.save_model(path=path, mlflow_model=mlflow_model, **kwargs)
-        # `mlflow.tensorflow` reads a keras flavor, where there is one, instead of its own: this one is both.
+        # `mlflow.tensorflow` prefers a keras flavor to its own, so this flavor has the entries of both.
         mlflow_model.add_flavor(
             "keras",
             **mlflow_model.flavors["tensorflow"],
@@ -50,7 +50,7 @@ class TensorflowAndKeras:
 
 
 def pinned(*packages: str) -> list[str]:
-    """Requirements of these packages at the versions installed here."""
+    """Return pip requirements for packages, with the installed versions."""
     return [f"{package}=={version(package)}" for package in packages]
 
 
@@ -62,8 +62,8 @@ def log_network(
     Args:
         network: uint8 (B, H, W, 3) in, probabilities (B, classes) out.
         example: uint8 (B, H, W, 3), the input example.
-        metadata: class_names, image_size, crop and margin: what serving must know.
-        params: parameters shown beside the logged model.
+        metadata: class_names, image_size, crop and margin, which serving needs.
+        params: shown with the logged model.
     """
     image = TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3))
     probabilities = TensorSpec(np.dtype("float32"), (-1, network.output_shape[-1]))
@@ -84,27 +84,27 @@ def log_network(
 def log_model(
     name: str, flavor: Any, metadata: dict[str, Any], params: dict[str, Any] | None = None, **saved: Any
 ) -> ModelInfo:
-    """Log a model to the active run: as MLflow's logged model, or as artifacts of the run where the service has none.
+    """Log a model to the active run: as an MLflow logged model, or as artifacts of the run if the service has no such models.
 
-    Azure ML has none for MLflow 3 (https://github.com/Azure/azure-sdk-for-python/issues/44896), and says so by a 404
-    before anything is written.
+    Azure ML does not support the logged models of MLflow 3 (https://github.com/Azure/azure-sdk-for-python/issues/44896). It
+    answers with status 404 before anything is written.
 
     Args:
-        name: of the model, and of the folder in the run.
+        name: name of the model, and of the directory in the run.
         flavor: its ``save_model(path, mlflow_model, **saved)`` writes the model.
-        metadata: kept in the model.
-        params: shown beside a logged model.
-        saved: the rest of what `flavor` saves.
+        metadata: saved in the model.
+        params: shown with the logged model.
+        saved: further arguments of `save_model`.
 
     Returns:
-        Its `model_uri` is ``models:/m-…``, or ``runs:/RUN/NAME``.
+        The model's description. Its `model_uri` is ``models:/m-…`` or ``runs:/RUN/NAME``.
     """
     try:
         return Model.log(artifact_path=None, name=name, flavor=flavor, metadata=metadata, params=params, **saved)
     except MlflowException as error:
         if not has_no_such_call(error):
             raise
-    print(f"{name}: this tracking service has no logged models: kept as artifacts of the run")
+    print(f"{name}: this tracking service has no logged models; the model is an artifact of the run")
     run = mlflow.active_run()
     assert run  # Model.log needs one too
     model = Model(artifact_path=name, run_id=run.info.run_id, metadata=metadata)
@@ -122,7 +122,10 @@ def load_network(uri: str) -> tuple[keras.Model, dict[str, Any]]:
     """
     folder = fetch(uri)
     try:
-        return mlflow.tensorflow.load_model(str(folder)), Model.load(str(folder)).metadata or {}
+        metadata = _metadata(folder)
+        if trained := metadata.get("trained_model"):
+            raise InputError(f"model_uri={uri} is a packaged classifier; give the network that it contains: {trained}")
+        return mlflow.tensorflow.load_model(str(folder)), metadata
     except (OSError, KeyError, MlflowException) as error:
         raise InputError(f"model_uri={uri!r} is not a logged Keras model: {error}") from None
 
@@ -131,24 +134,29 @@ def load_initial(init: str) -> tuple[keras.Model, list[str]]:
     """Load the network that a training continues from, and its class names.
 
     Args:
-        init: "pretrained" (the network in ``pretrained/``), a ``.keras`` file with its facts beside it (FILE.json with
-            class_names), or the URI of a logged network, of a registered one, or of a registered classifier, whose network
-            before folding is taken.
+        init: "pretrained" (the network in ``pretrained/``), FILE.keras next to a FILE.json with class_names, or the URI of a
+            logged or registered network or classifier. For a classifier, its network before folding is loaded.
 
     Raises:
-        InputError: no such model, or its class names are not known.
+        InputError: no such model, or it has no class names.
     """
     if init == "pretrained" or init.endswith(".keras"):
         file = PRETRAINED if init == "pretrained" else Path(init).expanduser()
+        if not file.is_file():
+            hint = "; it is in the repository, not in the wheel" if file == PRETRAINED else ""
+            raise InputError(f"init={init}: no such file: {file}{hint}")
         network, facts = load_keras_file(file), file.with_suffix(".json")
         if not facts.is_file():
-            raise InputError(f"init={init}: {facts} is missing; it names the classes of the network as class_names")
+            raise InputError(f"init={init}: {facts} is missing; it must have the names of the classes as class_names")
         return network, json.loads(facts.read_text())["class_names"]
     folder = fetch(init)
-    metadata = Model.load(str(folder)).metadata or {} if (folder / MLMODEL_FILE_NAME).is_file() else {}
-    if trained := metadata.get("trained_model"):
+    if trained := _metadata(folder).get("trained_model"):
         return load_initial(trained)
     network, metadata = load_network(init)
     if "class_names" not in metadata:
         raise InputError(f"init={init}: the model's metadata has no class_names; give a model logged by train")
     return network, metadata["class_names"]
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    return Model.load(str(folder)).metadata or {} if (folder / MLMODEL_FILE_NAME).is_file() else {}

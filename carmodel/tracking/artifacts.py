@@ -1,4 +1,4 @@
-"""Reading artifacts by URI: download them, or list their names and sizes."""
+"""Read artifacts by URI: download them, or list their names and sizes."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,27 +21,27 @@ UNREACHABLE = (MlflowException, AzureError, OSError, ImportError, ValueError, No
 
 
 def fetch(uri: str) -> Path:
-    """Download an artifact and return its path. Files on this machine are not copied.
+    """Download an artifact and return its path. Local files are not copied.
 
     Args:
         uri: a plain path or any URI that MLflow can download (``runs:/``, ``models:/``, ``dbfs:/``, ``s3://`` …).
 
     Raises:
-        InputError: nothing to download, with the reason that MLflow gives.
+        InputError: it cannot be downloaded. The message has MLflow's reason.
     """
     if path := local_path(uri):
         if not path.exists():
             raise InputError(f"{uri}: no such file or directory")
         return path
     try:
-        # MLflow always copies a `runs:/` URI, but not the directory of this machine that it may stand for.
+        # MLflow copies the artifacts of a `runs:/` URI, even from a local directory. It does not copy the directory itself.
         return Path(download_artifacts(_underlying(uri)))
     except UNREACHABLE as error:
         raise InputError(f"{uri}: cannot be downloaded: {explain(uri, error)}") from None
 
 
 def explain(uri: str, error: Exception) -> str:
-    """Return what an error of MLflow means, and what to do, where its own text says little."""
+    """Return the cause of a failed download and what to do, if MLflow's own message says little."""
     if isinstance(error, ImportError):
         return f"{error}; MLflow needs that package for such URIs: install it with pip"
     if "@" in uri and isinstance(error, MlflowException) and has_no_such_call(error):
@@ -62,14 +62,14 @@ def _underlying(uri: str) -> str:
 
 
 def _run_has(uri: str) -> bool:
-    """Whether a ``runs:/`` artifact lies in the run's own directory (MLflow 3 keeps logged models elsewhere)."""
+    """Return whether a ``runs:/`` artifact is in the run's own directory. MLflow 3 keeps logged models elsewhere."""
     run_id, path = RunsArtifactRepository.parse_runs_uri(uri)
     parent = str(Path(path).parent) if "/" in path else None
     return any(item.path == path for item in mlflow.MlflowClient().list_artifacts(run_id, parent))
 
 
 def listing(uri: str) -> str:
-    """Return the digest of the file names and sizes under a URI. It is cheap for remote files too."""
+    """Return the digest of the file names and sizes under a URI. This is cheap for remote files, too."""
     if uri.startswith("runs:/"):
         run_id, _, path = uri.removeprefix("runs:/").partition("/")
         repository = get_artifact_repository(mlflow.get_run(run_id).info.artifact_uri)
@@ -78,10 +78,10 @@ def listing(uri: str) -> str:
         repository, pending = get_artifact_repository(uri), [""]
     files = []
     while pending:
-        # Not None for the root: MLflow's repository of Unity Catalog's default storage fails with it.
+        # An empty path for the root, because MLflow's repository for Unity Catalog's default storage fails with None.
         for item in repository.list_artifacts(pending.pop()):
             if item.is_dir:
                 pending.append(item.path)
-            elif item.path != REGISTERED_MODEL_META_FILE_NAME:  # MLflow leaves it when a model is read
+            elif item.path != REGISTERED_MODEL_META_FILE_NAME:  # MLflow writes this file when it reads a model
                 files.append(f"{item.path} {item.file_size}")
     return digest_of_bytes("\n".join(sorted(files)).encode())

@@ -1,7 +1,7 @@
-"""The cache: a step is reused when a FINISHED run has the same key and all its outputs still exist.
+"""The cache: main reuses a step if a FINISHED run has the same key and all its outputs still exist.
 
-The key is the digest of the step's name, its parameters, the sources it imports, ``requirements.lock``, and the contents of
-its inputs.
+The key is the digest of the step's name, its parameters, the source files that it imports, ``requirements.lock``, and the
+contents of its inputs.
 """
 
 import json
@@ -36,12 +36,12 @@ def _whole(run: Run) -> bool:
 
 
 def digest_of_input(uri: str) -> str:
-    """Return the digest of an input: of its contents, or of names and sizes where it would have to be downloaded.
+    """Return the digest of an input: of its contents, or of names and sizes for a URI that would have to be downloaded.
 
-    A value that is neither a URI nor an existing path is returned as it is.
+    A value that is neither a URI nor an existing path is returned unchanged.
 
     Raises:
-        InputError: the URI can't be read.
+        InputError: the URI cannot be read.
     """
     if not uri:
         return ""
@@ -56,14 +56,14 @@ def digest_of_input(uri: str) -> str:
             name, alias = uri.removeprefix("models:/").split("@")
             return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
         if uri.startswith("models:/"):
-            return uri  # A logged model or a version never changes.
+            return uri  # a logged model or a version never changes
         return f"{uri} {listing(uri)}"
     except UNREACHABLE as error:
-        raise InputError(f"{uri}: can't be read: {explain(uri, error)}") from None
+        raise InputError(f"{uri}: cannot be read: {explain(uri, error)}") from None
 
 
 def cache_key(name: str, settings: Settings) -> str:
-    """Return the digest of everything that the outputs of a step depend on."""
+    """Return the digest of everything that determines the outputs of a step."""
     values = settings.model_dump()
     parts = {
         "step": name,

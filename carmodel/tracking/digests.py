@@ -1,4 +1,4 @@
-"""Digests of data and of the project's sources, which show whether the inputs of a step have changed."""
+"""Digests of data and of source code, which show whether the inputs of a step have changed."""
 
 import ast
 import hashlib
@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from carmodel.errors import InputError
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def digest_of_path(path: Path) -> str:
-    """Digest of a file's contents, or of a folder's names and contents; links are followed, as the readers follow them."""
+    """Return the digest of a file's contents, or of the names and contents of a directory. Follow links, as readers do."""
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(_files(path)) if path.is_dir() else [path]:
         digest.update(str(file.relative_to(path)).encode())
@@ -20,7 +22,7 @@ def digest_of_path(path: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files at any depth; a folder that links lead to more than once, or back to, is entered once."""
+    """Yield the files at any depth. Enter a directory once, even if several links lead to it."""
     entered = {folder.resolve()}
     for here, folders, names in os.walk(folder, followlinks=True):
         new = [name for name in sorted(folders) if Path(here, name).resolve() not in entered]
@@ -30,21 +32,25 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def digest_of_sources(file: Path) -> str:
-    """Digest of a source file and all that it imports of the project."""
+    """Return the digest of a source file and of all project files that it imports."""
     return digest_of_bytes(
         "\n".join(f"{os.path.relpath(p, ROOT)} {digest_of_path(p)}" for p in sources_of(file)).encode()
     )
 
 
 def sources_of(file: Path) -> list[Path]:
-    """The project's own files that a source file imports, directly or not, and itself: what its results depend on."""
+    """Return a source file and the project files that it imports, directly or indirectly.
+
+    Raises:
+        InputError: a file has a syntax error. The message names the file and the line.
+    """
     found, pending = set(), [file]
     while pending:
         source = pending.pop()
         if source in found or not source.is_file():
             continue
         found.add(source)
-        for node in ast.walk(ast.parse(source.read_text())):
+        for node in ast.walk(_parse(source)):
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
@@ -57,6 +63,13 @@ def sources_of(file: Path) -> list[Path]:
     return sorted(found)
 
 
+def _parse(source: Path) -> ast.Module:
+    try:
+        return ast.parse(source.read_text())
+    except SyntaxError as error:
+        raise InputError(f"{source}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
+
+
 def digest_of_bytes(data: bytes) -> str:
-    """Digest of some bytes, as hexadecimal text."""
+    """Return the digest of bytes, in hexadecimal."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""How runs hang together: the tags of a step's run, its recorded outputs, and the steps that take them as inputs."""
+"""How runs depend on each other: the tags of a step's run, its outputs, and the steps that take them as inputs."""
 
 import json
 
@@ -6,7 +6,7 @@ from mlflow.entities import Run
 
 from carmodel.parameters import LINK_OF, STEPS, Settings
 
-# No dot: some services that speak MLflow's API take no quoted names in a search.
+# No dot, because a name with a dot must be quoted in a search, which some tracking services refuse.
 KEY_TAG = "carmodel_key"
 OUTPUTS_TAG = "carmodel.outputs"
 SUMMARY_TAG = "carmodel.summary"
@@ -14,7 +14,7 @@ LISTING_TAG = "carmodel.listing"
 
 
 def what_next(name: str, settings: Settings, outputs: dict[str, dict[str, str]]) -> str:
-    """Return the command of the next step, with the outputs of this one and those of its inputs it takes too."""
+    """Return the command that runs the next step, with the outputs of this step and the inputs that both take."""
     given = {link: value for link, value in settings.model_dump().items() if link in LINK_OF.values() and value}
     given |= links_from(outputs)
     if name == "package_pyfunc":
@@ -26,10 +26,10 @@ def what_next(name: str, settings: Settings, outputs: dict[str, dict[str, str]])
 
 
 def links_from(outputs: dict[str, dict[str, str]]) -> dict[str, str]:
-    """Map the outputs of a step to the inputs of later steps: ``{parameter: URI}``."""
+    """Return the inputs that the outputs of a step give to later steps, ``{parameter: URI}``."""
     return {LINK_OF[output]: record["uri"] for output, record in outputs.items() if output in LINK_OF}
 
 
 def outputs_of(run: Run) -> dict[str, dict[str, str]]:
-    """Return the outputs that the run of a step recorded: ``{name: {"uri", "digest", "listing"}}``, empty for any other run."""
+    """Return the recorded outputs of a step's run, ``{name: {"uri", "digest", "listing"}}``. Empty for any other run."""
     return json.loads(run.data.tags.get(OUTPUTS_TAG, "{}"))

@@ -1,4 +1,4 @@
-"""Paths of this machine among the URIs that a parameter takes."""
+"""Tell local paths from other URIs."""
 
 import os
 from pathlib import Path
@@ -10,5 +10,5 @@ def local_path(uri: str) -> Path | None:
     """Return the absolute path that a plain path or a ``file:`` URI names on this machine, or None for any other URI."""
     if uri.startswith("file:"):
         return Path(url2pathname(urlsplit(uri).path)).resolve()
-    # Unlike Path.expanduser, this keeps an unknown ~user: a path that does not exist.
+    # Path.expanduser raises an error for an unknown ~user. This keeps it, as a path that does not exist.
     return None if ":/" in uri else Path(os.path.expanduser(uri)).resolve()  # noqa: PTH111

@@ -1,4 +1,4 @@
-"""Step runs: one MLflow run for each step, with its outputs by URI."""
+"""The MLflow run of a step, and the outputs that it logs."""
 
 import json
 import time
@@ -29,14 +29,14 @@ def discard(run_id: str) -> None:
 
 @dataclass
 class StepRun:
-    """The open run of a step, which collects its outputs.
+    """The open run of a step.
 
     Attributes:
         name: entry point.
-        run_id: MLflow run.
+        run_id: id of the MLflow run.
         folder: temporary directory, removed when the step ends.
-        outputs: ``{name: {"uri", "digest", "listing"}}`` of what was logged so far.
-        next: command to run after an entry point that is not a step of main, or empty.
+        outputs: the outputs logged so far, ``{name: {"uri", "digest", "listing"}}``.
+        next: for an entry point that is not part of main, the command to run next, or an empty string.
     """
 
     name: str
@@ -46,7 +46,7 @@ class StepRun:
     next: str = ""
 
     def summarise(self, text: str) -> None:
-        """Record one line about the result, for the table that main prints."""
+        """Set the line about the result in the table of main, and print it."""
         mlflow.set_tag(SUMMARY_TAG, text)
         print(f"{self.name}: {text}")
 
@@ -56,7 +56,7 @@ class StepRun:
         return self.add_output(name, f"runs:/{self.run_id}/{name}", digest_of_path(folder))
 
     def add_output(self, name: str, uri: str, digest: str = "") -> str:
-        """Record an output that is already logged, such as a model. Without a digest, its contents must never change."""
+        """Add an output that is already logged, such as a model. Without a digest, its contents must never change."""
         self.outputs[name] = {"uri": uri, "digest": digest or uri, "listing": listing(uri)}
         mlflow.set_tag(OUTPUTS_TAG, json.dumps(self.outputs))
         return uri
@@ -64,29 +64,29 @@ class StepRun:
 
 @contextmanager
 def step_run(name: str, settings: Settings, recipe: str = "") -> Iterator[StepRun]:
-    """Open the run that ``mlflow run`` created, or a new one. Log its parameters and, at the end, its time.
+    """Open the run that ``mlflow run`` created, or a new one. Log its parameters and, at the end, its duration.
 
-    An exception leaves the run FAILED, so it is never reused.
+    An exception sets the run to FAILED, so it is never reused.
 
     Args:
         name: entry point.
         settings: its parameters.
-        recipe: the ``-P`` arguments that choose a recipe, for the next command that is printed.
+        recipe: the ``-P`` arguments that choose a recipe. They are part of the command for the next step.
     """
     began = time.perf_counter()
-    key = cache_key(name, settings) if name in STEPS else ""  # Other entry points are never reused.
+    key = cache_key(name, settings) if name in STEPS else ""  # other entry points are never reused
     with mlflow.start_run(run_name=name) as run, TemporaryDirectory(prefix=f"carmodel-{name}-") as folder:
-        # `mlflow run` has logged the -P values as typed ("1e-2"): those stay, since a parameter can't be logged twice.
+        # `mlflow run` has logged the values of -P already, as typed ("1e-2"). MLflow refuses a second value for a parameter.
         logged = mlflow.get_run(run.info.run_id).data.params
         mlflow.log_params({k: v for k, v in settings.model_dump().items() if k not in logged})
         yield (step := StepRun(name, run.info.run_id, Path(folder)))
         mlflow.log_metric("seconds", time.perf_counter() - began)
         mlflow.set_tag(LISTING_TAG, listing(f"runs:/{step.run_id}/"))
-        if key:  # Last, so that a run with a key is complete.
+        if key:  # last, because a run with a key counts as complete
             mlflow.set_tag(KEY_TAG, key)
         print(f"\n{name}: done in {time.perf_counter() - began:.0f} s, run {step.run_id}")
         for output, record in step.outputs.items():
             print(f"  {output:<12} {record['uri']}")
         following = f"{what_next(name, settings, step.outputs)} {recipe}" if name in STEPS else step.next
-        if following and MLFLOW_PARENT_RUN_ID not in run.data.tags:  # main starts the next step itself.
+        if following and MLFLOW_PARENT_RUN_ID not in run.data.tags:  # main starts the next step itself
             print(f"  next:        {following}")
