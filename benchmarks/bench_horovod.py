@@ -53,7 +53,7 @@ def measure(folder: str, way: str, sizes: str) -> None:
     import tensorflow as tf
 
     from carmodel.model.resnet import resnet
-    from carmodel.training.distributed import Horovod, Together, distribute
+    from carmodel.training.distributed import Horovod, SynchronizeRanks, distribute
 
     job = Horovod()
     rank, ranks = job.rank, job.count
@@ -66,7 +66,7 @@ def measure(folder: str, way: str, sizes: str) -> None:
     own = Way(**json.loads(way))
     if ranks > 1 and own.exchanges:
         clock.average = distribute(network.optimizer, own.compression)
-        callbacks.append(Together(clock.average, share))
+        callbacks.append(SynchronizeRanks(clock.average, share))
     numbers = np.random.default_rng(rank)
     images = numbers.integers(0, 256, (share, side, side, 3), np.uint8)
     data = tf.data.Dataset.from_tensors((images, numbers.integers(0, 196, share))).repeat(WARM_UP + steps)

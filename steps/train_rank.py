@@ -26,7 +26,7 @@ from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.runs import StepRun
 from carmodel.training import precision
 from carmodel.training.fit import fit
-from carmodel.training.ranks import Ranks, Single
+from carmodel.training.ranks import ALONE, Ranks
 
 CHECKPOINTS = "checkpoints"
 
@@ -48,9 +48,8 @@ def train_rank(settings: str, run_id: str) -> None:
         train(Train.model_validate_json(settings), StepRun("train", run_id, folder), ranks)
 
 
-def train(settings: Train, step: StepRun, ranks: Ranks | None = None) -> None:
+def train(settings: Train, step: StepRun, ranks: Ranks = ALONE) -> None:
     """Train. Rank 0 logs the output `model`, the training curves and checkpoints."""
-    ranks = ranks or Single()
     store = open_store(*fetch_stores(settings, ranks))
     used = precision.apply(settings.precision)
     keras.utils.set_random_seed(settings.seed)
@@ -125,8 +124,4 @@ def fetch_stores(settings: Train, ranks: Ranks) -> list[Path]:
             check_augmented(open_store(paths[0]), open_store(paths[1]))
         return paths
 
-    if ranks.count == 1:
-        return fetch_here()
-    from carmodel.training.distributed import once_a_machine
-
-    return once_a_machine(fetch_here)
+    return ranks.once_per_machine(fetch_here)

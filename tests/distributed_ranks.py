@@ -93,11 +93,11 @@ def five_steps(ranks: int, rank: int = 0, share: int = 1, *, frozen: bool) -> di
     loss = keras.losses.CategoricalCrossentropy()
     callbacks: list[keras.callbacks.Callback] = []
     if share > 1:
-        from carmodel.training.distributed import Horovod, Together, distribute
+        from carmodel.training.distributed import Horovod, SynchronizeRanks, distribute
 
         average = distribute(optimizer)
         Horovod().broadcast(network.variables)
-        callbacks.append(Together(average, rows=STEPS * BATCH))
+        callbacks.append(SynchronizeRanks(average, rows=STEPS * BATCH))
     store = photos(STEPS * BATCH * ranks)
     batches = Batches(store, np.arange(len(store)), BATCH * ranks // share, seed=3, rank=rank, ranks=share)
     gradients = gradient(network, loss, *batches[0])
@@ -243,10 +243,10 @@ def compression_error(kind: str, rank: int, ranks: int) -> float:
 
 
 def logs(rank: int) -> dict[str, float]:
-    """An epoch's logs after Together: rank r brings values of 10^r, and r + 1 validation rows."""
-    from carmodel.training.distributed import Average, Together
+    """An epoch's logs after SynchronizeRanks: rank r brings values of 10^r, and r + 1 validation rows."""
+    from carmodel.training.distributed import Average, SynchronizeRanks
 
-    together = Together(Average(), rows=6, validation_rows=rank + 1)
+    together = SynchronizeRanks(Average(), rows=6, validation_rows=rank + 1)
     model = dense()
     model.compile("sgd")
     together.set_model(model)
@@ -259,13 +259,13 @@ def logs(rank: int) -> dict[str, float]:
 
 def refused() -> list[str]:
     """Errors of a model that XLA compiles, and of one whose optimizer is not distributed."""
-    from carmodel.training.distributed import Average, Together, distribute
+    from carmodel.training.distributed import Average, SynchronizeRanks, distribute
 
     errors = []
     for jit in (True, False):
         model = dense()
         model.compile("sgd", "mse", jit_compile=jit)
-        together = Together(distribute(model.optimizer) if jit else Average(), rows=2)
+        together = SynchronizeRanks(distribute(model.optimizer) if jit else Average(), rows=2)
         try:
             model.fit(np.zeros((2, 6)), np.zeros((2, CLASSES)), verbose=0, callbacks=[together])
         except ValueError as error:
@@ -275,11 +275,11 @@ def refused() -> list[str]:
 
 def error_of_an_epoch(average: Any, model: keras.Model, rank: int) -> str:
     """What stops an epoch in which each rank sees other points."""
-    from carmodel.training.distributed import Together
+    from carmodel.training.distributed import SynchronizeRanks
 
     x, y = points(8)
     try:
-        model.fit(x + rank, y, batch_size=4, verbose=0, callbacks=[Together(average, 8)])
+        model.fit(x + rank, y, batch_size=4, verbose=0, callbacks=[SynchronizeRanks(average, 8)])
     except RuntimeError as error:
         return str(error)
     return ""
@@ -309,11 +309,11 @@ def without_average(rank: int) -> str:
 
 def shared(rank: int) -> list[Any]:
     """What rank 0 says, and what the first rank of a machine found."""
-    from carmodel.training.distributed import Horovod, once_a_machine
+    from carmodel.training.distributed import Horovod
 
     return [
         Horovod().from_rank_0({"epoch": rank}),
-        once_a_machine(lambda: f"found by process {os.environ['HOROVOD_RANK']}"),
+        Horovod().once_per_machine(lambda: f"found by process {os.environ['HOROVOD_RANK']}"),
     ]
 
 
@@ -332,10 +332,10 @@ def moving(rank: int) -> list[float]:
 
 def saved(path: Path) -> None:
     """Train a step and save with optimizer state."""
-    from carmodel.training.distributed import Together, distribute
+    from carmodel.training.distributed import SynchronizeRanks, distribute
 
     optimizer, model = optimizers.AdamW(0.01), dense()
     average = distribute(optimizer)
     model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
-    model.fit(*points(8), verbose=0, callbacks=[Together(average, 8)])
+    model.fit(*points(8), verbose=0, callbacks=[SynchronizeRanks(average, 8)])
     model.save(path)

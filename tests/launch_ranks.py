@@ -40,8 +40,8 @@ def tell(folder: str) -> None:
 
 
 def machines(folder: str) -> None:
-    """Join, and leave which rank of this machine did what is done once a machine."""
-    from carmodel.training.distributed import Horovod, once_a_machine
+    """Join, and leave which rank of this machine did the work of the machine."""
+    from carmodel.training.distributed import Horovod
 
-    rank = Horovod().rank
-    (Path(folder) / f"did-{rank}").write_text(str(once_a_machine(lambda: rank)))
+    ranks = Horovod()
+    (Path(folder) / f"did-{ranks.rank}").write_text(str(ranks.once_per_machine(lambda: ranks.rank)))

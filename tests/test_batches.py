@@ -13,7 +13,7 @@ from carmodel.data.store import Store, open_store
 from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 from carmodel.errors import InputError
 from carmodel.parameters import Train
-from carmodel.training.batches import Batches, deal, permutation
+from carmodel.training.batches import Batches, permutation, shard
 from carmodel.training.device_augmentation import COLUMNS, UNCHANGED, draw
 
 ROWS, CLASSES = 43, 3
@@ -49,9 +49,9 @@ def test_ranks_share_an_epoch_without_overlap_in_equal_steps(
 ) -> None:
     order = permutation(np.arange(rows), seed, epoch)
     assert sorted(order) == list(range(rows))
-    shares = [deal(order, rank, ranks) for rank in range(ranks)]
-    assert {len(share) for share in shares} == {rows // ranks}
-    seen = np.concatenate(shares)
+    shards = [shard(order, rank, ranks) for rank in range(ranks)]
+    assert {len(each) for each in shards} == {rows // ranks}
+    seen = np.concatenate(shards)
     assert len(set(seen.tolist())) == len(seen) > rows - ranks
 
 

@@ -74,7 +74,7 @@ def test_a_checkpoint_of_another_schedule_is_refused_by_the_parameters_name(tmp_
     [
         ({"width": 6}, keras.optimizers.AdamW, r"kernel \(7, 7, 3, 4\).*kernel \(7, 7, 3, 6\)"),
         ({"classes": 5}, keras.optimizers.AdamW, r"logits/kernel \(128, 3\).*logits/kernel \(128, 5\)"),
-        ({}, keras.optimizers.SGD, r"holds \S+momentum .* where this training has nothing"),
+        ({}, keras.optimizers.SGD, r"it has \S+momentum .* where this training has nothing"),
     ],
     ids=["wider", "more classes", "another optimizer"],
 )

@@ -215,7 +215,7 @@ def test_a_head_trained_under_augmentation_says_that_features_are_not_kept(
 ) -> None:
     params = Train(**SMALL, epochs=1, unfreeze="head", random_flip=True)
     fit(network(params), store, params, tmp_path)
-    assert "without it, its features are computed once" in capsys.readouterr().out
+    assert "the features of each photo are computed once" in capsys.readouterr().out
 
 
 def test_resuming_with_another_batch_size_or_network_is_refused(store: Store, tmp_path: Path) -> None:

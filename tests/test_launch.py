@@ -52,7 +52,7 @@ def test_hosts_say_how_many_slots_they_have_and_are_filled_in_order() -> None:
 
 @needs_horovod
 def test_a_host_that_cannot_be_reached_is_an_error_that_names_it() -> None:
-    with pytest.raises(InputError, match=r"host nowhere\.invalid can't be used"):
+    with pytest.raises(InputError, match=r"host nowhere\.invalid cannot be used"):
         check(0, "localhost:1,nowhere.invalid:1")
 
 

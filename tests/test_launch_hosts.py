@@ -67,7 +67,7 @@ def test_reachable_hosts_are_accepted_and_one_without_the_project_is_named(
 ) -> None:
     assert check(3, "first:2,second:2") == hosts
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="host first can't be used: .*No module named 'carmodel'"):
+    with pytest.raises(InputError, match="host first cannot be used: .*No module named 'carmodel'"):
         check(2, "first:1,second:1")
 
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import Operation, layers
 
+from carmodel.model.keras_internals import inputs_of_calls
 from carmodel.model.scale import Scale
 
 
@@ -94,12 +95,9 @@ def _graphs(model: keras.Model) -> list[keras.Model]:
 
 def foldable_chains(model: keras.Model) -> list[list[layers.Layer]]:
     """Return each convolution of a graph that folds, followed by its normalisations and Scales in their order."""
-    # `inbound_nodes` has no public counterpart: `Operation.input` knows the first call only, which is wrong for shared layers.
-    once = [operation for operation in model.operations if len(operation._inbound_nodes) == 1]
-    uses = Counter(id(tensor) for tensor in model.outputs)
-    for operation in model.operations:
-        for node in operation._inbound_nodes:
-            uses.update(id(tensor) for tensor in node.input_tensors)
+    once = [operation for operation in model.operations if len(inputs_of_calls(operation)) == 1]
+    used = [tensor for operation in model.operations for call in inputs_of_calls(operation) for tensor in call]
+    uses = Counter(id(tensor) for tensor in [*used, *model.outputs])
     chains: list[list[layers.Layer]] = []
     ends: dict[int, list[layers.Layer]] = {}  # by the id of a tensor: the chain whose last output it is
     for operation in once:

@@ -1,1 +1,1 @@
-"""Fitting a network on the stores: batches, on-device augmentation, schedule, checkpoints."""
+"""Fit a network on the stores: batches, augmentation on the device, schedule, checkpoints, several processes."""

@@ -1,4 +1,4 @@
-"""One rank's epoch from a store: a seeded permutation of the rows, sharded over the ranks, cut into batches."""
+"""Batches of one rank: each epoch is a seeded permutation of the rows, sharded over the ranks and cut into batches."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,65 +13,66 @@ Draw = Callable[[int, np.random.Generator], np.ndarray]
 
 
 class Rows(Protocol):
-    """What batches read from: a `carmodel.data.store.Store`, or features computed from one."""
+    """The data that batches are made of: a `carmodel.data.store.Store`, or features computed from one."""
 
     labels: np.ndarray
     validation: np.ndarray
     class_names: list[str]
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         ...
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The rows' images or features, in the order asked for."""
+        """Return the images or features of some rows, in the given order."""
         ...
 
 
 class Photos(Rows, Protocol):
-    """Rows whose data are square photos, such as a `carmodel.data.store.Store`."""
+    """Rows that are square photos, such as a `carmodel.data.store.Store`."""
 
     image_size: int
 
 
 def permutation(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The order in which an epoch visits the rows: a function of (seed, epoch) alone."""
+    """Return the rows in the order of an epoch, which depends on the seed and the epoch alone."""
     return np.random.default_rng([seed, epoch, 0]).permutation(rows)
 
 
-def deal(order: np.ndarray, rank: int, ranks: int) -> np.ndarray:
-    """Return one rank's shard of an epoch: ``len(order) // ranks`` rows, none of them another rank's.
+def shard(order: np.ndarray, rank: int, ranks: int) -> np.ndarray:
+    """Return the shard of one rank: ``len(order) // ranks`` rows, which no other rank has.
 
-    Every rank gets as many, so that all make the same steps with the same batch sizes and a plain average of gradients
-    is right. The at most ``ranks - 1`` rows that are left over differ from epoch to epoch.
+    All shards have the same size. All ranks therefore make the same number of steps with the same batch size, and the
+    plain average of their gradients is right. Up to ``ranks - 1`` rows are left out, other ones in each epoch.
     """
     return order[rank::ranks][: len(order) // ranks]
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of one rank: for training in a seeded order, or for validation the rows in order.
+    """Batches of one rank, for training or validation.
 
-    All training batches have the same size, so that one compilation serves all: the at most ``batch_size - 1`` rows that are
-    left over differ from epoch to epoch. Validation visits every row, and its last batch may be smaller.
+    Training batches are in a seeded order. They all have the same size, so the step is compiled once. Up to
+    ``batch_size - 1`` rows are left out, other ones in each epoch. Validation batches contain every row in order, and
+    the last one may be smaller.
 
-    Batch i is a function of the epoch and i, whatever thread asks for it. The epoch is set by `begin`, from a
-    callback's ``on_epoch_begin``: it comes before Keras asks for the epoch's batches, unlike
-    ``PyDataset.on_epoch_begin``, which comes after the worker threads have started to fetch.
+    A batch depends on the epoch and its number alone, whichever thread requests it. Call `begin` at the start of each
+    epoch, from a callback's ``on_epoch_begin``. ``PyDataset.on_epoch_begin`` would be too late, since Keras calls it
+    when worker threads have already requested batches.
 
     Args:
-        data: the store, or features.
-        rows: int (N,), rows of `data` to visit.
+        data: a store, or features.
+        rows: int (N,), rows of `data`.
         batch_size: rows per batch.
-        seed: of the order and the augmentation; None: rows in order, photos unchanged.
-        draw: ``(rows, generator) -> float32 (rows, columns)``, the numbers of
-            `carmodel.training.device_augmentation.draw`. The inputs are then ``{"image": (batch, …), "numbers": (batch, …)}``
-            and the labels are mixed. Without it the inputs are the arrays of ``data.take``.
-        rank: this process among the `ranks` that share every epoch.
-        ranks: number of processes.
-        workers: as of `keras.utils.PyDataset`; the memory-mapped store feeds a GPU from one thread.
+        seed: seed of the order and of the augmentation. None is for validation.
+        draw: function ``(rows, generator) -> float32 (rows, columns)`` that draws the numbers of
+            `carmodel.training.device_augmentation`. With it, the inputs are ``{"image": (batch, …), "numbers": (batch, …)}``
+            and labels are mixed. Without it, the inputs are the arrays of ``data.take``.
+        rank: number of this process.
+        ranks: number of processes that share each epoch.
+        workers: arguments of `keras.utils.PyDataset`. One thread is enough, since the store is mapped into memory.
 
     Raises:
-        InputError: fewer rows than ranks.
+        InputError: there are fewer rows than ranks.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Batches(keras.utils.PyDataset):
     ) -> None:
         super().__init__(**workers)
         if len(rows) < ranks:
-            raise InputError(f"{len(rows)} rows cannot be shared by {ranks} processes: each needs one or more")
+            raise InputError(f"{len(rows)} rows cannot be shared by {ranks} processes; each needs at least one")
         self.data, self.rows = data, np.asarray(rows)
         self.seed, self.draw, self.rank, self.ranks = seed, draw, rank, ranks
         share = len(rows) // ranks
@@ -97,24 +98,24 @@ class Batches(keras.utils.PyDataset):
         self.begin(0)
 
     def begin(self, epoch: int) -> None:
-        """Make this the epoch whose batches are handed out."""
+        """Start an epoch."""
         order, drawn = self.rows, None
         if self.seed is not None:
             order = permutation(self.rows, self.seed, epoch)
             if self.draw is not None:
-                # Drawn for every row of the store, so that a row's numbers do not depend on who asks for it, or when.
+                # Drawn for every row of the store, so that the numbers of a row do not depend on the rank or the batch.
                 drawn = self.draw(len(self.data), np.random.default_rng([self.seed, epoch, 1]))
         self.epoch = epoch
-        # One assignment: a thread sees the old epoch or the new one, never half of each.
-        self._dealt = deal(order, self.rank, self.ranks), drawn
+        # A single assignment, so that no thread sees the order of one epoch and the numbers of another.
+        self._epoch_data = shard(order, self.rank, self.ranks), drawn
 
     def __len__(self) -> int:
-        """Steps per epoch, the same on all ranks."""
+        """Return the steps per epoch, which are the same on all ranks."""
         return self.steps
 
     def __getitem__(self, step: int) -> tuple[np.ndarray | dict[str, np.ndarray], np.ndarray]:
-        """Inputs and one-hot labels float32 (batch, classes) of a step of the present epoch."""
-        order, drawn = self._dealt
+        """Return the inputs and the one-hot labels, float32 (batch, classes), of a step of the current epoch."""
+        order, drawn = self._epoch_data
         rows = order[step * self.batch_size : (step + 1) * self.batch_size]
         images = self.data.take(rows)
         labels = np.eye(len(self.data.class_names), dtype=np.float32)[self.data.labels[rows]]

@@ -1,8 +1,7 @@
-"""Checkpoints: files with all that a training needs to continue as if it had never stopped.
+"""Checkpoints: files with everything that training needs to resume as if it had never stopped.
 
-A checkpoint is an ``.npz`` of the network's variables (random seeds included), the optimizer's variables (moving
-averages of the weights included) and, as JSON, the history and the parameters. It belongs to the network itself, whatever
-model wrapped it in training.
+A checkpoint is an ``.npz`` file. It contains the variables of the network, including random seeds, the variables of the
+optimizer, including moving averages of the weights, and the history and parameters as JSON.
 """
 
 import json
@@ -21,30 +20,30 @@ History = dict[str, list[float]]
 Settings = dict[str, object]
 
 SECONDS = 30.0
-"""Least time between two checkpoints of a stage."""
+"""Shortest time between two checkpoints of a stage."""
 
 
 class CheckpointError(InputError):
-    """A checkpoint that cannot be read or does not fit; the message names the file and the parameter."""
+    """A checkpoint cannot be read, or belongs to another training. The message names the file and the difference."""
 
 
 def path_of(directory: Path, epoch: int) -> Path:
-    """File of the checkpoint after `epoch` epochs."""
+    """Return the path of the checkpoint after `epoch` epochs."""
     return directory / f"epoch-{epoch:04d}.npz"
 
 
 def latest(directory: Path) -> Path | None:
-    """The checkpoint of the most epochs, or None. One that was cut off, as in an upload, lacks its end and is passed over."""
+    """Return the checkpoint of the latest epoch, or None. Truncated files, for example of an upload, are ignored."""
     return max((path for path in directory.glob("epoch-*.npz") if is_zipfile(path)), default=None)
 
 
 def save(
     path: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, history: History, settings: Settings
 ) -> None:
-    """Write a checkpoint; the final name appears only when the file is whole.
+    """Write a checkpoint under a temporary name, and rename it when it is complete.
 
     Raises:
-        OSError: the disk is full, for example; names the checkpoint. Earlier ones are untouched.
+        OSError: the file cannot be written, for example because the disk is full. Names the checkpoint.
     """
     arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in _named(model, optimizer).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,11 +59,11 @@ def save(
 
 
 def restore(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, settings: Settings) -> History:
-    """Set the variables of the network and of the built optimizer, and return the history so far.
+    """Set the variables of the network and of the built optimizer, and return the history up to the checkpoint.
 
     Raises:
-        CheckpointError: not a checkpoint, or one of a training with other settings, network or optimizer: names the first
-            parameter or variable that differs. Nothing has been changed then.
+        CheckpointError: the file is not a checkpoint, or belongs to a training with other settings, another network or
+            another optimizer. Names the first difference. No variable is changed.
     """
     variables = _named(model, optimizer)
     try:
@@ -76,14 +75,14 @@ def restore(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimize
     for name in made_with.keys() & settings.keys():
         if made_with[name] != settings[name]:
             raise CheckpointError(
-                f"{path} was made with {name}={made_with[name]}, and this training has {name}={settings[name]}; resume with "
+                f"{path} was made with {name}={made_with[name]}, and this training has {name}={settings[name]}. Resume with "
                 "the same value, or start a new training"
             )
     for (there, value), (here, variable) in zip_longest(saved.items(), variables.items(), fillvalue=("nothing", None)):
         if value is None or variable is None or value.shape != tuple(variable.shape) or _kind(there) != _kind(here):
             raise CheckpointError(
-                f"{path} does not fit: it holds {_say(there, value)} where this training has {_say(here, variable)}; "
-                "resume with the network and optimizer parameters of the run that made it"
+                f"{path} does not fit: it has {_describe(there, value)} where this training has {_describe(here, variable)}. "
+                "Resume with the network and optimizer parameters of the run that made it"
             )
     for value, variable in zip(saved.values(), variables.values(), strict=True):
         variable.assign(value)
@@ -91,15 +90,15 @@ def restore(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimize
 
 
 class SaveCheckpoints(keras.callbacks.Callback):
-    """Save a checkpoint after an epoch, keep the last two, and record the whole history.
+    """Save checkpoints after epochs, keep the last two, and record the history.
 
-    Where epochs are short, one is saved at most every `SECONDS`, and after the last epoch of a stage.
+    A checkpoint is saved at most every `SECONDS` seconds, and after the last epoch of a stage.
 
     Args:
-        directory: of the checkpoints.
-        network: the network that is trained; the optimizer is that of the model in training.
-        history: the epochs before this process, as `restore` returned them.
-        settings: parameters that a resumed training must share.
+        directory: directory of the checkpoints.
+        network: the trained network. The optimizer is the one of the fitted model.
+        history: the history before this process, which is extended in place.
+        settings: parameters that must not change when training is resumed.
         on_saved: called with the path of each new checkpoint, before older ones are removed.
     """
 
@@ -117,7 +116,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
         self.history, self.settings, self.saved_at = history, settings, -SECONDS
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Save, then remove older ones: until the new checkpoint is whole they stay."""
+        """Record the logs, save a checkpoint, then remove older ones."""
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
         if epoch + 1 < self.params["epochs"] and time.monotonic() - self.saved_at < SECONDS:
@@ -132,7 +131,7 @@ class SaveCheckpoints(keras.callbacks.Callback):
 
 
 def _named(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> dict[str, keras.Variable]:
-    """Variables by owner, place and path. The place makes the name unique."""
+    """Return all variables under names made of owner, position and path. The position makes a name unique."""
     named = {f"model {i:05d} {variable.path}": variable for i, variable in enumerate(model.variables)}
     for i, variable in enumerate(optimizer.variables):
         named[f"optimizer {i:05d} {variable.path}"] = variable
@@ -140,9 +139,9 @@ def _named(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> dict[st
 
 
 def _kind(name: str) -> str:
-    """What must agree of a name; Keras numbers unnamed layers by what else the process has built."""
+    """Return the part of a name that must agree. Keras numbers unnamed layers in the order in which a process builds them."""
     return name.rpartition("/")[2]
 
 
-def _say(name: str, value: np.ndarray | keras.Variable | None) -> str:
+def _describe(name: str, value: np.ndarray | keras.Variable | None) -> str:
     return name if value is None else f"{name.split(' ', 2)[2]} {tuple(value.shape)}"

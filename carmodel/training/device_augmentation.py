@@ -1,8 +1,8 @@
-"""Augmentation on the device: resized crop, zoom-out, flip, colours, random erasing, mixup and CutMix of uint8 batches.
+"""Augment uint8 batches on the device: crop, zoom-out, flip, colours, random erasing, mixup and CutMix.
 
-Every number that decides how an image is changed is drawn on the host from (seed, epoch, row): see `draw`. So training
-is reproducible whatever the device, the number of threads, or a resume, while batches stay uint8 on their way to
-the device and the host stays idle. The numbers of an image are one row of `COLUMNS`.
+The host draws the random numbers that decide how an image changes from (seed, epoch, row), see `draw`. Training is
+therefore reproducible on any device, with any number of threads, and after a resume. Batches travel to the device as
+uint8, and the device does the work. The numbers of an image are one row with the columns `COLUMNS`.
 """
 
 from typing import Any
@@ -14,60 +14,61 @@ from keras import ops
 from carmodel.parameters import Train
 
 COLUMNS = (
-    *("left", "width", "top", "height"),  # window of the photo that fills the frame, in fractions of the photo's side
-    *("back_left", "back_width", "back_top", "back_height"),  # window of the next photo that fills what lies outside
-    *("gain", "to_mean", "to_grey", "levels", "solarize", "stretch"),  # colours
-    *("erase_left", "erase_right", "erase_top", "erase_bottom"),  # erased box, in fractions of the frame
-    *("cut_left", "cut_right", "cut_top", "cut_bottom"),  # CutMix's box, taken from the next image
-    "share",  # what mixup keeps of the image
+    *("left", "width", "top", "height"),  # window of the photo that fills the output, in fractions of the photo's side
+    *("back_left", "back_width", "back_top", "back_height"),  # window of the next photo, the background when zoomed out
+    *("gain", "to_mean", "to_grey", "levels", "solarize", "stretch"),  # colours, see `_recolor`
+    *("erase_left", "erase_right", "erase_top", "erase_bottom"),  # box to erase, in fractions of the output
+    *("cut_left", "cut_right", "cut_top", "cut_bottom"),  # CutMix's box from the next image, in fractions of the output
+    "share",  # weight of the image in mixup; the next image has the rest
 )
 _INDEX = {name: i for i, name in enumerate(COLUMNS)}
 UNCHANGED = np.zeros(len(COLUMNS), np.float32)
-"""The row that leaves a photo as it is."""
+"""The row of numbers that does not change a photo."""
 for _name, _value in {"width": 1, "height": 1, "back_width": 1, "back_height": 1, "gain": 1, "levels": 255}.items():
     UNCHANGED[_INDEX[_name]] = _value
 UNCHANGED[[_INDEX["solarize"], _INDEX["share"]]] = 256, 1
 
 FEATHER = 0.06
-"""Width of the blended edge of a photo that was zoomed out, as a fraction of the photo's side."""
+"""Width of the blended edge around a zoomed-out photo, as a fraction of the photo's side."""
 
 BACKGROUND = 4
-"""Photos are averaged over squares of this many pixels before they serve as background."""
+"""Backgrounds are photos blurred by averaging over squares with this side, in pixels."""
 
 GREY = (0.299, 0.587, 0.114)
-"""Luminance of red, green and blue (ITU-R BT.601)."""
+"""Weights of red, green and blue in the luminance (ITU-R BT.601)."""
 
 
 def is_off(params: Train) -> bool:
-    """Whether the parameters ask for no augmentation on the device."""
+    """Return whether the parameters switch off all augmentation on the device."""
     return params.random_crop == 1 and not (
         params.random_flip or params.zoom_out or params.colors or params.erase or params.mixup or params.cutmix
     )
 
 
 def draw(rows: int, rng: np.random.Generator, params: Train) -> np.ndarray:
-    """Draw the numbers of `rows` images; those of row r depend on the generator's seed and r alone.
+    """Draw the numbers of `rows` images.
 
-    - A crop has an area uniform in [random_crop, 1] and an aspect log-uniform in [3/4, 4/3] (Szegedy et al. 2015,
-      https://arxiv.org/abs/1409.4842), nearer to 1 where the window would leave the photo.
-    - With probability `zoom_out` the window is larger than the photo instead, with a side of up to twice the photo's.
-      What lies outside is filled with a part of another photo, and the edge is blended.
-    - Colours follow TrivialAugment (Müller & Hutter 2021, https://arxiv.org/abs/2103.10158): one operation per image, of
-      uniform strength: none, brightness, contrast, saturation, posterize, solarize or autocontrast.
-    - Random erasing (Zhong et al. 2017, https://arxiv.org/abs/1708.04896) greys out 2% to 25% of the area.
+    - A crop has an area uniform in [random_crop, 1] and an aspect ratio log-uniform in [3/4, 4/3] (Szegedy et al. 2015,
+      https://arxiv.org/abs/1409.4842). The ratio is limited so that the window stays inside the photo.
+    - With probability `zoom_out` the window is larger than the photo, by up to a factor of two on each side. Part of
+      another photo fills the background, and the edge is blended.
+    - Colours follow TrivialAugment (Müller & Hutter 2021, https://arxiv.org/abs/2103.10158). Each image gets one
+      operation of uniform strength: none, brightness, contrast, saturation, posterize, solarize or autocontrast.
+    - Random erasing (Zhong et al. 2017, https://arxiv.org/abs/1708.04896) fills 2% to 25% of the area with the mean.
     - Mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412) and CutMix (Yun et al. 2019,
-      https://arxiv.org/abs/1905.04899) blend with the next image of the batch. Where both are on, each image gets one.
+      https://arxiv.org/abs/1905.04899) blend an image with the next one of the batch. If both are on, each image gets
+      one of the two.
 
     Args:
         rows: number of images.
-        rng: the source of all numbers.
+        rng: generator of the epoch.
         params: `random_crop`, `random_flip`, `zoom_out`, `colors`, `erase`, `mixup` and `cutmix` are used.
 
     Returns:
         float32 (rows, len(COLUMNS)).
     """
     numbers = np.tile(UNCHANGED, (rows, 1))
-    column = dict(zip(COLUMNS, numbers.T, strict=True))  # views: what is assigned to them lands in `numbers`
+    column = dict(zip(COLUMNS, numbers.T, strict=True))  # views into `numbers`
     for_window, for_back, for_colors, for_erase, for_mix = rng.spawn(5)
 
     uniform = for_window.random((rows, 7))
@@ -100,7 +101,7 @@ def draw(rows: int, rng: np.random.Generator, params: Train) -> np.ndarray:
 
 
 def _draw_box(rng: np.random.Generator, column: dict[str, np.ndarray], name: str, side: np.ndarray) -> None:
-    """Draw boxes with sides of a fraction `side` (rows,) of the frame, anywhere in it."""
+    """Draw square boxes at random places, whose sides are the fractions `side` (rows,) of the output."""
     ends = ("width", "height") if name == "back" else ("right", "bottom")
     for start, end in zip(("left", "top"), ends, strict=True):
         begin = (1 - side) * rng.random(len(side))
@@ -108,7 +109,7 @@ def _draw_box(rng: np.random.Generator, column: dict[str, np.ndarray], name: str
 
 
 def _draw_colors(rng: np.random.Generator, column: dict[str, np.ndarray], strength: float) -> None:
-    """Draw one colour operation for each image; `strength` in [0, 1] scales TrivialAugment's ranges."""
+    """Draw one colour operation per image. `strength` in [0, 1] scales TrivialAugment's ranges."""
     rows = len(column["gain"])
     operation = rng.integers(0, 7, rows)
     amount = strength * rng.random(rows)
@@ -135,7 +136,9 @@ def _draw_mix(rng: np.random.Generator, column: dict[str, np.ndarray], params: T
 
 
 def mix_labels(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Mix one-hot labels as the images of their batch are mixed; the next image of the last one is the first.
+    """Mix one-hot labels in the same way as mixup and CutMix mix the images of the batch.
+
+    The first image is the next one of the last.
 
     Args:
         labels: float32 (B, C).
@@ -151,24 +154,27 @@ def mix_labels(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 class DeviceAugmentation(keras.layers.Layer):
-    """Change a batch of photos as their numbers say, and resize it.
+    """Augment a batch of photos according to their numbers, and resize it.
 
-    In inference the whole photo is resized, without any change.
+    In inference, photos are only resized.
 
     Args:
-        size: side of the square output in pixels.
+        size: side of the square output, in pixels.
 
-    Inputs and output:
-        images uint8 (B, H, W, 3) and numbers float32 (B, len(COLUMNS)) in; uint8 (B, size, size, 3) out.
+    Inputs:
+        images, uint8 (B, H, W, 3), and numbers, float32 (B, len(COLUMNS)), from `draw`.
+
+    Output:
+        uint8 (B, size, size, 3).
     """
 
     def __init__(self, size: int, **kwargs: Any) -> None:
-        # Under a mixed-precision policy the coordinates would lose whole pixels.
+        # A coordinate in 16 bits would be wrong by whole pixels, so the layer ignores a mixed-precision policy.
         super().__init__(**(kwargs | {"dtype": "float32"}))
         self.size = size
 
     def call(self, images: Any, numbers: Any, training: bool = False) -> Any:
-        """Return the changed images, or the resized ones outside training."""
+        """Return the augmented images, or resized ones outside training."""
         if not training:
             return _to_uint8(resize(images, self.size))
         column = {name: numbers[:, i] for i, name in enumerate(COLUMNS)}
@@ -188,7 +194,7 @@ class DeviceAugmentation(keras.layers.Layer):
         return _to_uint8(kept * seen + (1 - kept) * ops.roll(seen, -1, axis=0))
 
     def _box(self, column: dict[str, Any], name: str) -> Any:
-        """Masks (B, size, size, 1): 1 within the boxes of that name."""
+        """Return masks, float32 (B, size, size, 1), that are 1 inside the boxes with the given name."""
         centres = (ops.arange(self.size, dtype="float32") + 0.5) / self.size
         across = (centres >= column[f"{name}_left"][:, None]) & (centres < column[f"{name}_right"][:, None])
         down = (centres >= column[f"{name}_top"][:, None]) & (centres < column[f"{name}_bottom"][:, None])
@@ -200,7 +206,7 @@ class DeviceAugmentation(keras.layers.Layer):
 
 
 def resize(images: Any, size: int) -> Any:
-    """Resize a batch (B, H, W, 3) to (B, size, size, 3), float32, averaging where it shrinks."""
+    """Resize a batch (B, H, W, 3) to float32 (B, size, size, 3), with antialiasing."""
     images = ops.cast(images, "float32")
     if images.shape[1] == images.shape[2] == size:
         return images
@@ -210,8 +216,15 @@ def resize(images: Any, size: int) -> Any:
 def with_augmentation(network: keras.Model, size: int, image_size: int) -> keras.Model:
     """Put `DeviceAugmentation` before a network.
 
-    Inputs: ``{"image": uint8 (B, image_size, image_size, 3), "numbers": float32 (B, len(COLUMNS))}``. The result has no
-    variables of its own: training it trains `network`, which is what is saved and served.
+    The result shares all its variables with `network`, so training it trains `network`.
+
+    Args:
+        network: images uint8 (B, H, W, 3) in.
+        size: side of the images that the network sees, in pixels.
+        image_size: side of the store's images, in pixels.
+
+    Returns:
+        a model with the inputs ``{"image": uint8 (B, image_size, image_size, 3), "numbers": float32 (B, len(COLUMNS))}``.
     """
     image = keras.Input((image_size, image_size, 3), dtype="uint8", name="image")
     numbers = keras.Input((len(COLUMNS),), dtype="float32", name="numbers")
@@ -220,7 +233,10 @@ def with_augmentation(network: keras.Model, size: int, image_size: int) -> keras
 
 
 def _look(photos: Any, window: list[Any], size: int) -> tuple[Any, Any]:
-    """Resample windows of photos (B, H, W, 3) to (B, size, size, 3); also return where the photo is, (B, size, size, 1)."""
+    """Resample a window of each photo (B, H, W, 3) to (B, size, size, 3).
+
+    Also return a mask (B, size, size, 1) of the photo within the window: 1 inside it, falling to 0 outside.
+    """
     left, width, top, height = window
     down, inside_down = _resampling(top, height, photos.shape[1], size)
     across, inside_across = _resampling(left, width, photos.shape[2], size)
@@ -230,10 +246,10 @@ def _look(photos: Any, window: list[Any], size: int) -> tuple[Any, Any]:
 
 
 def _resampling(start: Any, extent: Any, old: int, new: int) -> tuple[Any, Any]:
-    """Matrices (B, new, old) that resample a side to its window [start, start + extent], in fractions of it.
+    """Return matrices (B, new, old) that resample the window [start, start + extent] of a side, in fractions of the side.
 
-    Weights fall linearly with the distance in pixels; where the window shrinks they reach farther, so that all of its pixels
-    count. Also return how far each new pixel is inside the old side, (B, new): 1 inside, falling to 0 over `FEATHER`.
+    The weights fall linearly with the distance in pixels. Where the window shrinks, they reach farther, so that every
+    pixel counts. Also return a mask (B, new) of the side within the window: 1 inside, falling to 0 over `FEATHER`.
     """
     centres = (ops.arange(new, dtype="float32") + 0.5) / new
     place = start[:, None] + extent[:, None] * centres
@@ -245,7 +261,11 @@ def _resampling(start: Any, extent: Any, old: int, new: int) -> tuple[Any, Any]:
 
 
 def _recolor(images: Any, column: dict[str, Any]) -> Any:
-    """Apply the colour numbers to images (B, S, S, 3) of 0 to 255."""
+    """Apply the colour numbers to images (B, S, S, 3) with values from 0 to 255.
+
+    Each step does nothing for images whose operation is another one: brightness, contrast and saturation (`gain`,
+    `to_mean`, `to_grey`), posterize (`levels`), solarize, autocontrast (`stretch`).
+    """
 
     def of(name: str) -> Any:
         return column[name][:, None, None, None]

@@ -1,12 +1,12 @@
-"""Horovod for Keras 3: the one place that knows Horovod (https://arxiv.org/abs/1802.05799).
+"""Train on several processes with Horovod (Sergeev & Del Balso 2018, https://arxiv.org/abs/1802.05799).
 
-Horovod 0.28's own Keras module stops at Keras 2. What it did takes three things, for any Keras 3 optimizer::
+The Keras module of Horovod 0.28 supports Keras 2 only. With this module, any Keras 3 optimizer works::
 
-    ranks = Horovod()                                   # before TensorFlow touches a device
-    model.compile(optimizer, loss, jit_compile=False)   # XLA does not know Horovod's operations
+    ranks = Horovod()                                   # before TensorFlow uses a device
+    model.compile(optimizer, loss, jit_compile=False)   # XLA does not support Horovod's operations
     model.fit(shard, callbacks=ranks.callbacks(optimizer, "none", rows=len(shard), validation_rows=0))
 
-Only processes that train together import this module; it needs the TensorFlow backend.
+Only processes that train together import this module. It needs the TensorFlow backend.
 """
 
 import os
@@ -21,18 +21,19 @@ import numpy as np
 import tensorflow as tf
 
 from carmodel.errors import InputError
+from carmodel.model.keras_internals import change_gradients, has_changed_gradients
 
 T = TypeVar("T")
 
 
 class Horovod:
-    """The ranks of a Horovod job: see `carmodel.training.ranks.Ranks`.
+    """The ranks of a Horovod job, with the interface of `carmodel.training.ranks.Ranks`.
 
-    Creating the object joins the job that the launcher has started. Each rank of a machine takes the GPU of its local rank,
-    with memory growing on demand. Without GPUs the ranks of a machine divide its cores among them.
+    Creating the object joins the job that the launcher has started. Each rank of a machine uses one GPU, whose memory
+    grows on demand. On a machine without GPUs, the ranks share its cores.
 
     Attributes:
-        rank: this process's number.
+        rank: number of this process, from 0.
         count: number of processes.
 
     Raises:
@@ -44,7 +45,7 @@ class Horovod:
         if gpus := tf.config.list_physical_devices("GPU"):
             if hvd.local_rank() >= len(gpus):
                 raise InputError(
-                    f"{hvd.local_size()} processes on a machine with {len(gpus)} GPUs: each needs one of its own"
+                    f"{hvd.local_size()} processes on a machine with {len(gpus)} GPUs, but each needs one; start fewer"
                 )
             tf.config.set_visible_devices(gpus[hvd.local_rank()], "GPU")
             tf.config.experimental.set_memory_growth(gpus[hvd.local_rank()], True)
@@ -54,38 +55,42 @@ class Horovod:
         self.rank, self.count = hvd.rank(), hvd.size()
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows of all ranks, rank 0's first; ranks may have different numbers of them."""
-        return gather(rows)
+        """Return the rows of all ranks, those of rank 0 first. Ranks may have different numbers of rows."""
+        return _gather(rows)
 
     def from_rank_0(self, value: T) -> T:
-        """Return what rank 0 passes, on every rank; other ranks' values are ignored. Must be picklable."""
+        """Return the value that rank 0 passes, on every rank. It must be picklable."""
         return hvd.broadcast_object(value, root_rank=0)
 
+    def once_per_machine(self, work: Callable[[], T]) -> T:
+        """Call `work` on one rank of each machine, and return its picklable result on all ranks of that machine."""
+        machine = os.environ["HOROVOD_HOSTNAME"]
+        results = hvd.allgather_object((machine, work()) if hvd.local_rank() == 0 else None)
+        return next(result[1] for result in results if result is not None and result[0] == machine)
+
     def broadcast(self, variables: Iterable[keras.Variable]) -> None:
-        """Give every rank the values that rank 0 has."""
+        """Give the variables of every rank the values of rank 0."""
         hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
 
     def callbacks(
         self, optimizer: keras.optimizers.Optimizer, compression: str, rows: int, validation_rows: int
     ) -> list[keras.callbacks.Callback]:
-        """Make the optimizer average gradients over the ranks, and return the callback that keeps the ranks one model."""
-        return [Together(distribute(optimizer, compression), rows, validation_rows)]
+        """Make the optimizer average gradients over the ranks, and return the callback that keeps the ranks equal."""
+        return [SynchronizeRanks(distribute(optimizer, compression), rows, validation_rows)]
 
 
 class Average:
-    """Average lists of gradients over the ranks, all in one fused all-reduce.
+    """Average lists of gradients over the ranks, each list in one fused all-reduce.
 
     Args:
-        compression: numbers on the wire: "none", as they are; "float16", which overflows above 65504, is slow to add
-            on CPUs and native to NCCL; or "bfloat16", with the range of float32 and 8 bits of precision. Horovod cannot
-            add bfloat16: it goes by all-to-all and all-gather, so that each GPU, and not each server, loads the link.
+        compression: the numbers that are sent. "none" sends gradients unchanged. "float16" overflows above 65504; adding
+            it is slow on CPUs, and native to NCCL. "bfloat16" has the range of float32 and 8 bits of precision. Horovod
+            cannot add bfloat16, so it is exchanged by all-to-all and all-gather, between GPUs instead of servers.
 
     Attributes:
-        seconds: float64 variable, time from when this rank's gradients are ready to when the averages are: the exchange
-            and the wait for slower ranks. It only grows.
-        bytes: size of one list of gradients on the wire; 0 before the first.
-        exchanges: int64 variable, lists of gradients that were exchanged. It is counted when they are exchanged, not when the
-            step is traced.
+        seconds: float64 variable, the total time between gradients and averages. It includes the wait for slower ranks.
+        bytes: size of one list of gradients when it is sent. 0 before the first one.
+        exchanges: int64 variable, the number of exchanges. It is counted at run time, not while the step is traced.
     """
 
     def __init__(self, compression: str = "none") -> None:
@@ -96,7 +101,7 @@ class Average:
             self.exchanges = tf.Variable(0, trainable=False, dtype=tf.int64)
 
     def __call__(self, gradients: Sequence[Any]) -> list[tf.Tensor]:
-        """Averages of tensors that have the same shapes on all ranks; every rank must make the call."""
+        """Return the averages of tensors, which have the same shapes on all ranks. Every rank must make the call."""
         # Sparse gradients of embeddings become dense.
         gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
         self.bytes = sum(
@@ -117,10 +122,10 @@ class Average:
 
 
 def _time_of(tensors: list[tf.Tensor]) -> tf.Tensor:
-    """The clock when all the tensors are there.
+    """Return the time at which all tensors are computed.
 
-    It is read by Python, since TensorFlow's own operation refuses where operations must be deterministic, and it is
-    handed a number of theirs, since a GPU's results are promised before they are there.
+    Python reads the clock, since `tf.timestamp` is refused where operations must be deterministic. It receives a number
+    of the first tensor, since a GPU returns tensors before they are computed.
     """
     with tf.control_dependencies(tensors):
         number = tf.reshape(tensors[0], [-1])[:1]
@@ -129,7 +134,7 @@ def _time_of(tensors: list[tf.Tensor]) -> tf.Tensor:
 
 
 def _average_bfloat16(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Each rank averages its share of the numbers in float32; sends as many bytes as a ring all-reduce, rounds twice."""
+    """Average in float32, each rank a part of the numbers. Send as many bytes as a ring all-reduce, and round twice."""
     sizes = [gradient.shape.num_elements() for gradient in gradients]
     flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
     shares = tf.reshape(tf.pad(flat, [[0, -sum(sizes) % hvd.size()]]), (hvd.size(), -1))
@@ -148,22 +153,22 @@ def _from_wire(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 
 def distribute(optimizer: keras.optimizers.Optimizer, compression: str = "none") -> Average:
-    """Make `optimizer`, in place, average the gradients over the ranks before it applies them; return the averager.
+    """Make an optimizer average its gradients over the ranks, in place, and return the `Average`.
 
-    The average is taken where Keras clips: once an update, so that with ``gradient_accumulation_steps`` nothing is sent
-    until the update is due, and before the clipping, so that ``global_clipnorm`` bounds the averaged gradient. Under a
-    `LossScaleOptimizer`, in which `compile` wraps the optimizer under the policy mixed_float16, the ranks first agree on
-    whether all their gradients are finite: either all apply the step or all skip it.
+    Gradients are averaged once per update, before they are clipped. With ``gradient_accumulation_steps``, nothing is sent
+    before the update is due, and ``global_clipnorm`` applies to the average. Under the policy mixed_float16, `compile`
+    wraps the optimizer in a `LossScaleOptimizer`. The ranks then agree on whether all their gradients are finite, so
+    either all of them apply a step or all skip it.
 
-    Class and config stay the optimizer's own, and so does what it was told about weight decay: a model saved with it
-    loads where Horovod is not installed. A copy made from the config is an ordinary optimizer.
+    The class, the config and the exclusions from weight decay do not change, so a model saved with the optimizer loads
+    without Horovod. A copy that is made from the config does not average.
     """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         finite_here = optimizer.check_finite
         optimizer.check_finite = lambda gradients: _all_agree(finite_here(gradients))
         return distribute(optimizer.inner_optimizer, compression)
-    average, clip = Average(compression), optimizer._clip_gradients
-    optimizer._clip_gradients = lambda gradients: clip(average(gradients))
+    average = Average(compression)
+    change_gradients(optimizer, average)
     return average
 
 
@@ -171,23 +176,15 @@ def _all_agree(answer: tf.Tensor) -> tf.Tensor:
     return tf.cast(hvd.allreduce(tf.cast(answer, tf.int32), op=hvd.Min), tf.bool)
 
 
-def gather(rows: np.ndarray) -> np.ndarray:
-    """Return the rows of all ranks, rank 0's first; ranks may have different numbers of them."""
+def _gather(rows: np.ndarray) -> np.ndarray:
     return hvd.allgather(tf.constant(rows)).numpy()
 
 
-def once_a_machine(work: Callable[[], T]) -> T:
-    """Let one rank of each machine do the work, such as a download; all its ranks get the result (picklable)."""
-    machine = os.environ["HOROVOD_HOSTNAME"]
-    results = hvd.allgather_object((machine, work()) if hvd.local_rank() == 0 else None)
-    return next(result[1] for result in results if result is not None and result[0] == machine)
-
-
 def equalise_moving_statistics(model: keras.Model) -> None:
-    """Set the moving mean and variance of every normalisation that trains to their averages over the ranks.
+    """Set the moving mean and variance of trainable batch normalisations to their averages over the ranks.
 
-    Each rank normalises with, and keeps track of, its own batches' statistics; the average is what one process that had
-    seen the batches of all ranks would track.
+    Each rank normalises with, and tracks, the statistics of its own batches. A single process that had processed the
+    batches of all ranks would track their average.
     """
     moving = [
         variable
@@ -202,18 +199,18 @@ def equalise_moving_statistics(model: keras.Model) -> None:
             variable.assign(value)
 
 
-class Together(keras.callbacks.Callback):
-    """Keep the ranks one model: put it before callbacks that save, stop early or log.
+class SynchronizeRanks(keras.callbacks.Callback):
+    """Keep the model and the logs of all ranks equal. Put it before callbacks that save, stop early or log.
 
-    All start from rank 0's variables, be they new or restored from a checkpoint. After the last step of an epoch,
-    before validation and saving, the moving statistics are made equal. The logs of an epoch become the same on all
-    ranks: averages weighted by the rows that each rank saw, the sum for ``images_per_second``, and for each rank r
-    ``images_per_second_rank_r`` and ``all_reduce_seconds_rank_r``, the part of the epoch spent waiting for averages.
+    At the start, all ranks receive the variables of rank 0. After the last step of an epoch, before validation, the
+    moving statistics of all ranks are averaged. At the end of an epoch, the exchanges and checksums of the weights are
+    checked, and the logs become the same on all ranks: averages weighted by rows, the sum of ``images_per_second``, and
+    for each rank r ``images_per_second_rank_r`` and ``all_reduce_seconds_rank_r``, the time between gradients and averages.
 
     Args:
-        average: what `distribute` returned.
-        rows: training rows this rank sees in an epoch.
-        validation_rows: validation rows this rank sees.
+        average: from `distribute`.
+        rows: training rows per epoch of this rank.
+        validation_rows: validation rows of this rank.
     """
 
     def __init__(self, average: Average, rows: int, validation_rows: int = 0) -> None:
@@ -221,13 +218,13 @@ class Together(keras.callbacks.Callback):
         self.average, self.rows, self.validation_rows = average, rows, validation_rows
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Start equal.
+        """Give the variables of every rank the values of rank 0.
 
         Raises:
-            ValueError: the model's optimizer is not distributed, or XLA is to compile the training.
+            ValueError: `distribute` was not called for the optimizer, or XLA compiles the training.
         """
         optimizer = self.model.optimizer
-        if not vars(optimizer).keys() & {"_clip_gradients", "check_finite"} or self.model.jit_compile:
+        if not has_changed_gradients(_inner(optimizer)) or self.model.jit_compile:
             raise ValueError(
                 "compile with jit_compile=False, then distribute(model.optimizer), before training on ranks"
             )
@@ -236,12 +233,12 @@ class Together(keras.callbacks.Callback):
         )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Note the seconds and the exchanges so far."""
+        """Remember the counts at the start of the epoch."""
         self.before, self.exchanges_before = float(self.average.seconds), int(self.average.exchanges)
         self.equalised = False
 
     def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Make the moving statistics equal before they are used for validation."""
+        """Average the moving statistics before validation uses them."""
         self._equalise()
 
     def _equalise(self) -> None:
@@ -250,16 +247,16 @@ class Together(keras.callbacks.Callback):
             self.equalised = True
 
     def on_test_end(self, logs: dict[str, float] | None = None) -> None:
-        """Replace what was measured on this rank's validation rows by the measures on all."""
+        """Replace the metrics of this rank's validation rows by those of all rows."""
         if logs:
             *columns, rows = _of_all_ranks([*logs.values(), self.validation_rows])
             logs |= {name: float(np.average(column, weights=rows)) for name, column in zip(logs, columns, strict=True)}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Check that the ranks are still one model, and replace the logs by those of all ranks together.
+        """Check that the ranks are equal, and replace the logs by those of all ranks.
 
         Raises:
-            RuntimeError: gradients were not averaged in every update, or the ranks' weights differ.
+            RuntimeError: the gradients of an update were not averaged, or the weights of the ranks differ.
         """
         self._equalise()
         self._check()
@@ -276,18 +273,21 @@ class Together(keras.callbacks.Callback):
         logs |= {f"all_reduce_seconds_rank_{rank}": float(value) for rank, value in enumerate(seconds)}
 
     def _check(self) -> None:
-        optimizer = self.model.optimizer
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        updates = self.params["steps"] // (optimizer.gradient_accumulation_steps or 1)
+        updates = self.params["steps"] // (_inner(self.model.optimizer).gradient_accumulation_steps or 1)
         if (made := int(self.average.exchanges) - self.exchanges_before) < updates:
-            raise RuntimeError(f"gradients were averaged {made} times in {updates} updates: the ranks train apart")
-        # A sum of floats would depend on the number of threads, and would miss a change of sign.
+            raise RuntimeError(f"gradients were averaged {made} times in {updates} updates, so the ranks trained apart")
+        # Checksums of bytes, since a sum of floats would miss a change of sign.
         sums = _of_all_ranks([zlib.crc32(v.numpy().tobytes()) for v in self.model.trainable_variables])
         if not np.array_equal(sums, np.broadcast_to(sums[:, :1], sums.shape)):
             different = self.model.trainable_variables[int(np.argmax((sums != sums[:, :1]).any(axis=1)))]
-            raise RuntimeError(f"the ranks' weights differ, first in {different.path}: they no longer train one model")
+            raise RuntimeError(f"the weights of the ranks differ, first in {different.path}")
 
 
 def _of_all_ranks(values: list[float]) -> np.ndarray:
-    """float64 (values, ranks)."""
-    return gather(np.array([values], np.float64)).T
+    """Return the values of all ranks, float64 (values, ranks)."""
+    return _gather(np.array([values], np.float64)).T
+
+
+def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return the optimizer inside a `LossScaleOptimizer`, or the optimizer itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)

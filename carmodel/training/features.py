@@ -1,4 +1,4 @@
-"""A frozen network's features of all rows of a store, and the classifier that linear discriminant analysis makes of them."""
+"""Compute the features of a frozen network, and initialise its head from them by linear discriminant analysis."""
 
 import keras
 import numpy as np
@@ -6,17 +6,20 @@ import numpy as np
 from carmodel.model.head import LOGITS, features_of
 from carmodel.training.batches import Batches, Photos
 from carmodel.training.device_augmentation import resize
-from carmodel.training.ranks import Ranks, Single
+from carmodel.training.ranks import ALONE, Ranks
 
 SHRINKAGE = 0.5
-"""Part of the covariance of the features that is replaced by its mean variance."""
+"""Weight of a multiple of the identity in the covariance of the features."""
 
 
 class Features:
-    """Features of every row of a store, computed once. Batches read from them as they read from a store.
+    """The features of every row of a store, computed once. `Batches` reads them in the same way as a store.
 
     Attributes:
         values: float32 (N, C).
+        labels: int64 (N,), as in the store.
+        validation: bool (N,), as in the store.
+        class_names: as in the store.
     """
 
     def __init__(
@@ -27,19 +30,18 @@ class Features:
         size: int,
         *,
         verbose: int = 1,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Run the network below its head over all rows, shared by the ranks.
+        """Run the layers below the head on all rows.
 
         Args:
             network: a network with this project's head.
-            data: a store.
+            data: the store.
             batch_size: rows per forward pass.
-            size: side of the square images that the network sees.
-            verbose: as of `keras.Model.predict`.
-            ranks: processes that share the work.
+            size: side of the square images that the network sees, in pixels.
+            verbose: see `keras.Model.predict`.
+            ranks: the processes that share the rows.
         """
-        ranks = ranks or Single()
         self.labels, self.validation, self.class_names = data.labels, data.validation, data.class_names
         part = np.array_split(np.arange(len(data)), ranks.count)[ranks.rank]
         image = keras.Input((data.image_size, data.image_size, 3), dtype="uint8")
@@ -50,20 +52,26 @@ class Features:
         return len(self.values)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Features float32 (n, C)."""
+        """Return the features of some rows, float32 (n, C)."""
         return self.values[rows]
 
 
 def initialise_head(network: keras.Model, features: Features) -> float:
-    """Set the head by linear discriminant analysis of the training rows, and return its accuracy on the validation rows.
+    """Initialise the head by linear discriminant analysis of the training rows.
 
-    Class c gets the logit ``w_c · x + b_c`` with ``w_c = S^-1 m_c`` and ``b_c = -w_c · m_c / 2``, where ``m_c`` is the mean of
-    its features and ``S`` the covariance within classes, shrunk towards a multiple of the identity (Hastie et al., The
-    Elements of Statistical Learning, section 4.3). The logits are divided by one number, so that their standard deviation
-    over the training rows is 2: a head that is too sure of itself at the start would learn slowly.
+    Class c gets the logit ``w_c · x + b_c`` with ``w_c = S^-1 (m_c - m)`` and ``b_c = -w_c · (m_c + m) / 2``. Here ``m_c`` is
+    the mean of the features of the class, ``m`` is the mean of all features, and ``S`` is the covariance within classes,
+    shrunk towards a multiple of the identity (Hastie et al., The Elements of Statistical Learning, section 4.3).
+
+    All logits are divided by one number, which gives them a standard deviation of 2 over the training rows. A head with
+    larger logits is overconfident at the start, and learns slowly.
+
+    Args:
+        network: its head is set.
+        features: features of the network.
 
     Returns:
-        Accuracy on the validation rows; NaN where there are none.
+        the accuracy on the validation rows, NaN if there are none.
     """
     rows = ~features.validation
     x, labels = features.values[rows].astype(np.float64), features.labels[rows]

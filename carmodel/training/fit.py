@@ -1,4 +1,4 @@
-"""Training: compile, continue from the last checkpoint if there is one, fit, and end with the weights to keep."""
+"""Train a network: compile, resume from the last checkpoint, fit, and end with the final weights."""
 
 import sys
 import time
@@ -22,13 +22,13 @@ from carmodel.training.checkpoint import History
 from carmodel.training.features import Features, initialise_head
 from carmodel.training.optimizer import make_optimizer, rate_factors
 from carmodel.training.precision import gpus
-from carmodel.training.ranks import Ranks, Single
+from carmodel.training.ranks import ALONE, Ranks
 from carmodel.training.schedule import Stage, stages
 
 STATISTICS_BATCHES = 100
-"""Batches from which the statistics of batch normalisation are computed again at the end."""
+"""Largest number of batches from which the final statistics of batch normalisation are computed."""
 
-NOT_OF_THE_SCHEDULE = frozenset(
+MAY_CHANGE_ON_RESUME = frozenset(
     {
         "store_uri",
         "augmented_uri",
@@ -42,13 +42,16 @@ NOT_OF_THE_SCHEDULE = frozenset(
         "spark_master",
     }
 )
-"""Parameters that may differ when a training is resumed."""
+"""Parameters that may change when a training is resumed."""
 
 
 class Throughput(keras.callbacks.Callback):
-    """Add ``images_per_second`` of this process to the logs of each epoch, without the time for validation.
+    """Add the training rate of this process, ``images_per_second``, to the logs of each epoch.
 
-    It looks at whole epochs: a callback that reads the logs of a step makes every step wait for its loss.
+    It times whole epochs, since a callback that overrides `on_train_batch_end` makes every step wait for its loss.
+
+    Args:
+        rows: training rows per epoch.
     """
 
     def __init__(self, rows: int) -> None:
@@ -60,11 +63,11 @@ class Throughput(keras.callbacks.Callback):
         self.began, self.seconds = time.perf_counter(), 0.0
 
     def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Stop the clock: all steps are done."""
+        """Stop the clock before validation."""
         self.seconds = time.perf_counter() - self.began
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Report the rate."""
+        """Add the rate to the logs."""
         if logs is not None:
             logs["images_per_second"] = self.rows / (self.seconds or time.perf_counter() - self.began)
 
@@ -75,42 +78,42 @@ def fit(
     params: Train,
     checkpoint_dir: Path,
     *,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     on_saved: Callable[[Path], None] | None = None,
 ) -> History:
-    """Train `model` in place on the store's training rows; measure it on the validation rows after every epoch.
+    """Train a network in place on the store's training rows, and validate it after every epoch.
 
-    Continues from the latest checkpoint in `checkpoint_dir` if it holds one, and then ends with the weights of an
-    uninterrupted run: bit for bit where the device's operations are deterministic. With `ema` the network is validated
-    with, and ends with, the moving average of its weights. At the end the statistics of batch normalisation are computed again,
-    since those that were tracked belong to earlier weights. A frozen network without on-device augmentation is
-    run once over the store, and its head alone is fitted on the features.
+    Training resumes from the latest checkpoint in `checkpoint_dir`. It then ends with the weights of an uninterrupted
+    run, bit for bit if the device's operations are deterministic. With `ema`, the network is validated with the moving
+    average of its weights, and ends with it. At the end, the statistics of batch normalisation are computed again,
+    since the tracked ones belong to earlier weights. If only the head is trained, without augmentation on the device,
+    the features of all photos are computed once and the head is fitted on them.
 
-    Several ranks share the rows of training and of validation, see the same metrics and end with the same weights.
+    Several ranks share the training and validation rows. They report the same metrics and end with the same weights.
 
     Args:
-        model: as `carmodel.model.network.build` made it, after `carmodel.training.precision.apply`.
+        model: the network, from `carmodel.model.network.build`, after `carmodel.training.precision.apply`.
         store: rows with uint8 images.
-        params: the rest of them; `build` has used those of the network.
-        checkpoint_dir: where rank 0 writes, and from where it resumes all ranks.
-        ranks: the processes that train together; this one alone if None.
-        callbacks: further Keras callbacks; they see the epoch's logs whole, after the checkpoint is written.
-        on_saved: called by rank 0 with each new checkpoint's path.
+        params: parameters of the training. `build` has used those of the network.
+        checkpoint_dir: directory of the checkpoints. Only rank 0 reads and writes it.
+        ranks: the processes that train together.
+        callbacks: further Keras callbacks. They see the complete logs of an epoch, after the checkpoint is written.
+        on_saved: rank 0 calls it with the path of each new checkpoint.
 
     Returns:
-        The history from the first epoch on: lists of loss, accuracy, top5, images_per_second and, where there are
-        validation rows, val_loss, val_accuracy, val_top5.
+        the history from the first epoch on: lists of loss, accuracy, top5 and images_per_second and, if there are
+        validation rows, val_loss, val_accuracy and val_top5.
 
     Raises:
-        InputError: fewer training rows than ranks, images too small for the network, or `ema` under JAX.
-        CheckpointError: the checkpoint is of another network, optimizer, store or schedule.
+        InputError: there are fewer training rows than ranks, the images are too small for the network, or `ema` is used
+            under JAX.
+        CheckpointError: the checkpoint has another network, optimizer, store or schedule.
     """
-    ranks = ranks or Single()
     if params.ema and keras.backend.backend() == "jax":
         raise InputError("ema=0 is needed under JAX: Keras cannot end a training with moving averages there")
     keras.utils.set_random_seed(params.seed)
-    # A bar where someone watches, a line per epoch in a log file.
+    # A progress bar on a terminal, a line per epoch in a log file.
     verbose = (1 if sys.stdout.isatty() else 2) if ranks.rank == 0 else 0
     schedule = stages(params.epochs, store.image_size)
     check_sizes(model, {stage.size for stage in schedule})
@@ -118,7 +121,7 @@ def fit(
         features = Features(model, store, params.batch_size, schedule[0].size, verbose=verbose, ranks=ranks)
         accuracy = initialise_head(model, features)
         if ranks.rank == 0:
-            print(f"train: linear discriminant analysis of the features: validation accuracy {accuracy:.3f}")
+            print(f"train: head initialised by linear discriminant analysis: validation accuracy {accuracy:.3f}")
     training = _Training(model, store, params, ranks, schedule, rate_factors(model, params.layer_decay), verbose)
     history: History = {}
     for stage in schedule:
@@ -130,7 +133,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Training:
-    """What all stages of a training share; the arguments of `fit`, and what it made of them."""
+    """The settings that all stages of a training share: the arguments of `fit`, and values derived from them."""
 
     network: keras.Model
     store: Photos
@@ -147,7 +150,7 @@ class _Training:
         callbacks: Sequence[keras.callbacks.Callback],
         on_saved: Callable[[Path], None] | None,
     ) -> History:
-        """Train up to the end of a stage, from the latest checkpoint, and return the history so far."""
+        """Train to the end of a stage, from the latest checkpoint on, and return the history so far."""
         store, params, ranks = self.store, self.params, self.ranks
         training_rows, validation_rows = np.flatnonzero(~store.validation), np.flatnonzero(store.validation)
         if len(validation_rows) >= ranks.count:
@@ -194,16 +197,16 @@ class _Training:
             verbose=self.verbose,
             callbacks=[*own, *callbacks],
         )
-        if ranks.rank != 0:  # rank 0's grows as it is saved
+        if ranks.rank != 0:  # On rank 0, `SaveCheckpoints` extends the history.
             for name, values in result.history.items():
                 history.setdefault(name, []).extend(values)
         return history
 
     def model_and_data(self, size: int) -> tuple[keras.Model, Rows]:
-        """Return the model to fit, from images or features to logits, and what it is fitted on.
+        """Return the model to fit, from images or features to logits, and its data.
 
-        It is a second model over the network's own layers. The network itself is never compiled, so what is saved of it
-        holds no optimizer.
+        It is a second model over the network's layers. The network itself is never compiled, so it is saved without an
+        optimizer.
         """
         network, store, params = self.network, self.store, self.params
         unchanged = device_augmentation.is_off(params) and size == store.image_size
@@ -214,8 +217,8 @@ class _Training:
             return keras.Model(below, network.get_layer(LOGITS)(x), name="training"), data
         if params.unfreeze == "head" and self.ranks.rank == 0:
             print(
-                "train: the head alone is trained, but augmentation on the device is on, so the frozen network runs in "
-                "every step; without it, its features are computed once"
+                "train: the frozen network runs in every step, because augmentation on the device is on. Without it, "
+                "the features of each photo are computed once, which is much faster"
             )
         logits = logits_of(network)
         if params.batch_norm == "inference":
@@ -225,7 +228,7 @@ class _Training:
         return device_augmentation.with_augmentation(logits, size, store.image_size), store
 
     def compile(self, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
-        """Compile the model to fit and return its optimizer."""
+        """Compile the model to fit, and return its optimizer."""
         optimizer = make_optimizer(
             self.params,
             model.trainable_variables,
@@ -234,7 +237,7 @@ class _Training:
             ranks=self.ranks.count,
             factors=self.factors,
         )
-        # TensorFlow's XLA is slower than its kernels on a CPU, and does not know Horovod's operations.
+        # XLA is slower than TensorFlow's own kernels on a CPU, and does not support Horovod's operations.
         plain = keras.backend.backend() == "tensorflow" and (self.ranks.count > 1 or not gpus())
         model.compile(
             optimizer,
@@ -248,7 +251,7 @@ class _Training:
         return optimizer
 
     def resume(self, directory: Path, optimizer: keras.optimizers.Optimizer, steps: int) -> History:
-        """Restore the latest checkpoint, if any, and return the history up to it."""
+        """Restore the latest checkpoint, if there is one, and return the history up to it."""
         path = checkpoint.latest(directory)
         if path is None:
             return {}
@@ -256,15 +259,15 @@ class _Training:
         done, made = len(history["loss"]), int(optimizer.iterations.numpy())
         if made != done * steps:
             raise checkpoint.CheckpointError(
-                f"{path} was made with {made / done:g} steps per epoch, and this training makes {steps}; "
-                "resume with the same stores, batch_size and number of processes"
+                f"{path} has {made / done:g} steps per epoch, and this training has {steps}. Resume with the same stores, "
+                "batch_size and number of processes"
             )
         return history
 
 
 def _settings(params: Train) -> dict[str, object]:
-    """Return the parameters that a resumed training must share."""
-    return params.model_dump(exclude=set(NOT_OF_THE_SCHEDULE))
+    """Return the parameters that must not change when a training is resumed."""
+    return params.model_dump(exclude=set(MAY_CHANGE_ON_RESUME))
 
 
 def _tracks_statistics(layer: keras.Layer) -> bool:
@@ -272,9 +275,9 @@ def _tracks_statistics(layer: keras.Layer) -> bool:
 
 
 def _recompute_statistics(network: keras.Model, store: Photos, params: Train, stage: Stage) -> None:
-    """Set the moving statistics of batch normalisation to averages over training batches, with the final weights.
+    """Set the moving statistics of batch normalisation to their averages over training batches, with the final weights.
 
-    All ranks use the same batches, so that they end with the same statistics.
+    All ranks use the same batches, so they end with the same statistics.
     """
     draw = partial(device_augmentation.draw, params=params)
     batches = Batches(store, np.flatnonzero(~store.validation), params.batch_size, seed=params.seed, draw=draw)
@@ -285,7 +288,7 @@ def _recompute_statistics(network: keras.Model, store: Photos, params: Train, st
     for step in range(min(len(batches), STATISTICS_BATCHES)):
         inputs, _ = batches[step]
         for layer in normalisations:
-            layer.momentum = step / (step + 1)  # makes the moving average a plain one
+            layer.momentum = step / (step + 1)  # turns the moving average into the mean of all batches
         network(augment(inputs["image"], inputs["numbers"], training=True), training=True)
     for layer, momentum in zip(normalisations, momenta, strict=True):
         layer.momentum = momentum

@@ -1,4 +1,4 @@
-"""Start the ranks of a training, on this machine or others, and end them together."""
+"""Start the ranks of a training on this machine or on others, and end them together."""
 
 import json
 import os
@@ -19,50 +19,56 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from carmodel.errors import InputError
+from carmodel.training.rendezvous import rendezvous
 from carmodel.training.worker import address_towards
 
-# Seconds that a rank has to end when told to.
+# Seconds between the request to end and SIGKILL.
 GRACE = 5
 
-# Lines of a dead rank's output that its error shows.
+# Number of lines from the output of a dead rank in its error message.
 LAST_LINES = 30
 
 # A host that vanishes from the network is noticed after 30 seconds.
 SSH = shlex.split("ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -o ServerAliveCountMax=3")
 
-# Variables with these beginnings go along to other machines: credentials, settings of TensorFlow and Horovod.
+# Environment variables with these prefixes are passed to other machines: credentials, settings of TensorFlow and Horovod.
 FORWARDED = ("MLFLOW_", "DATABRICKS_", "AWS_", "AZURE_", "GOOGLE_", "TF_", "HOROVOD_", "NCCL_")
 
-# Seconds after which a rank gives up on a silent one; a minute lets slow imports pass.
+# Seconds after which a rank gives up on a silent one. A minute is longer than slow imports take.
 GLOO_TIMEOUT = "60"
 
 
 class RankError(RuntimeError):
-    """A rank died; the message names it and ends with the last lines it printed."""
+    """A rank died. The message names it and ends with the last lines of its output."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """A machine and how many ranks it has room for."""
+    """A machine.
+
+    Attributes:
+        name: as ssh knows it.
+        slots: number of ranks that it can run.
+    """
 
     name: str
     slots: int
 
     @property
     def local(self) -> bool:
-        """Whether it is this machine, reached without ssh."""
+        """Whether it is this machine, which needs no ssh."""
         return self.name in ("localhost", "127.0.0.1", socket.gethostname())
 
 
 def check(processes: int, hosts: str) -> list[Host]:
-    """The machines for `processes` ranks, each with the number of ranks it gets; all are known to be usable.
+    """Return the machines for `processes` ranks, each with the number of its ranks, after checking that all are usable.
 
     Args:
-        processes: number of ranks; 0: all slots of `hosts`, or one.
-        hosts: ``host:slots,host:slots``. Empty: this machine, a slot for each GPU or, where it has none, each core.
+        processes: number of ranks. 0 uses all slots of `hosts`, or one process.
+        hosts: ``HOST:SLOTS,HOST:SLOTS``. Empty for this machine, with one slot per GPU or, without GPUs, per core.
 
     Raises:
-        InputError: Horovod is missing, more processes than slots, or a host that can't be reached or used by ssh.
+        InputError: Horovod is missing, there are more processes than slots, or a host cannot be used by ssh.
     """
     require_horovod()
     machines = [
@@ -70,17 +76,17 @@ def check(processes: int, hosts: str) -> list[Host]:
     ]
     machines = machines or [Host("localhost", local_slots())]
     available = sum(host.slots for host in machines)
-    wanted = processes or (available if hosts else 1)
-    if wanted > available:
-        where, rule = (f"hosts={hosts}", "") if hosts else ("this machine", " (one a GPU or, without GPUs, one a core)")
+    remaining = processes or (available if hosts else 1)
+    if remaining > available:
+        where, rule = (f"hosts={hosts}", "") if hosts else ("this machine", " (one per GPU or, without GPUs, per core)")
         raise InputError(
-            f"processes={wanted}, but {where} has {available} slots{rule}; "
-            f"to run more here than it has slots, say so: hosts=localhost:{wanted}"
+            f"processes={remaining}, but {where} has {available} slots{rule}; "
+            f"to run more processes on this machine, give hosts=localhost:{remaining}"
         )
     used = []
     for host in machines:
-        used.append(Host(host.name, min(host.slots, wanted)))
-        wanted -= used[-1].slots
+        used.append(Host(host.name, min(host.slots, remaining)))
+        remaining -= used[-1].slots
     used = [host for host in used if host.slots]
     remote = [host.name for host in used if not host.local]
     with ThreadPoolExecutor(max(1, len(remote))) as pool:
@@ -91,16 +97,20 @@ def check(processes: int, hosts: str) -> list[Host]:
 
 
 def require_horovod() -> None:
-    """Raise an InputError that says how to install it where Horovod is missing."""
+    """Check that Horovod is installed.
+
+    Raises:
+        InputError: it is not. Names the command that installs it.
+    """
     if find_spec("horovod") is None:
         raise InputError("training on several processes needs Horovod, which is not installed: make horovod")
 
 
 def local_slots() -> int:
-    """One a GPU, or one a core that this process may use."""
+    """Return the number of GPUs or, without GPUs, of cores that this process may use."""
     import tensorflow as tf
 
-    # Physical devices are only counted; logical ones would take the GPUs' memory.
+    # Listing logical devices would allocate the memory of the GPUs.
     return len(tf.config.list_physical_devices("GPU")) or len(os.sched_getaffinity(0))
 
 
@@ -111,59 +121,48 @@ def run(
     logs: Path,
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """Call ``function(*arguments)`` in a new process for each slot of `hosts`, as ranks of one Horovod job; wait for all.
+    """Call ``function(*arguments)`` as the ranks of one Horovod job, in a process for each slot of `hosts`, and wait.
 
-    The ranks' output comes out here line by line as ``[rank] line`` and is kept in ``logs/rank-N.log``. When a rank
-    dies, so do the others, within seconds; when this process dies, even by SIGKILL, so do all.
+    The output of the ranks is printed line by line as ``[rank] line``, and saved in ``logs/rank-N.log``. When a rank
+    dies, the others end within seconds. When this process dies, even by SIGKILL, all ranks end.
 
     Args:
-        function: ``module:name``, importable in this project's folder.
-        arguments: passed on to it; must survive JSON.
-        hosts: as `check` returned them. On other hosts the project lies in the same folder, with the same Python.
-        logs: folder for the output; made here.
-        environment: further variables for the ranks, beside this process's own (on other machines: `forwarded`).
+        function: ``module:name``, importable in this project's directory.
+        arguments: arguments that JSON can represent.
+        hosts: from `check`. Other hosts have the project in the same directory, with the same Python.
+        logs: directory for the output, which is created.
+        environment: further variables for the ranks. Other machines also receive `forwarded`.
 
     Raises:
-        RankError: names the first rank that died and ends with its last lines.
+        RankError: a rank died. Names the first one and ends with the last lines of its output.
     """
-    from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
-    from horovod.runner.gloo_run import create_slot_env_vars
-    from horovod.runner.http.http_server import RendezvousServer
-
-    slots = get_host_assignments([HostInfo(h.name, h.slots) for h in hosts], sum(h.slots for h in hosts))
     remote = [_address(host.name) for host in hosts if not host.local]
-    server = RendezvousServer()
-    common = (
-        forwarded()
-        | dict(environment or {})
-        | {
-            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(server.start()),
-            "HOROVOD_CONTROLLER": "gloo",
-            "HOROVOD_CPU_OPERATIONS": "gloo",
-            "HOROVOD_GLOO_TIMEOUT_SECONDS": os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", GLOO_TIMEOUT),
-            "PYTHONUNBUFFERED": "1",
-        }
-    )
-    server.init(slots)
+    common = forwarded() | dict(environment or {})
+    common |= {
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", GLOO_TIMEOUT),
+        "PYTHONUNBUFFERED": "1",
+    }
     logs.mkdir(parents=True, exist_ok=True)
     ranks: list[_Rank] = []
     ended: queue.Queue[_Rank] = queue.Queue()
-    try:
-        for slot in slots:
-            host = next(host for host in hosts if host.name == slot.hostname)
-            # Ranks of this machine use the interface that the other machines see.
-            towards = remote[0] if host.local and remote else _address(host.name)
-            own = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": address_towards(towards)}
-            task = {
-                "environment": common | own | create_slot_env_vars(slot),
-                "function": function,
-                "arguments": list(arguments),
-            }
-            ranks.append(_Rank(slot.rank, host, json.dumps(task), logs, ended))
-        failed = _wait(len(ranks), ended)
-    finally:
-        _end(ranks)
-        server.stop()
+    with rendezvous([(host.name, host.slots) for host in hosts]) as (slots, port):
+        try:
+            for slot in slots:
+                host = next(host for host in hosts if host.name == slot.host)
+                # Ranks on this machine must use the network interface that the other machines reach.
+                address = address_towards(remote[0] if host.local and remote else _address(host.name))
+                server = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": address, "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port)}
+                task = {
+                    "environment": common | server | slot.environment,
+                    "function": function,
+                    "arguments": list(arguments),
+                }
+                ranks.append(_Rank(slot.rank, host, json.dumps(task), logs, ended))
+            failed = _wait(len(ranks), ended)
+        finally:
+            _end(ranks)
     if failed:
         raise RankError(
             describe(failed.number, len(ranks), f"on {failed.host.name}, ", failed.process.returncode, failed.last)
@@ -172,7 +171,7 @@ def run(
 
 @dataclass
 class _Rank:
-    """A running rank and the thread that prints and keeps its output."""
+    """A running rank, and the thread that prints and saves its output."""
 
     number: int
     host: Host
@@ -192,13 +191,13 @@ class _Rank:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            # Ctrl-C reaches the launcher alone, which ends the ranks.
+            # Only the launcher receives Ctrl-C, and it ends the ranks.
             start_new_session=True,
         )
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
         assert self.process.stdin is not None
-        # One that died already is reported like any other.
+        # The pipe is broken if the rank has died already, which `_wait` reports.
         with suppress(BrokenPipeError):
             self.process.stdin.write(f"{self.task}\n")
             self.process.stdin.flush()
@@ -216,7 +215,7 @@ class _Rank:
 
 
 def _wait(running: int, ended: "queue.Queue[_Rank]") -> _Rank | None:
-    """Wait until all ranks ended well, or the first one failed, which is returned."""
+    """Wait until all ranks have succeeded, or one has failed. Return the one that failed."""
     for _ in range(running):
         if (rank := ended.get()).process.returncode != 0:
             return rank
@@ -224,7 +223,7 @@ def _wait(running: int, ended: "queue.Queue[_Rank]") -> _Rank | None:
 
 
 def _end(ranks: Sequence[_Rank]) -> None:
-    """End what still runs: the end of its input ends a rank, SIGKILL what does not listen."""
+    """End the ranks that still run, by closing their input and, after `GRACE` seconds, by SIGKILL."""
     for rank in ranks:
         assert rank.process.stdin is not None
         with suppress(BrokenPipeError):
@@ -240,37 +239,45 @@ def _end(ranks: Sequence[_Rank]) -> None:
 
 
 def forwarded() -> dict[str, str]:
-    """This process's environment variables that mean something on other machines too."""
+    """Return the environment variables of this process that other machines need."""
     return {name: value for name, value in os.environ.items() if name.startswith(FORWARDED)}
 
 
 def describe(rank: int, ranks: int, where: str, code: int, last: Iterable[str]) -> str:
-    """Say which rank died, how, and what it printed last."""
+    """Return a message that says which rank died, how, and what it printed last.
+
+    Args:
+        rank: number of the rank.
+        ranks: number of ranks.
+        where: text that names the machine, or empty.
+        code: exit code of the process that ran the rank, or of ssh.
+        last: last lines of its output.
+    """
     # ssh, shells and Horovod report a signal as 128 + its number.
     number = -code if code < 0 else code - 128
     named = number in set(signal.Signals)
     if code == 255 and where:
-        how = "ended by a signal, or its ssh connection broke"
+        how = "ended by a signal, or the ssh connection broke"
     else:
         how = f"ended by {signal.Signals(number).name}" if named else f"failed with exit code {code}"
     return f"rank {rank} of {ranks}, {where}{how}; its last lines:\n{''.join(last) or '(none)'}"
 
 
 def _address(host: str) -> str:
-    """The name or address that ssh connects to for `host`, which may be an alias of its configuration."""
+    """Return the name or address that ssh uses for `host`, which may be an alias in the configuration of ssh."""
     text = subprocess.run(["ssh", "-G", host], capture_output=True, text=True, check=True).stdout
     return next(line.partition(" ")[2] for line in text.splitlines() if line.startswith("hostname "))
 
 
 def _probe(host: str) -> str:
-    """What is wrong with a host; empty if it has the project, Python and Horovod where this machine has them."""
-    try_it = [sys.executable, "-c", "import carmodel.training.launch as launch; launch.require_horovod()"]
-    command = [*SSH, host, f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(try_it)}"]
+    """Return why a host cannot be used, or an empty text if it has the project, Python and Horovod at the same paths."""
+    test = [sys.executable, "-c", "import carmodel.training.launch as launch; launch.require_horovod()"]
+    command = [*SSH, host, f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(test)}"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return ""
-    said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+    reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
     return (
-        f"host {host} can't be used: {said} (ssh {host} must work without a password, "
-        f"and {Path.cwd()} and {sys.executable} be there as here)"
+        f"host {host} cannot be used: {reason}. Check that `ssh {host}` works without a password, and that the host has "
+        f"{Path.cwd()} and {sys.executable}"
     )

@@ -1,4 +1,4 @@
-"""The optimizer of a run: its learning rate for each layer, and its weight decay."""
+"""The optimizer of a training, with a learning rate for each layer and decoupled weight decay."""
 
 import math
 from collections.abc import Sequence
@@ -7,26 +7,30 @@ from typing import Any
 import keras
 from keras import Variable
 
+from carmodel.model.keras_internals import index_of
 from carmodel.parameters import Train
 from carmodel.training.schedule import warmup_cosine
 
 FULL_SIDE = 256
-"""Side in pixels of the image whose way through the network tells at which stage a layer is."""
-
+"""Side in pixels of an image for which the sizes of the feature maps are computed, which give the stage of each layer."""
 
 class LayerwiseRates:
-    """Give each variable of an optimizer its own factor of the learning rate, and decay weights by it.
+    """Give each variable of an optimizer its own learning rate and weight decay.
 
-    Keras's own weight decay knows one learning rate for all variables. This one takes ``rate * weight_decay`` of a weight
-    away in each step, with the variable's own rate (decoupled as in AdamW, https://arxiv.org/abs/1711.05101).
+    In each step a weight is reduced by ``rate * decay`` of its value, decoupled as in AdamW
+    (https://arxiv.org/abs/1711.05101), with the variable's own rate. Keras's weight decay uses one rate for all variables.
+
+    Attributes:
+        factors: factor of the learning rate, for each variable.
+        decays: weight decay, for each variable.
     """
 
     factors: list[float]
     decays: list[float]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Decay the variable, then update it, at its own rate."""
-        i = self._get_variable_index(variable)  # type: ignore[attr-defined]
+        """Decay a variable, then update it."""
+        i = index_of(self, variable)
         rate = learning_rate * self.factors[i]
         if self.decays[i]:
             self.assign_sub(variable, variable * keras.ops.cast(rate * self.decays[i], variable.dtype))  # type: ignore[attr-defined]
@@ -50,20 +54,20 @@ def make_optimizer(
     ranks: int = 1,
     factors: dict[str, float] | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Return SGD with Nesterov momentum, or AdamW, on the warm-up and cosine schedule, built for the variables.
+    """Return SGD with Nesterov momentum, or AdamW, with warm-up and cosine decay, built for the variables.
 
-    Weights that multiply inputs decay. Vectors do not: biases, gamma and beta. With `scale_learning_rate` the peak is
-    multiplied by the ranks, as a step then sees so many times the rows (Goyal et al. 2017,
+    Kernels have weight decay. Biases, gamma and beta have none. With `scale_learning_rate`, the peak learning rate is
+    multiplied by the number of ranks, since a step sees that many times as many rows (Goyal et al. 2017,
     https://arxiv.org/abs/1706.02677, section 2.1).
 
     Args:
         params: `optimizer`, `learning_rate`, `momentum`, `weight_decay`, `ema`, `warmup_epochs` and
             `scale_learning_rate` are used.
-        variables: those to train, in the order in which the model that is fitted has them.
-        epochs: of the whole run.
-        steps_per_epoch: of this process.
-        ranks: processes that train together.
-        factors: of the learning rate, for each variable by its path; 1 where there is none.
+        variables: the variables to train, in the order of the fitted model.
+        epochs: epochs of the whole training.
+        steps_per_epoch: steps of this process.
+        ranks: number of processes that train together.
+        factors: factor of the learning rate by the path of the variable, from `rate_factors`. Others have a factor of 1.
     """
     factors = factors or {}
     peak = params.learning_rate * (ranks if params.scale_learning_rate else 1)
@@ -80,19 +84,19 @@ def make_optimizer(
 
 
 def decays(variable: Variable) -> bool:
-    """Whether a variable decays: kernels do; biases, gamma and beta, which are vectors, do not."""
+    """Return whether a variable has weight decay: kernels do, but vectors (biases, gamma and beta) do not."""
     return len(variable.shape) > 1
 
 
 def rate_factors(network: keras.Model, layer_decay: float) -> dict[str, float]:
     """Return the factor of the learning rate for each variable below the head, by its path.
 
-    A layer that is k stages below the last one learns at ``layer_decay ** (k + 1)`` of the head's rate. A stage is made of
-    the layers whose outputs have the same size: the side of the image divided by 2, 4, 8 … .
+    A layer that is k stages below the last one has the factor ``layer_decay ** (k + 1)``, and the head has 1. A stage
+    consists of the layers whose outputs have the same size: the side of the image divided by 2, 4, 8 and so on.
 
     Args:
-        network: with the weights that training starts from.
-        layer_decay: 1 gives all layers the same rate, and an empty result.
+        network: the network.
+        layer_decay: factor between two stages. With 1, the result is empty.
     """
     if layer_decay == 1:
         return {}
@@ -110,5 +114,5 @@ def rate_factors(network: keras.Model, layer_decay: float) -> dict[str, float]:
 
 
 def _is_map(layer: keras.Layer) -> bool:
-    """Whether a layer's output is a feature map (B, h, w, C)."""
+    """Return whether the output of a layer is a feature map (B, h, w, C)."""
     return isinstance(layer.output, keras.KerasTensor) and len(layer.output.shape) == 4

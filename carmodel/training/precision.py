@@ -1,4 +1,4 @@
-"""Mixed precision, where the machine has it."""
+"""Choose float32, or bfloat16 on machines that are fast at it."""
 
 import logging
 import platform
@@ -17,33 +17,33 @@ _setting = threading.Lock()
 
 
 def gpus() -> int:
-    """Number of GPUs that the Keras backend sees."""
-    # Asked for GPUs alone, the JAX backend raises where there are none.
+    """Return the number of GPUs that the Keras backend sees."""
+    # `list_devices("gpu")` raises an exception under JAX if there is no GPU.
     return sum(device.startswith("gpu") for device in keras.distribution.list_devices())
 
 
 def cpu_flags(cpuinfo: Path) -> frozenset[str]:
-    """Instruction sets of the processor as Linux names them; empty on other systems."""
+    """Return the instruction sets of the processor, as Linux names them. Empty on other systems."""
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
 def fast_bfloat16(cpuinfo: Path = CPUINFO) -> frozenset[str]:
-    """Return the processor's instruction sets by which oneDNN computes in bfloat16; empty where it would be emulated."""
+    """Return the instruction sets of the processor for bfloat16, which oneDNN uses. Empty if it would emulate bfloat16."""
     return BF16_FLAGS & cpu_flags(cpuinfo) if keras.backend.backend() == "tensorflow" else frozenset()
 
 
-def onednn_bfloat16(wanted: bool) -> None:
-    """Set whether oneDNN computes networks of float32 in bfloat16 in this thread, graphs traced before included.
+def onednn_bfloat16(enabled: bool) -> None:
+    """Set whether oneDNN runs float32 networks in bfloat16 in this thread. It also applies to graphs traced before.
 
-    Threads that have not run a function of TensorFlow before take what was set last in any thread.
+    A thread that has not run a TensorFlow function yet takes the setting that any thread made last.
     """
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         with _setting:
-            tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": wanted})
-            _nothing()()  # this thread takes its copy of the options here, before another thread sets them
+            tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": enabled})
+            _nothing()()  # This thread copies the options now, before another thread changes them.
 
 
 @cache
@@ -54,11 +54,18 @@ def _nothing() -> Callable[[], object]:
 
 
 def apply(precision: str, cpuinfo: Path = CPUINFO) -> str:
-    """Set the process's precision, before the network is built; return in words what is used.
+    """Set the precision of this process. Call it before the network is built.
 
-    float32 is set as asked. bfloat16 is Keras's mixed_bfloat16 policy on a GPU, and oneDNN's automatic mixed precision
-    on a CPU with AVX512-BF16 or AMX under TensorFlow (the policy itself is slow there). Elsewhere bfloat16 would only
-    be emulated: a warning says so and float32 is used.
+    bfloat16 is Keras's policy mixed_bfloat16 on a GPU. On a CPU with AVX512-BF16 or AMX under TensorFlow, it is oneDNN's
+    automatic mixed precision, since the policy is slow there. Other machines would emulate bfloat16, so float32 is used
+    with a warning.
+
+    Args:
+        precision: "float32" or "bfloat16".
+        cpuinfo: Linux's description of the processor.
+
+    Returns:
+        a description of the precision that is used.
     """
     on_gpu = precision == "bfloat16" and gpus() > 0
     fast = fast_bfloat16(cpuinfo) if precision == "bfloat16" and not on_gpu else frozenset()
@@ -70,8 +77,8 @@ def apply(precision: str, cpuinfo: Path = CPUINFO) -> str:
         return f"bfloat16: oneDNN automatic mixed precision ({', '.join(sorted(fast))})"
     if precision == "bfloat16":
         message = (
-            f"this machine computes no bfloat16 (no GPU, and its {platform.machine()} processor under the "
-            f"{keras.backend.backend()} backend has no use of {' or '.join(sorted(BF16_FLAGS))}): float32 is used"
+            f"float32 is used, because this machine would emulate bfloat16: it has no GPU, and no "
+            f"{' or '.join(sorted(BF16_FLAGS))} ({platform.machine()} processor, {keras.backend.backend()} backend)"
         )
         log.warning(message)
         return message

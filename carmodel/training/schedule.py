@@ -1,4 +1,4 @@
-"""The schedule of a run: which image size in which epochs, and the learning rate of each step."""
+"""The schedule of a training: the image size of each epoch, and the learning rate of each step."""
 
 from typing import NamedTuple
 
@@ -6,20 +6,25 @@ from keras.optimizers.schedules import CosineDecay
 
 
 class Stage(NamedTuple):
-    """Epochs at one image size: the stage is over after `end` epochs of the run."""
+    """Epochs with one image size.
+
+    Attributes:
+        size: side of the square images, in pixels.
+        end: number of epochs of the whole training when this stage ends.
+    """
 
     size: int
     end: int
 
 
 def stages(epochs: str, image_size: int) -> list[Stage]:
-    """Read the parameter `epochs`: "30", or sizes with the epochs of each, "128x4,160x4,192x2".
+    """Parse the parameter `epochs`: a number such as "30", or sizes with epochs such as "128x4,160x4,192x2".
 
-    Growing images train faster and at least as well (Tan & Le 2021, https://arxiv.org/abs/2104.00298).
+    Training on growing images is faster, and at least as accurate (Tan & Le 2021, https://arxiv.org/abs/2104.00298).
 
     Args:
         epochs: the parameter.
-        image_size: size of the store's images, used where `epochs` is a number alone.
+        image_size: size of the store's images, which is used if `epochs` is a number.
     """
     if "x" not in epochs:
         return [Stage(image_size, int(epochs))]
@@ -28,11 +33,17 @@ def stages(epochs: str, image_size: int) -> list[Stage]:
 
 
 def warmup_cosine(peak: float, epochs: int, warmup_epochs: float, steps_per_epoch: int) -> CosineDecay:
-    """Rise by equal steps to `peak`, then fall to 0 along a cosine.
+    """Return a learning rate that rises linearly to `peak`, then falls to 0 along a cosine.
 
-    Warm-up as by Goyal et al. (2017, https://arxiv.org/abs/1706.02677), cosine as by Loshchilov & Hutter (2017,
-    https://arxiv.org/abs/1608.03983). With w warm-up steps of n, step s has the rate ``peak * (s + 1) / (w + 1)`` for s
-    < w and ``peak * (1 + cos(pi * (s - w) / (n - w))) / 2`` from there on. At least one step is left for the cosine.
+    With w warm-up steps among n steps, step s has the rate ``peak * (s + 1) / (w + 1)`` for s < w (Goyal et al. 2017,
+    https://arxiv.org/abs/1706.02677), and ``peak * (1 + cos(pi * (s - w) / (n - w))) / 2`` for s >= w (Loshchilov &
+    Hutter 2017, https://arxiv.org/abs/1608.03983). The warm-up leaves at least one step for the cosine.
+
+    Args:
+        peak: largest learning rate.
+        epochs: epochs of the whole training.
+        warmup_epochs: length of the warm-up, in epochs.
+        steps_per_epoch: steps per epoch.
     """
     steps = epochs * steps_per_epoch
     warmup = min(round(warmup_epochs * steps_per_epoch), steps - 1)

@@ -1,4 +1,4 @@
-"""Start the ranks of a training on the executors of a Spark cluster: the way without ssh, as on Databricks."""
+"""Start the ranks of a training on the executors of a Spark cluster, without ssh, for example on Databricks."""
 
 import os
 import re
@@ -22,34 +22,33 @@ def run(
     *,
     master: str = "",
 ) -> None:
-    """As `carmodel.training.launch.run`, with the ranks on the executors of a Spark cluster.
+    """Call ``function(*arguments)`` as the ranks of one Horovod job, on the executors of a Spark cluster, and wait.
 
-    The project must lie in this folder on the executors too, with the Python packages it needs: on Databricks a Git
-    folder and the cluster's libraries. When a rank dies, Horovod ends those that wait for it; one that is busy otherwise
-    notices at its next exchange.
+    Executors must have the project in the same directory, and the Python packages that it needs. On Databricks these are
+    a Git folder and the cluster's libraries. When a rank dies, Horovod ends the others at their next exchange.
 
     Args:
-        function: see `carmodel.training.launch.run`, as for the next four.
-        arguments: of the function.
-        processes: ranks, at most one a core of the cluster.
-        logs: folder for what the ranks print.
-        environment: variables for the ranks.
+        function: see `carmodel.training.launch.run`.
+        arguments: arguments of the function.
+        processes: number of ranks, at most one per core of the cluster.
+        logs: directory for the output of the ranks, which is created.
+        environment: further variables for the ranks.
         master: see `carmodel.data.spark_session.spark_session`.
 
     Raises:
-        InputError: no PySpark or Java, no number of processes, or a cluster that has fewer cores.
-        RankError: names the first rank that died and ends with its last lines.
+        InputError: PySpark or Java is missing, `processes` is 0, or the cluster has fewer cores than processes.
+        RankError: a rank died. Names the first one and ends with the last lines of its output.
     """
     require_horovod()
     if not processes:
-        raise InputError("launcher=spark needs processes: how many to start, at most one a core of the cluster")
+        raise InputError("launcher=spark needs processes=N, the number of ranks, at most one per core of the cluster")
     variables = forwarded() | dict(environment or {}) | {"PYTHONPATH": str(Path.cwd()), "PYTHONUNBUFFERED": "1"}
     output = _Output(logs, processes)
     with spark_session(master, "launcher=spark") as session:
         import horovod.spark
 
         if processes > (slots := session.sparkContext.defaultParallelism):
-            raise InputError(f"processes={processes}, but the Spark cluster has {slots} slots (a core each)")
+            raise InputError(f"processes={processes}, but the Spark cluster has {slots} slots (one per core)")
         task = (str(Path.cwd()), function, list(arguments))
         try:
             horovod.spark.run(
@@ -63,13 +62,13 @@ def run(
 
 
 def _call_in(folder: str, function: str, arguments: Sequence[str]) -> None:
-    """On an executor: relative paths mean what they mean on the driver."""
+    """Call the function on an executor, in the directory of the driver, so that relative paths are the same."""
     os.chdir(folder)
     call(function, arguments)
 
 
 class _Output:
-    """The stream to which Horovod writes what all ranks print, each from threads of its own."""
+    """The stream to which Horovod writes the output of all ranks, from one thread per rank."""
 
     def __init__(self, logs: Path, processes: int) -> None:
         logs.mkdir(parents=True, exist_ok=True)
@@ -78,15 +77,15 @@ class _Output:
         self.thread = threading.local()
 
     def write(self, text: str) -> None:
-        """Take part of ``[rank]<stdout>:line``; print whole lines as ``[rank] line`` and keep them."""
+        """Receive a piece of ``[rank]<stdout>:line``, and print and save each complete line as ``[rank] line``."""
         *lines, self.thread.rest = (getattr(self.thread, "rest", "") + text).split("\n")
         for line in lines:
             if parts := re.match(r"\[(\d+)\]<std(?:out|err)>:(.*)", line):
-                rank, said = int(parts[1]), parts[2]
-                print(f"[{rank}] {said}", flush=True)
+                rank, text = int(parts[1]), parts[2]
+                print(f"[{rank}] {text}", flush=True)
                 with self.files[rank].open("a") as file:
-                    file.write(f"{said}\n")
-                self.last[rank].append(f"{said}\n")
+                    file.write(f"{text}\n")
+                self.last[rank].append(f"{text}\n")
 
     def flush(self) -> None:
-        """Nothing waits: lines are printed when they are whole."""
+        """Do nothing, since complete lines are printed at once."""

@@ -1,8 +1,8 @@
-"""The process of one rank: ``python -m carmodel.training.worker``, as `carmodel.training.launch` starts it, also by ssh.
+"""The process of one rank: ``python -m carmodel.training.worker``, which `carmodel.training.launch` starts.
 
-The first line of the standard input says what to run, as JSON with environment, function ("module:name") and arguments:
-so nothing secret shows in a list of processes, and no file has to be copied. The rest of the input is a lifeline: it
-ends when the launcher ends, however that dies, and then so does the rank.
+The first line of the standard input is JSON with the environment, the function ("module:name") and its arguments. So
+secrets do not appear in the list of processes, and no file is copied. The input then stays open until the launcher ends,
+for whatever reason. When the input ends, the rank ends itself.
 """
 
 import json
@@ -16,12 +16,12 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-# Seconds for which a rank that lost another one waits with its own end, so that the other's death is seen first.
+# Seconds that a rank waits before it ends because of another rank's death, so that the launcher sees the first death first.
 PATIENCE = 20
 
 
 def main() -> None:
-    """Run what the input asks for."""
+    """Call the function that the input names."""
     task = json.loads(sys.stdin.buffer.readline())
     os.environ.update(task["environment"])
     for variable in ("HOROVOD_GLOO_IFACE", "NCCL_SOCKET_IFNAME"):
@@ -31,12 +31,12 @@ def main() -> None:
 
 
 def call(function: str, arguments: Sequence[str]) -> None:
-    """Call ``module:name``; an exception ends the process at once, without Horovod's farewell to the other ranks."""
+    """Call ``module:name``. An exception ends the process at once, before Horovod can wait for the other ranks."""
     try:
         pkgutil.resolve_name(function)(*arguments)
     except Exception as error:
         if _lost_another(error):
-            print("another rank is gone", flush=True)
+            print("another rank has died", flush=True)
             time.sleep(PATIENCE)
         else:
             traceback.print_exc()
@@ -44,23 +44,23 @@ def call(function: str, arguments: Sequence[str]) -> None:
 
 
 def address_towards(host: str) -> str:
-    """This machine's own IPv4 address on the way to `host`."""
+    """Return the IPv4 address of this machine that `host` can reach."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        # Nothing is sent: connecting a datagram socket only chooses the route.
+        # Connecting a datagram socket chooses the route and sends nothing.
         probe.connect((host, 9))
         return probe.getsockname()[0]
 
 
 def interface_towards(host: str) -> str:
-    """Name of the network interface that holds `address_towards`."""
+    """Return the name of the network interface with the address `address_towards`."""
     import psutil
 
     address = address_towards(host)
-    return next(name for name, held in psutil.net_if_addrs().items() if any(entry.address == address for entry in held))
+    return next(name for name, own in psutil.net_if_addrs().items() if any(entry.address == address for entry in own))
 
 
 def _end_with_launcher() -> None:
-    # Not through sys.stdin, whose lock a thread must not hold when Python ends.
+    # Reading sys.stdin would hold its lock, which a thread must not do when Python ends.
     os.read(sys.stdin.fileno(), 1)
     _end()
 
@@ -72,7 +72,7 @@ def _end() -> NoReturn:
 
 
 def _lost_another(error: Exception) -> bool:
-    """Whether Horovod says that another rank is gone: its own error, or TensorFlow's around it."""
+    """Return whether the error comes from another rank's death. TensorFlow repeats the text of Horovod's error."""
     return any(sign in str(error) for sign in ("Horovod has been shut down", "gloo/transport", "HorovodInternalError"))
 
 
