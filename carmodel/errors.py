@@ -1,5 +1,5 @@
-"""The one error that means: what the user gave can't be used. Its message says which file, row or parameter, and what to do."""
+"""The error for input that cannot be used. Its message names the file, row or parameter, and says what to do."""
 
 
 class InputError(ValueError):
-    """Bad input; steps print it without a traceback."""
+    """Input cannot be used. Steps print the message without a traceback."""

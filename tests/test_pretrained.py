@@ -180,7 +180,7 @@ def test_a_missing_or_damaged_file_and_a_depth_without_weights_are_errors_that_s
         (tmp_path / name).write_bytes(b"not a weights file")
         with pytest.raises(ValueError, match=name):
             load_resnet_weights(target, 26, str(tmp_path / name))
-    with pytest.raises(ValueError, match="'imagenet' is for the depths 50, 101, 152"):
+    with pytest.raises(ValueError, match="'imagenet' needs one of the depths 50, 101, 152"):
         load_resnet_weights(target, 26, "imagenet")
 
 

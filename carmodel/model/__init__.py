@@ -1,1 +1,1 @@
-"""Networks that turn uint8 photos into class probabilities, written against `keras` and `keras.ops` alone."""
+"""Networks that turn uint8 photos into class probabilities. They use `keras` and `keras.ops` alone, so any backend works."""

@@ -1,4 +1,4 @@
-"""Networks that others have trained, under this project's head: those of `keras.applications`, and saved Keras files."""
+"""Backbones from elsewhere with this project's head: networks of `keras.applications`, and saved Keras models."""
 
 import sys
 import warnings
@@ -14,17 +14,17 @@ from carmodel.model.head import head
 
 
 def application(name: str, classes: int, weights: str = "none", dropout: float = 0.0) -> keras.Model:
-    """Build a network of `keras.applications` under this project's head.
+    """Build a network of `keras.applications` with this project's head.
 
     Input: "image", uint8 (B, H, W, 3), RGB, any height and width. Output: "predictions", float32 (B, classes), softmax.
-    The network's own `preprocess_input` runs inside, as standard layers. The result is flat: its layers are
-    those that Keras names, not one model inside a layer.
+    The network contains its `preprocess_input`, as a standard layer. It is flat: the backbone's layers are layers of the
+    network, not a model inside a layer.
 
     Args:
         name: one of `carmodel.parameters.APPLICATIONS`.
         classes: number of classes.
         weights: "none", "imagenet" (Keras downloads them), or a Keras weights file of the network without its top.
-        dropout: of the head.
+        dropout: dropout rate of the head.
 
     Raises:
         InputError: the weights file is missing or does not fit, or the download failed.
@@ -33,41 +33,41 @@ def application(name: str, classes: int, weights: str = "none", dropout: float =
     image = keras.Input((None, None, 3), dtype="uint8", name="image")
     reverse, mean, variance = _preprocessing(sys.modules[function.__module__].preprocess_input)
     x = keras.ops.flip(image, axis=-1) if reverse else image
-    # In float32 under any policy: 16 bits would round the mean.
+    # Always in float32, since 16 bits would round the mean.
     x = layers.Normalization(mean=mean, variance=variance, dtype="float32", name="preprocess")(x)
     return put_head(image, apply_flat(without_top(name, weights), x), classes, dropout, name)
 
 
 def saved_backbone(file: str | Path, classes: int, dropout: float = 0.0) -> keras.Model:
-    """Build a network on a saved Keras model without its top.
+    """Build a network from a saved Keras model without its top, with this project's head.
 
-    Input and output as of `application`. The saved model takes RGB from 0 to 255, (B, H, W, 3) of any height and width, and
-    returns a feature map (B, h, w, C), which is averaged over its positions, or features (B, C).
+    Input and output are those of `application`. The saved model takes RGB values from 0 to 255, (B, H, W, 3) with any
+    height and width. It returns a feature map (B, h, w, C), which is averaged over its positions, or features (B, C).
 
     Args:
         file: a ``.keras`` file.
         classes: number of classes.
-        dropout: of the head.
+        dropout: dropout rate of the head.
 
     Raises:
-        InputError: the file is missing, is not a Keras model, or takes or returns something else.
+        InputError: the file is missing or is not a Keras model, or the model has another input or output.
     """
-    trunk = load_network(file)
-    if len(trunk.inputs) != 1 or tuple(trunk.input_shape[1:]) != (None, None, 3):
-        raise InputError(f"backbone={file} takes {trunk.input_shape}; it must take images (None, None, None, 3)")
+    backbone = load_network(file)
+    if len(backbone.inputs) != 1 or tuple(backbone.input_shape[1:]) != (None, None, 3):
+        raise InputError(f"backbone={file} takes {backbone.input_shape}; it must take images (None, None, None, 3)")
     image = keras.Input((None, None, 3), dtype="uint8", name="image")
-    x = apply_flat(trunk, layers.Rescaling(1.0, dtype="float32", name="to_float")(image))
+    x = apply_flat(backbone, layers.Rescaling(1.0, dtype="float32", name="to_float")(image))
     if len(x.shape) == 4:
         x = layers.GlobalAveragePooling2D(name="pool")(x)
     if len(x.shape) != 2:
-        raise InputError(f"backbone={file} returns {trunk.output_shape}; it must return a feature map or features")
+        raise InputError(f"backbone={file} returns {backbone.output_shape}; it must return a feature map or features")
     return put_head(image, x, classes, dropout, Path(file).stem.replace(".", "_"))
 
 
 def put_head(image: KerasTensor, features: KerasTensor, classes: int, dropout: float, name: str) -> keras.Model:
     """Return the network from `image` through `features` (B, C) to a new head."""
     network = keras.Model(image, head(features, classes, dropout), name=name)
-    # `apply_flat` leaves layers that are also part of the graph of a model that nobody uses. A clone has its own.
+    # The layers from `apply_flat` also belong to the graph of an intermediate model. Those of a clone do not.
     clone = keras.models.clone_model(network)
     clone.set_weights(network.get_weights())
     return clone
@@ -80,21 +80,29 @@ def load_network(file: str | Path) -> keras.Model:
         InputError: the file is missing or is not a Keras model that can be loaded.
     """
     if not Path(file).is_file():
-        raise InputError(f"{file}: no such file; give the path of a saved Keras model, FILE.keras")
+        raise InputError(f"{file}: no such file; give the path of a saved Keras model, such as FILE.keras")
     # Importing the layer registers it with Keras.
     from carmodel.model.scale import Scale
 
     try:
         model = keras.saving.load_model(file, custom_objects={"Scale": Scale}, compile=False)
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise InputError(f"{file} is not a Keras model that can be loaded here: {error}") from error
+        raise InputError(f"{file} is not a Keras model that this version can load: {error}") from error
     if not isinstance(model, keras.Model):
         raise InputError(f"{file} contains a {type(model).__name__}, not a Keras model")
     return model
 
 
 def apply_flat(network: keras.Model, x: KerasTensor) -> KerasTensor:
-    """Apply a copy of a network's layers to `x`, so that they become layers of the model that is being built."""
+    """Apply copies of the layers of a network to `x`, one by one, so that they become layers of the model around it.
+
+    Args:
+        network: a functional model with one input and one output.
+        x: its input in the new model.
+
+    Returns:
+        its output in the new model.
+    """
     outputs: list[KerasTensor] = []
     copies: list[tuple[keras.Layer, keras.Layer]] = []
 
@@ -110,14 +118,19 @@ def apply_flat(network: keras.Model, x: KerasTensor) -> KerasTensor:
     for layer, copy in copies:
         if isinstance(layer, keras.Layer):
             copy.set_weights(layer.get_weights())
-    # Operations are called in the order of the graph, so the network's only output comes last.
+    # Operations are called in the order of the graph, so the output of the network comes last.
     return outputs[-1]
 
 
 def without_top(name: str, weights: str = "none") -> keras.Model:
-    """Build a network of `keras.applications` alone: preprocessed (B, H, W, 3) in, average-pooled features (B, C) out.
+    """Build a network of `keras.applications` without its top: preprocessed (B, H, W, 3) in, pooled features (B, C) out.
 
-    Args and errors as for `application`.
+    Args:
+        name: see `application`.
+        weights: see `application`.
+
+    Raises:
+        InputError: see `application`.
     """
     function = getattr(keras.applications, name)
     downloads = weights == "imagenet"
@@ -133,8 +146,8 @@ def without_top(name: str, weights: str = "none") -> keras.Model:
         if not downloads:
             raise
         raise InputError(
-            f"weights: Keras could not download the imagenet weights of {name} ({error}). Without a network, copy the "
-            "file to this machine and give its path as weights"
+            f"weights: Keras could not download the imagenet weights of {name} ({error}). If this machine has no internet "
+            "access, copy the file to it and give its path as weights"
         ) from error
     if weights not in ("none", "imagenet"):
         load_file(backbone, weights)
@@ -145,25 +158,29 @@ def load_file(model: keras.Model, weights: str) -> None:
     """Load a Keras weights file into `model`.
 
     Raises:
-        InputError: the file is missing or does not fit; names the file and the network.
+        InputError: the file is missing or does not fit. Names the file and the network.
     """
     if not Path(weights).is_file():
         raise InputError(f"weights: no file {weights!r}; give none, imagenet, or the path of a Keras weights file")
     try:
         with warnings.catch_warnings():
-            # With this warning Keras leaves layers as they were.
+            # Keras only warns about layers that it does not fill.
             warnings.filterwarnings("error", message="Skipping nested container")
             model.load_weights(weights)
     except (ValueError, OSError, KeyError, UserWarning) as error:
         raise InputError(
-            f"weights: {weights!r} is not a weights file of {model.name}, or is damaged; give one of that very network"
+            f"weights: {weights!r} is not a weights file of {model.name}, or is damaged; give a weights file of that network"
         ) from error
 
 
 def _preprocessing(preprocess_input: Callable[[np.ndarray], np.ndarray]) -> tuple[bool, list[float], list[float]]:
-    """Express a `preprocess_input` as: whether RGB becomes BGR, then a mean and a variance for each channel.
+    """Express a `preprocess_input` as a standard layer, which saves and loads anywhere.
 
-    All of Keras's have this form, and four colours determine it. As a standard layer it saves and loads anywhere.
+    Each `preprocess_input` of Keras may turn RGB into BGR, then normalises each channel. Its values for four colours
+    determine it.
+
+    Returns:
+        whether the channels are reversed, and the mean and variance of each channel after that.
     """
     colours = np.concatenate([np.zeros((1, 3)), 255.0 * np.eye(3)]).astype("float32")
     black, *primaries = preprocess_input(colours.reshape(4, 1, 1, 3)).reshape(4, 3).astype("float64")

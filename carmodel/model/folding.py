@@ -1,4 +1,4 @@
-"""Batch normalisation and Scale folded into the convolution before them: the same answers, fewer passes over memory."""
+"""Fold batch normalisation and Scale into the convolution before them: same answers, fewer passes over memory."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +13,13 @@ from carmodel.model.scale import Scale
 
 
 class Affine(NamedTuple):
-    """A convolution and what the layers after it do to its output ``y``: ``gain * y + offset``, float64 (C,) each."""
+    """A convolution, and the affine map ``gain * y + offset`` of its output ``y`` that the layers after it compute.
+
+    Attributes:
+        convolution: the layer.
+        gain: float64 (C,).
+        offset: float64 (C,).
+    """
 
     convolution: layers.Layer
     gain: np.ndarray
@@ -21,22 +27,23 @@ class Affine(NamedTuple):
 
 
 def fold(model: keras.Model) -> keras.Model:
-    """Return a copy for inference in which convolutions have taken in the normalisations and Scales that follow them.
+    """Return a copy for inference with batch normalisations and Scales folded into convolutions.
 
-    At inference both layers are an affine map of each channel, ``BN(y) = (y - mean) / sqrt(variance + epsilon)``, which
-    is moved into the kernel and the bias (Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3.2)::
+    At inference, both layers are an affine map of each channel. For example, batch normalisation is
+    ``(y - mean) / sqrt(variance + epsilon)``. The map moves into the kernel and the bias of the convolution (Jacob et al.
+    2018, https://arxiv.org/abs/1712.05877, section 3.2)::
 
         a * (W x + b) + c = (a W) x + (a b + c)
 
-    That is exact but for rounding, also where the convolution pads, since padding comes before the kernel. A layer is
-    folded when its input is the output of a `Conv2D` or `DepthwiseConv2D` without activation, channels last, that
-    nothing else uses; the others are copied as they are. Models inside the model are folded too.
+    This is exact apart from rounding, with any padding, since the input is padded before the kernel is applied. A layer
+    is folded if its input is the output of a `Conv2D` or `DepthwiseConv2D` without activation, with channels last, and no
+    other layer uses that output. Other layers are copied unchanged. Models inside the model are folded too.
 
     Args:
-        model: a functional model. It stays as it is; no weights are shared with the copy.
+        model: a functional model. It is not changed, and shares no weights with the copy.
 
     Returns:
-        A functional model with the same inputs and outputs.
+        a functional model with the same inputs and outputs.
     """
     affine = {key: folded for graph in _graphs(model) for key, folded in _foldable(graph).items()}
 
@@ -52,7 +59,7 @@ def fold(model: keras.Model) -> keras.Model:
 
 
 def in_float32(model: keras.Model) -> keras.Model:
-    """Return a copy that computes in float32, or `model` itself if it does so already. The weights are float32 anyway."""
+    """Return a copy that computes in float32, or `model` itself if it already does. Its weights are float32 in any case."""
     if all(layer.compute_dtype == "float32" for layer in model.layers):
         return model
     return _copy(
@@ -67,7 +74,13 @@ def _copy(
     changes: Callable[[Operation], dict[str, Any] | None],
     weights: Callable[[layers.Layer], list[np.ndarray]],
 ) -> keras.Model:
-    """Copy a model with changed configurations and weights; an operation whose changes are None is left out."""
+    """Copy a functional model, with changes.
+
+    Args:
+        model: the model.
+        changes: returns the changes of an operation's config, or None to remove the operation.
+        weights: returns the weights of the copy of a layer.
+    """
     pairs: list[tuple[Operation, Operation]] = []
 
     def clone(operation: Operation) -> Operation:
@@ -87,19 +100,19 @@ def _copy(
 
 
 def _graphs(model: keras.Model) -> list[keras.Model]:
-    """`model` and the functional models inside it, at any depth."""
+    """Return the model and the functional models inside it, at any depth."""
     inner = [layer for layer in model.layers if isinstance(layer, keras.Model)]
     own = [] if isinstance(model, keras.Sequential) else [model]
     return own + [graph for each in inner for graph in _graphs(each)]
 
 
 def foldable_chains(model: keras.Model) -> list[list[layers.Layer]]:
-    """Return each convolution of a graph that folds, followed by its normalisations and Scales in their order."""
+    """Return each convolution of a graph that absorbs other layers, followed by these layers in their order."""
     once = [operation for operation in model.operations if len(inputs_of_calls(operation)) == 1]
     used = [tensor for operation in model.operations for call in inputs_of_calls(operation) for tensor in call]
     uses = Counter(id(tensor) for tensor in [*used, *model.outputs])
     chains: list[list[layers.Layer]] = []
-    ends: dict[int, list[layers.Layer]] = {}  # by the id of a tensor: the chain whose last output it is
+    ends: dict[int, list[layers.Layer]] = {}  # the chain that ends at a tensor, by the id of the tensor
     for operation in once:
         if _takes_a_bias(operation):
             chains.append([operation])
@@ -111,7 +124,7 @@ def foldable_chains(model: keras.Model) -> list[list[layers.Layer]]:
 
 
 def _foldable(model: keras.Model) -> dict[int, Affine]:
-    """The operations of a graph that fold, by id: each convolution with all that follows it, and each follower."""
+    """Return the affine map of each chain of a graph, by the id of each of its layers."""
     return {id(layer): folded for chain in foldable_chains(model) for folded in [_affine(chain)] for layer in chain}
 
 
@@ -149,7 +162,7 @@ def _gain_and_offset(layer: layers.Layer) -> tuple[np.ndarray, np.ndarray]:
 
 def _folded_weights(folded: Affine) -> list[np.ndarray]:
     kernel = _numbers(folded.convolution.kernel)
-    # A depthwise kernel is (height, width, channels in, multiplier), its outputs in that order.
+    # A depthwise kernel is (height, width, input channels, multiplier), and its output channels have the same order.
     depthwise = isinstance(folded.convolution, layers.DepthwiseConv2D)
     by_channel = folded.gain.reshape(kernel.shape[2:] if depthwise else -1)
     return [(kernel * by_channel).astype("float32"), folded.offset.astype("float32")]

@@ -1,4 +1,4 @@
-"""Keras files with weights in 16 bits: half the size, and any Keras loads them."""
+"""Save Keras models with weights in 16 bits, at half the size, so that any Keras can load them."""
 
 import shutil
 import zipfile
@@ -10,18 +10,18 @@ import keras
 import numpy as np
 
 WEIGHTS = "model.weights.h5"
-"""The file of weights inside a ``.keras`` file, which is a zip archive."""
+"""Name of the weights inside a ``.keras`` file, which is a zip archive."""
 
 
 def save_in_half_precision(network: keras.Model, file: Path) -> None:
-    """Save a network as a ``.keras`` file whose kernels are float16.
+    """Save a network as a ``.keras`` file with kernels in float16.
 
-    Vectors stay float32: biases, gamma, beta and the statistics of batch normalisation are few and need the range. Keras turns
-    the kernels into the dtype of the variables, float32, when it loads the file.
+    Vectors stay float32, since biases, gamma, beta and statistics of batch normalisation are small and need the range.
+    Keras converts the kernels back to float32 when it loads the file.
 
     Args:
         network: the network to save.
-        file: the ``.keras`` file to write; it has its final name only when it is whole.
+        file: the ``.keras`` file, which is written under a temporary name and then renamed.
     """
     with TemporaryDirectory(prefix="carmodel-") as scratch:
         network.save(whole := Path(scratch, "whole.keras"))
@@ -39,7 +39,7 @@ def save_in_half_precision(network: keras.Model, file: Path) -> None:
 
 
 def _copy(source: h5py.Group, target: h5py.Group) -> None:
-    """Copy groups, attributes and data sets; float32 arrays of two axes or more become float16."""
+    """Copy groups, attributes and data sets. float32 arrays with two or more axes become float16."""
     target.attrs.update(source.attrs)
     for name, item in source.items():
         if isinstance(item, h5py.Group):

@@ -1,4 +1,4 @@
-"""The classifier head that every network ends with."""
+"""The classifier head of every network, and the parts of a network around it."""
 
 import keras
 from keras import KerasTensor, layers
@@ -10,14 +10,14 @@ PREDICTIONS = "predictions"
 def head(pooled: KerasTensor, classes: int, dropout: float = 0.0) -> KerasTensor:
     """Turn pooled features (B, C) into float32 probabilities (B, classes).
 
-    A dense layer named "logits" is followed by a softmax named "predictions". Training uses the logits: a cross-entropy on
-    probabilities clips them, and then a class that is very wrong gets no gradient. Both layers stay float32
-    under a mixed-precision policy, because a softmax in 16 bits loses the small probabilities.
+    A dense layer named "logits" is followed by a softmax named "predictions". Training uses the logits, since a
+    cross-entropy clips probabilities, and a clipped probability has no gradient. Both layers stay float32 under a
+    mixed-precision policy, since a softmax in 16 bits loses small probabilities.
 
     Args:
         pooled: features (B, C).
         classes: number of classes.
-        dropout: fraction of the features that is dropped in training.
+        dropout: dropout rate of the features.
     """
     if dropout > 0:
         pooled = layers.Dropout(dropout, name="dropout")(pooled)
@@ -26,12 +26,12 @@ def head(pooled: KerasTensor, classes: int, dropout: float = 0.0) -> KerasTensor
 
 
 def logits_of(network: keras.Model) -> keras.Model:
-    """Return the network without its softmax, sharing its layers: image in, logits float32 (B, classes) out."""
+    """Return the network without its softmax: image in, logits float32 (B, classes) out. It shares the layers."""
     return keras.Model(network.input, network.get_layer(LOGITS).output, name="logits_of_network")
 
 
 def with_mirror_image(network: keras.Model) -> keras.Model:
-    """Return a network that averages the probabilities of each photo and of its mirror image, sharing the layers."""
+    """Return a network that averages the probabilities of a photo and of its mirror image. It shares the layers."""
     image = keras.Input(network.input_shape[1:], dtype="uint8", name="image")
     mirrored = network(keras.ops.flip(image, axis=2))
     average = layers.Average(dtype="float32", name=PREDICTIONS)([network(image), mirrored])
@@ -39,9 +39,9 @@ def with_mirror_image(network: keras.Model) -> keras.Model:
 
 
 def features_of(network: keras.Model) -> keras.Model:
-    """Return the part below the head, sharing its layers: image in, pooled features (B, C) out.
+    """Return the layers below the head: image in, pooled features (B, C) out. The layers are shared.
 
-    Networks of earlier versions, whose head is one dense layer with a softmax, are understood too.
+    This also works for networks of earlier versions, whose head is one dense layer with a softmax.
     """
     layer = network.get_layer(LOGITS if LOGITS in {layer.name for layer in network.layers} else PREDICTIONS)
     below = layer.input

@@ -1,4 +1,4 @@
-"""The network that the parameters of a training ask for, with its first weights."""
+"""Build the network of a training, with its initial weights."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,18 +16,18 @@ from carmodel.parameters import Train
 def build(
     params: Train, class_names: Sequence[str], init: tuple[keras.Model, Sequence[str]] | None = None
 ) -> keras.Model:
-    """Build the network with its first weights, under the caller's dtype policy and random seed.
+    """Build a network with its initial weights. The dtype policy and the random seed are those of the process.
 
     Input: "image", uint8 (B, H, W, 3), RGB, any height and width. Output: "predictions", float32 (B, classes), softmax.
 
     Args:
         params: `backbone`, `depth`, `width`, `weights`, `stride_in_3x3`, `drop_path`, `dropout` and `unfreeze` are used.
-        class_names: C names.
-        init: a trained network and its class names. The result continues from it: its layers below the head, and the
-            columns of its head for the classes that both know. `backbone` and its weights are not used then.
+        class_names: names of the classes.
+        init: a trained network and its class names. The result has its layers and weights, with the columns of the head
+            matched by class name. `backbone` and the parameters of its architecture are not used.
 
     Raises:
-        InputError: weights that are missing or do not fit, or `unfreeze` names no layer.
+        InputError: the weights are missing or do not fit, or `unfreeze` names no layer.
     """
     classes = len(class_names)
     if init is not None:
@@ -56,14 +56,14 @@ def with_classes(
 ) -> keras.Model:
     """Return a copy of a trained network for other classes.
 
-    The columns of the head are matched by class name. Classes that `source` does not know get the mean of its columns, so
-    that they start as the average class.
+    The columns of the head are matched by class name. A class that `source` does not have gets the mean of all columns,
+    so that it starts as the average class.
 
     Args:
         source: a network with this project's head.
         source_names: its class names.
-        class_names: those of the result.
-        dropout: of the new head.
+        class_names: the class names of the result.
+        dropout: dropout rate of the new head.
     """
     image = keras.Input((None, None, 3), dtype="uint8", name="image")
     network = put_head(image, apply_flat(features_of(source), image), len(class_names), dropout, source.name)
@@ -77,16 +77,16 @@ def with_classes(
 
 
 def unfreeze(network: keras.Model, part: str) -> None:
-    """Make the layers from `part` on trainable, and freeze those before.
+    """Freeze the layers before `part`.
 
-    A frozen batch normalisation uses its stored statistics in training, too.
+    A frozen batch normalisation also uses its stored statistics in training.
 
     Args:
         network: the network to change.
-        part: "all" leaves it as it is; "head" keeps the classifier head alone; otherwise a layer's name.
+        part: "all" to freeze nothing, "head" to freeze everything below the head, or the name of the first layer to train.
 
     Raises:
-        InputError: no such layer; names the stages that exist.
+        InputError: the network has no such layer. Names some that it has.
     """
     if part == "all":
         return
@@ -103,10 +103,10 @@ def unfreeze(network: keras.Model, part: str) -> None:
 
 
 def check_sizes(network: keras.Model, sizes: Iterable[int]) -> None:
-    """Check that the network can take square images of these sizes.
+    """Check that a network can take square images of these sizes, in pixels.
 
     Raises:
-        InputError: an image that is too small for it.
+        InputError: a size is too small for the network.
     """
     for size in sizes:
         try:

@@ -1,4 +1,4 @@
-"""Weights for the residual network: exactly those of Keras Applications' ResNet-50, -101 and -152, or its own."""
+"""Load weights into the residual network: those of Keras Applications' ResNet-50, -101 and -152, or its own."""
 
 import re
 from pathlib import Path
@@ -18,16 +18,17 @@ _HEAD = (LOGITS, PREDICTIONS)
 
 
 def load_resnet_weights(model: keras.Model, depth: int, weights: str) -> None:
-    """Fill a network of `carmodel.model.resnet.resnet` from a download or a file. The head keeps its own weights.
+    """Load weights from a download or a file into a network of `carmodel.model.resnet.resnet`, except for its head.
 
     Args:
         model: the network to fill.
         depth: its depth.
-        weights: "imagenet" (Keras downloads them, without a head); a weights file of Keras Applications' ResNet of that
-            depth (.h5 as published or .weights.h5, with or without top); or a .weights.h5 or .keras of our own network.
+        weights: "imagenet" (Keras downloads them), a weights file of Keras Applications' ResNet of the same depth (.h5 as
+            published, or .weights.h5, with or without top), or a .weights.h5 or .keras file of this project's network.
 
     Raises:
-        InputError: a missing, unreadable or unfitting file, a depth that Keras has not, or a failed download.
+        InputError: the file is missing, unreadable or of another network, Keras has no weights for the depth, or the
+            download failed.
     """
     if weights == "imagenet":
         _published(depth, "imagenet")
@@ -41,26 +42,27 @@ def load_resnet_weights(model: keras.Model, depth: int, weights: str) -> None:
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:
-    """Copy a ResNet of `keras.applications` into ours, exactly: the same photos then give the same answers.
+    """Copy the weights of a ResNet of `keras.applications` into this project's network, so that both give the same features.
 
-    With theirs ``BN(conv(x) + bias)`` and ours ``Scale(BN(conv(x)))``, the bias goes into the moving mean (mean - bias)
-    and their gamma and beta into Scale. Their network sees BGR minus the mean, ours RGB minus the mean, divided by
-    `STD`: the first kernel has its input channels reversed and is multiplied by `STD`. The mean is subtracted before
-    the padding in both, so zeros mean the mean colour in both. The head is not copied: a weights file has no class names.
+    Keras computes ``BN(conv(x) + bias)``, and this project ``Scale(BN(conv(x)))``. The bias is subtracted from the moving
+    mean, and Keras's gamma and beta become those of Scale. Keras's network takes BGR minus the mean, and this project's
+    takes RGB minus the mean, divided by `STD`. The input channels of the first kernel are therefore reversed, and the
+    kernel is multiplied by `STD`. Both subtract the mean before padding, so padding has the mean colour in both. The head
+    is not copied, since a weights file has no class names.
 
     Args:
         source: `keras.applications.ResNet50`, `ResNet101` or `ResNet152`, with or without top.
-        target: the network of `carmodel.model.resnet.resnet` of that depth, with the standard width of 64.
+        target: a network of `carmodel.model.resnet.resnet` of the same depth, with the standard width of 64.
 
     Raises:
-        InputError: the two have other blocks or channels; nothing is copied then.
+        InputError: the two networks have different blocks or channels. Nothing is copied.
     """
     twins = {layer.name: _twin(layer.name) for layer in target.layers if isinstance(layer, keras.layers.Conv2D)}
     theirs = {layer.name for layer in source.layers if isinstance(layer, keras.layers.Conv2D)}
     if set(twins.values()) != {name.removesuffix("_conv") for name in theirs}:
-        raise InputError(f"{source.name} has other blocks than {target.name}")
+        raise InputError(f"{source.name} and {target.name} have different blocks")
     if source.get_layer("conv1_conv").filters != target.get_layer(_FIRST).filters:
-        raise InputError(f"{source.name} has 64 channels in its first stage, {target.name} another width")
+        raise InputError(f"{source.name} and {target.name} have different widths; use width=64")
     for name, twin in twins.items():
         kernel, bias = source.get_layer(f"{twin}_conv").get_weights()
         gamma, beta, mean, variance = source.get_layer(f"{twin}_bn").get_weights()
@@ -72,7 +74,7 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
 
 
 def _twin(name: str) -> str:
-    """Keras's name for the layers of a convolution of ours: stage2_block1_conv3 is conv2_block1_3."""
+    """Return the prefix of Keras's layers for a convolution of this project: conv2_block1_3 for stage2_block1_conv3."""
     return "conv1" if name == _FIRST else re.sub(r"stage(\d+_block\d+)_conv", r"conv\1_", name)
 
 
@@ -83,11 +85,11 @@ def _names(model: keras.Model) -> set[str]:
 def _published(depth: int, what: str) -> None:
     if depth not in PUBLISHED:
         depths = ", ".join(map(str, PUBLISHED))
-        raise InputError(f"weights: {what!r} is for the depths {depths} of Keras Applications; depth {depth} has none")
+        raise InputError(f"weights: {what!r} needs one of the depths {depths}, but depth={depth}")
 
 
 def _read(path: Path, depth: int, width: int) -> keras.Model:
-    """Read a file into a network of the kind that it was written from, whatever its number of classes."""
+    """Load a file into a network of the kind and the number of classes that it was saved from."""
     if not path.is_file():
         raise InputError(f"weights: no file {str(path)!r}; give none, imagenet, or the path of a Keras weights file")
     if path.suffix == ".keras":
@@ -106,7 +108,10 @@ def _read(path: Path, depth: int, width: int) -> keras.Model:
 
 
 def _inspect(path: Path) -> tuple[bool, int | None]:
-    """Tell whether an HDF5 weights file is of our network, and its classes: columns of its one matrix, the head's."""
+    """Return whether an HDF5 weights file belongs to this project's network, and its number of classes or None.
+
+    The number of classes is the number of columns of the only matrix, the kernel of the head.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     try:
         with h5py.File(path) as file:
@@ -118,13 +123,13 @@ def _inspect(path: Path) -> tuple[bool, int | None]:
 
 
 def _copy_own(source: keras.Model, target: keras.Model) -> None:
-    """Copy a network of this project into another, without the head."""
+    """Copy the weights of a network of this project to another one, except for the head."""
     theirs = {layer.name: layer.get_weights() for layer in source.layers if layer.weights and layer.name not in _HEAD}
     ours = {layer.name: layer for layer in target.layers if layer.weights and layer.name not in _HEAD}
     if {name: _shapes(weights) for name, weights in theirs.items()} != {
         name: _shapes(layer.get_weights()) for name, layer in ours.items()
     }:
-        raise InputError(f"{source.name} has other blocks or channels than {target.name}")
+        raise InputError(f"{source.name} and {target.name} have different blocks or channels")
     for name, layer in ours.items():
         layer.set_weights(theirs[name])
 

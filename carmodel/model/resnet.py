@@ -14,22 +14,22 @@ BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-"""Bottleneck blocks of the four stages, by depth: three convolutions a block, the stem's and the head's layer."""
+"""Number of bottleneck blocks in the four stages, by depth. Each has three convolutions; stem and head add two layers."""
 
 EXPANSION = 4
-"""Output channels of a bottleneck block, in multiples of its inner channels."""
+"""Output channels of a bottleneck block, as a multiple of its inner channels."""
 
 MEAN = (123.68, 116.779, 103.939)
-"""ImageNet's mean pixel, RGB, as in `keras.applications`' caffe mode."""
+"""ImageNet's mean colour, RGB, as in the caffe mode of `keras.applications`."""
 
 STD = 57.6
-"""One deviation for all channels, about ImageNet's; one number so that weights trained without it convert exactly."""
+"""Standard deviation of all channels, about that of ImageNet. One number, so that Keras's weights convert exactly."""
 
-# That of keras.applications.resnet, so that its weights give the same outputs here.
 EPSILON = 1.001e-5
+"""Epsilon of batch normalisation, as in `keras.applications.resnet`, so that its weights give the same outputs."""
 
-# Short trainings do not reach the slow averages of Keras's default, 0.99.
 MOMENTUM = 0.9
+"""Momentum of batch normalisation. With Keras's default of 0.99, averages of short trainings are far behind."""
 
 
 def resnet(
@@ -41,34 +41,34 @@ def resnet(
     drop_path: float = 0.0,
     dropout: float = 0.0,
 ) -> keras.Model:
-    """Build the residual network, version 1 (https://arxiv.org/abs/1512.03385), all of bottleneck blocks.
+    """Build the residual network, version 1 (https://arxiv.org/abs/1512.03385), of bottleneck blocks at every depth.
 
     Input: "image", uint8 (B, H, W, 3), RGB, any height and width. Output: "predictions", float32 (B, classes), softmax.
-    The stem divides the image's sides by 4 and each stage after the first by 2, so the features are pooled at an output
-    stride of 32: 7 x 7 positions at 224 px, 3 x 3 at 96 px (odd sizes round up). They have ``32 * width`` channels.
+    The stem divides the sides of the image by 4, and each stage after the first divides them by 2, rounding up. The
+    feature map has an output stride of 32 (7 x 7 positions at 224 px, 3 x 3 at 96 px) and ``32 * width`` channels.
 
-    Strides sit in the first 1x1 convolution of a stage, as in `keras.applications.resnet`, whose weights fit (see
-    `carmodel.model.pretrained`), or in its 3x3 convolution (version 1.5), which sees every position.
+    A stage has its stride in its first 1x1 convolution, as in `keras.applications.resnet`, whose weights fit (see
+    `carmodel.model.pretrained`). Alternatively it is in its first 3x3 convolution (version 1.5), which skips no position.
 
     The last gamma of each residual branch starts at 0, so that every block starts as its shortcut (Goyal et al. 2017,
     https://arxiv.org/abs/1706.02677, section 5.1).
 
     Args:
-        depth: layers with weights, one of `BLOCKS`.
+        depth: number of layers with weights, one of `BLOCKS`.
         classes: number of classes.
-        width: inner channels of the first stage; each later stage doubles them.
-        stride_in_3x3: put the stride of a stage in the 3x3 convolution of its first block.
-        drop_path: probability of dropping the last residual branch in training; it grows linearly from 0 at the first
-            block (stochastic depth, Huang et al. 2016, https://arxiv.org/abs/1603.09382).
-        dropout: fraction of the pooled features that is dropped in training.
+        width: inner channels of the first stage. Each later stage has twice as many.
+        stride_in_3x3: whether the first 3x3 convolution of a stage has the stride.
+        drop_path: probability of dropping the last residual branch in training. It grows linearly from 0 for the first
+            branch (stochastic depth, Huang et al. 2016, https://arxiv.org/abs/1603.09382).
+        dropout: dropout rate of the pooled features.
 
     Raises:
-        ValueError: a depth that does not exist.
+        ValueError: `depth` is not one of `BLOCKS`.
     """
     if depth not in BLOCKS:
-        raise ValueError(f"no residual network of depth {depth}; there are {', '.join(map(str, BLOCKS))}")
+        raise ValueError(f"depth={depth} is not one of {', '.join(map(str, BLOCKS))}")
     image = keras.Input((None, None, 3), dtype="uint8", name="image")
-    # In float32 under any policy: 16 bits would round the mean, and three channels cost nothing.
+    # Always in float32, since 16 bits would round the mean.
     x = layers.Normalization(mean=MEAN, variance=(STD**2,) * 3, dtype="float32", name="normalization")(image)
     x = stem(x, width)
     drops = iter(np.linspace(0.0, drop_path, sum(BLOCKS[depth])).tolist())
@@ -87,7 +87,7 @@ def stem(x: KerasTensor, width: int) -> KerasTensor:
     x = layers.ZeroPadding2D(3, name="stem_pad")(x)
     x = _conv_norm(x, width, 7, strides=2, padding="valid", name="stem", suffix="1")
     x = layers.ReLU(name="stem_relu")(x)
-    # Zero is the least value after ReLU, so this pads as minus infinity would.
+    # Zero is the smallest value after ReLU, so this is the same as padding with minus infinity.
     x = layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
     return layers.MaxPooling2D(3, strides=2, name="stem_pool")(x)
 
@@ -95,19 +95,19 @@ def stem(x: KerasTensor, width: int) -> KerasTensor:
 def conv_block(
     x: KerasTensor, filters: int, strides: int, name: str, drop: float = 0.0, *, stride_in_3x3: bool = False
 ) -> KerasTensor:
-    """Bottleneck block whose shortcut is a 1x1 convolution: (B, H, W, C) to (B, H/strides, W/strides, 4 * filters)."""
+    """Add a bottleneck block with a 1x1 convolution in its shortcut: (B, H, W, C) to (B, H/s, W/s, 4 * filters)."""
     shortcut = _conv_norm(x, EXPANSION * filters, 1, strides=strides, name=name, suffix="0")
     strides_of = (1, strides) if stride_in_3x3 else (strides, 1)
     return _merge(shortcut, _branch(x, filters, strides_of, name), name, drop)
 
 
 def identity_block(x: KerasTensor, filters: int, name: str, drop: float = 0.0) -> KerasTensor:
-    """Bottleneck block whose shortcut is its input: (B, H, W, 4 * filters) to the same shape."""
+    """Add a bottleneck block with its input as shortcut: (B, H, W, 4 * filters) to the same shape."""
     return _merge(x, _branch(x, filters, (1, 1), name), name, drop)
 
 
 def _branch(x: KerasTensor, filters: int, strides: tuple[int, int], name: str) -> KerasTensor:
-    """The residual branch: 1x1 to `filters` channels, 3x3, 1x1 to four times as many, its last gamma starting at 0."""
+    """Add the residual branch: 1x1 to `filters` channels, 3x3, and 1x1 to four times as many."""
     x = _conv_norm(x, filters, 1, strides=strides[0], name=name, suffix="1")
     x = layers.ReLU(name=f"{name}_relu1")(x)
     x = _conv_norm(x, filters, 3, strides=strides[1], name=name, suffix="2")
@@ -116,7 +116,7 @@ def _branch(x: KerasTensor, filters: int, strides: tuple[int, int], name: str) -
 
 
 def _merge(shortcut: KerasTensor, branch: KerasTensor, name: str, drop: float) -> KerasTensor:
-    """Add the two and rectify. In training the branch of an image is dropped with probability `drop`."""
+    """Add shortcut and branch, and rectify. In training, the branch of an image is dropped with probability `drop`."""
     if drop > 0:
         branch = layers.Dropout(drop, noise_shape=(None, 1, 1, 1), name=f"{name}_drop")(branch)
     return layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([shortcut, branch]))
@@ -133,7 +133,10 @@ def _conv_norm(
     padding: str = "same",
     gamma: str = "ones",
 ) -> KerasTensor:
-    """Convolution without bias, normalisation without affine part, Scale; named NAME_conv1, NAME_bn1, NAME_scale1."""
+    """Add a convolution without bias, batch normalisation without gamma and beta, and Scale.
+
+    For the suffix "1", the layers are NAME_conv1, NAME_bn1 and NAME_scale1.
+    """
     x = layers.Conv2D(
         filters,
         kernel_size,

@@ -1,4 +1,4 @@
-"""The Scale layer: a trainable gain and offset for each channel."""
+"""The Scale layer: a trainable gain and offset per channel."""
 
 from typing import Any
 
@@ -14,24 +14,24 @@ class Scale(keras.layers.Layer):
 
         y[..., c] = gamma[c] * x[..., c] + beta[c]
 
-    The original residual networks of He et al. (2015, https://arxiv.org/abs/1512.03385) were published for Caffe, where
-    batch normalisation only normalises and a "Scale" layer after it holds the affine half
-    (https://github.com/KaimingHe/deep-residual-networks). The car model classifier that Data Insights and Databricks
-    described in 2020 keeps the two apart in the same way:
+    The residual networks of He et al. (2015, https://arxiv.org/abs/1512.03385) were published for Caffe
+    (https://github.com/KaimingHe/deep-residual-networks). There, batch normalisation only normalises, and a "Scale" layer
+    after it has gamma and beta. The car classifier that Data Insights and Databricks described in 2020 does the same:
     https://www.databricks.com/blog/2020/05/14/a-convolutional-neural-network-implementation-for-car-classification.html
-    Used after ``BatchNormalization(center=False, scale=False)``, so that both fold exactly into the convolution before.
+
+    Put it after ``BatchNormalization(center=False, scale=False)``. Both then fold exactly into the convolution before.
 
     Args:
-        gamma_initializer: initial gain; "zeros" at the end of a residual branch makes the block start as its shortcut.
+        gamma_initializer: initial gain. With "zeros" at the end of a residual branch, the block starts as its shortcut.
         beta_initializer: initial offset.
         gamma_regularizer: optional penalty on the gain.
         beta_regularizer: optional penalty on the offset.
 
     Input and output shape:
-        ``(..., channels)``, any rank from 1 up, in the layer's compute dtype; `gamma` and `beta` are ``(channels,)``.
+        ``(..., channels)`` of any rank, in the compute dtype of the layer. `gamma` and `beta` are float32 ``(channels,)``.
 
     Raises:
-        ValueError: on building, when the size of the last axis is not known.
+        ValueError: the size of the last axis is not known when the layer is built.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Scale(keras.layers.Layer):
         beta_regularizer: str | dict | regularizers.Regularizer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep the initialisers and regularisers; see the class."""
+        """Create the layer. See the class for the arguments."""
         super().__init__(**kwargs)
         self.gamma_initializer = initializers.get(gamma_initializer)
         self.beta_initializer = initializers.get(beta_initializer)
@@ -51,10 +51,10 @@ class Scale(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make `gamma` and `beta` for the channels of `input_shape`."""
+        """Create `gamma` and `beta` for the channels of `input_shape`."""
         channels = input_shape[-1]
         if channels is None:
-            raise ValueError(f"{self.name}: Scale needs the size of the last axis, the channels; it got {input_shape}")
+            raise ValueError(f"{self.name}: the size of the last axis, the channels, must be known; got {input_shape}")
         self.gamma = self.add_weight(
             name="gamma",
             shape=(channels,),
@@ -71,7 +71,7 @@ class Scale(keras.layers.Layer):
         )
 
     def call(self, inputs: KerasTensor) -> KerasTensor:
-        """Scale `inputs`; same shape and dtype out. Computed in float32: 16 bits would round gamma and beta."""
+        """Scale `inputs`, and return the same shape and dtype. Compute in float32, since 16 bits would round gamma and beta."""
         scaled = keras.ops.cast(inputs, "float32") * self.gamma + self.beta
         return keras.ops.cast(scaled, self.compute_dtype)
 
@@ -80,7 +80,7 @@ class Scale(keras.layers.Layer):
         return input_shape
 
     def get_config(self) -> dict:
-        """Return everything needed to make the layer again."""
+        """Return the arguments that create an equal layer."""
         return super().get_config() | {
             "gamma_initializer": initializers.serialize(self.gamma_initializer),
             "beta_initializer": initializers.serialize(self.beta_initializer),

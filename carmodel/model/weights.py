@@ -1,4 +1,4 @@
-"""Where the ImageNet weights of a network lie when they are at hand already. Imports no Keras: main asks too."""
+"""Find ImageNet weights that are already on this machine. Imports no Keras, which would slow down the start of main."""
 
 import re
 from collections.abc import Iterable
@@ -6,11 +6,15 @@ from pathlib import Path
 
 
 def find_weights(backbone: str, folders: Iterable[Path]) -> Path | None:
-    """Find the ImageNet weights without top of a `keras.applications` network in `folders`, the first that has them.
+    """Return the first file with the ImageNet weights of a `keras.applications` network without top, or None.
 
-    Known names, for MobileNetV2: ``mobilenet_v2_imagenet_notop.weights.h5``, and Keras's published
-    ``mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5``. Underscores, hyphens, dots and capitals are
-    overlooked, for Keras itself writes them in many ways.
+    For MobileNetV2, it finds ``mobilenet_v2_imagenet_notop.weights.h5`` and the file that Keras publishes,
+    ``mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5``. Underscores, hyphens, dots and capitals do not
+    matter, since the names that Keras publishes use them in different ways.
+
+    Args:
+        backbone: name of the network.
+        folders: directories to search, in order.
     """
     published = r"(weightstfdimorderingtfkernels(10\d+)?|10\d+tf)?notop"
     pattern = re.compile(rf"{backbone.lower()}({published}|imagenetnotop)(weights)?h5")
