@@ -1,7 +1,7 @@
-"""Local and Spark engine beside bare decoding and bare augmentation: ``python -m benchmarks.bench_engines --data_uri FOLDER``.
+"""Compare the local engine, the Spark engine and the bare image operations: ``python -m benchmarks.bench_engines``.
 
-All numbers of a table come from one run of this program: the ways take turns, on the same photos, all on this machine's
-cores. Without `data_uri` the photos are drawn. Needs PySpark (``make spark``), Java and an idle machine.
+All numbers of a table come from one run, in which the variants take turns on the same photos and all cores. Without
+``--data_uri`` the photos are drawn. This needs PySpark (``make spark``), Java and an idle machine.
 """
 
 import argparse
@@ -38,7 +38,7 @@ STRENGTHS = {"crop": 0.15, "pad": 0.1, "flip": 0.5}
 
 
 class Memory:
-    """Most memory of this process and its children while the block runs, files that they map left out, in MB."""
+    """Measure the peak memory of this process and its children within a block, in MB, without memory-mapped files."""
 
     def __enter__(self) -> "Memory":
         self.peak = 0.0
@@ -64,14 +64,14 @@ class Memory:
 
 
 def on_all_cores(work: Callable[[pd.DataFrame], None], table: pd.DataFrame) -> None:
-    """Do work on equal shares of a table, a thread a core."""
+    """Call `work` on equal parts of a table, on one thread per core."""
     cores = len(os.sched_getaffinity(0))
     with one_opencv_thread(), ThreadPoolExecutor(cores) as pool:
         list(pool.map(work, (table.iloc[core::cores] for core in range(cores))))
 
 
 def bare_decode(photos: pd.DataFrame, size: int, file: Path | None = None) -> None:
-    """The limit of preprocess: OpenCV decodes, cuts and resizes; nothing is checked, and nothing kept but in `file`."""
+    """Decode, crop and resize with OpenCV alone, the limit of preprocess. Optionally write the pixels to `file`."""
     stream = file.open("wb") if file else None
     for path, x1, y1, x2, y2 in zip(*(photos[name] for name in ("path", "x1", "y1", "x2", "y2")), strict=True):
         pixels = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -83,24 +83,24 @@ def bare_decode(photos: pd.DataFrame, size: int, file: Path | None = None) -> No
 
 
 def bare_augment(rows: pd.DataFrame, images: np.ndarray) -> None:
-    """The limit of augment: crop, pad, flip of images in memory; nothing kept."""
+    """Crop, pad and flip images in memory without saving them, the limit of augment."""
     for row in rows["row"].tolist():
         augment(images[row % len(images)], rng_for(0, row, 0), **STRENGTHS)
 
 
 def first_photos(table: CarTable, photos: int) -> CarTable:
-    """The first photos of each split; 0 keeps all."""
+    """Return the table of the first photos of each split. 0 keeps all."""
     return replace(table, photos=table.photos.groupby("split").head(photos or len(table.photos)).reset_index(drop=True))
 
 
 def repeated(table: CarTable, times: int) -> CarTable:
-    """The same photos several times, under names of their own."""
+    """Return a table with each photo several times, under different names."""
     copies = [table.photos.assign(source=table.photos["source"] + f".{i}") for i in range(times)]
     return replace(table, photos=pd.concat(copies, ignore_index=True))
 
 
 def enlarged(table: CarTable, factor: float, folder: Path) -> CarTable:
-    """The same photos and boxes, so many times as wide and high: small photos stand for those of a camera."""
+    """Write enlarged copies of the photos, the size of photos from a camera, and return their table."""
     folder.mkdir()
     corners = (table.photos[["x1", "y1", "x2", "y2"]] * factor).astype(int)
     paths = [folder / f"{row}.jpg" for row in range(len(table.photos))]
@@ -115,7 +115,7 @@ def enlarged(table: CarTable, factor: float, folder: Path) -> CarTable:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds, and most memory in MB."""
+    """Return the seconds that `work` takes, and its peak memory in MB."""
     with Memory() as memory:
         began = time.perf_counter()
         work()
@@ -124,7 +124,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def preprocess(table: CarTable, folder: Path, size: int, engine: Engine) -> None:
-    """Write the stores and drop them."""
+    """Write the stores and delete them."""
     out = folder / "data"
     out.mkdir()
     write_stores(table, out, Preprocess(image_size=size), engine=engine)
@@ -132,7 +132,7 @@ def preprocess(table: CarTable, folder: Path, size: int, engine: Engine) -> None
 
 
 def augmented(train: Path, folder: Path, engine: Engine) -> None:
-    """Write a copy of each row and drop it."""
+    """Write an augmented copy of each row and delete the store."""
     out = folder / "augmented"
     out.mkdir()
     augment_store(train, out / "augmented.h5", copies=1, seed=0, **STRENGTHS, engine=engine)
@@ -140,23 +140,23 @@ def augmented(train: Path, folder: Path, engine: Engine) -> None:
 
 
 def table_of(title: str, rows: int, limit: str, measured: dict[str, list[tuple[float, float]]]) -> None:
-    """Print a table in Markdown; ratios are between neighbours in time."""
+    """Print a table in Markdown. Ratios compare measurements of the same turn."""
     print(
-        f"\n{title}\n\n| way | photos/s (median, lowest to highest) | of the limit | most memory, MB |\n|---|---|---|---|"
+        f"\n{title}\n\n| variant | photos/s (median, lowest to highest) | of the limit | peak memory, MB |\n|---|---|---|---|"
     )
-    for way, seen in measured.items():
+    for variant, seen in measured.items():
         rates = sorted(rows / seconds for seconds, _ in seen)
         share = median(bare / mine for (bare, _), (mine, _) in zip(measured[limit], seen, strict=True))
         print(
-            f"| {way} | {median(rates):.0f} ({rates[0]:.0f} to {rates[-1]:.0f}) | {share:.2f} | "
+            f"| {variant} | {median(rates):.0f} ({rates[0]:.0f} to {rates[-1]:.0f}) | {share:.2f} | "
             f"{max(memory for _, memory in seen):.0f} |"
         )
 
 
 def photos_of(arguments: argparse.Namespace, folder: Path) -> CarTable:
-    """The photos that the arguments ask for; what has to be made goes into `folder`."""
+    """Return the table of the photos that the arguments describe. Photos that are made are written to `folder`."""
     table = read(Path(arguments.data_uri) if arguments.data_uri else sample.draw(folder / "drawn", 8, 250, 0))
-    # One class: some hundred photos are not of all classes, and labels cost no time.
+    # All photos get one class, since a few hundred photos do not have all classes. Labels do not affect the time.
     table = first_photos(replace(table, photos=table.photos.assign(label=0), class_names=["car"]), arguments.photos)
     if arguments.enlarge != 1:
         table = enlarged(table, arguments.enlarge, folder / "enlarged")
@@ -164,13 +164,15 @@ def photos_of(arguments: argparse.Namespace, folder: Path) -> CarTable:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the variants and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data_uri", default="", help="folder in the Stanford Cars layout (default: drawn photos)")
     parser.add_argument("--photos", type=int, default=0, help="the first n photos of each split (default: all)")
     parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--times", type=int, default=1, help="repeat the photos, to see what grows with their number")
-    parser.add_argument("--enlarge", type=float, default=1.0, help="make the photos so many times as wide and high")
+    parser.add_argument("--times", type=int, default=1, help="use each photo this many times")
+    parser.add_argument(
+        "--enlarge", type=float, default=1.0, help="factor by which width and height of the photos grow"
+    )
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     size = arguments.image_size
@@ -199,7 +201,7 @@ def main() -> None:
         images = store.take(np.arange(min(1000, len(store))))
         decode: dict[str, list[tuple[float, float]]] = {
             "bare decode + resize": [],
-            "the same, written to plain files": [],
+            "bare decode + resize, written to plain files": [],
             "local": [],
             "spark": [],
         }
@@ -208,7 +210,7 @@ def main() -> None:
             decode["bare decode + resize"].append(
                 timed(lambda: on_all_cores(lambda part: bare_decode(part, size), table.photos))
             )
-            decode["the same, written to plain files"].append(
+            decode["bare decode + resize, written to plain files"].append(
                 timed(
                     lambda: on_all_cores(
                         lambda part: bare_decode(part, size, folder / f"{part.index[0]}.raw"), table.photos
@@ -226,15 +228,15 @@ def main() -> None:
             change["spark"].append(timed(lambda: augmented(data / "train.h5", folder, spark)))
 
     cores = len(os.sched_getaffinity(0))
-    what = "photos of data_uri" if arguments.data_uri else "drawn (synthetic) photos"
+    what = "photos of data_uri" if arguments.data_uri else "synthetic photos"
     if arguments.enlarge != 1:
         what += f", enlarged {arguments.enlarge:g} times"
     print(f"\n{len(table.photos)} {what}, {size} px, {cores} cores, {arguments.turns} turns.")
     table_of("preprocess", len(table.photos), "bare decode + resize", decode)
     table_of("augment, one copy", len(rows), "bare crop, pad, flip", change)
     print(
-        f"\nFixed cost of Spark: session {started:.1f} s; first stores of {len(few.photos)} tiny images {first:.1f} s (Python "
-        f"workers start), the same again {second:.1f} s. The rates above leave the session's start out."
+        f"\nFixed cost of Spark: {started:.1f} s to start the session, {first:.1f} s for the first stores of {len(few.photos)} "
+        f"tiny images, in which Python workers start, and {second:.1f} s for the second. The rates above exclude the start."
     )
 
 

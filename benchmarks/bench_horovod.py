@@ -1,7 +1,7 @@
-"""Ranks against threads, the cost of the all-reduce, and a model of many GPUs: ``python -m benchmarks.bench_horovod``.
+"""Compare ranks with threads, and measure the all-reduce: ``python -m benchmarks.bench_horovod``.
 
-All numbers of a table come from one run of this program: the ways of training take turns, several times, on the same
-made-up batches of the same global size. Needs Horovod (``make horovod``) and two idle cores.
+All numbers of a table come from one run, in which the variants take turns on random batches of the same global size. A
+second table predicts the efficiency of many GPUs. This needs Horovod (``make horovod``) and two idle cores.
 """
 
 import argparse
@@ -19,7 +19,7 @@ WARM_UP = 2  # steps that trace, compile and fill caches
 
 
 @dataclass(frozen=True)
-class Way:
+class Variant:
     """A way to train on the same global batch."""
 
     name: str
@@ -29,25 +29,25 @@ class Way:
     exchanges: bool = True
 
 
-WAYS = (
-    Way("1 process, all threads", 1),
-    Way("2 processes that exchange nothing (the limit)", 2, exchanges=False),
-    Way("ranks, float32", 2),
-    Way("ranks, float32, one tensor at a time", 2, fused=False),
-    Way("ranks, float16", 2, "float16"),
-    Way("ranks, bfloat16", 2, "bfloat16"),
+VARIANTS = (
+    Variant("1 process, all threads", 1),
+    Variant("2 processes that exchange nothing (the limit)", 2, exchanges=False),
+    Variant("2 ranks, float32", 2),
+    Variant("2 ranks, float32, one tensor at a time", 2, fused=False),
+    Variant("2 ranks, float16", 2, "float16"),
+    Variant("2 ranks, bfloat16", 2, "bfloat16"),
 )
 
-# Horovod's benchmark (https://github.com/horovod/horovod/blob/master/docs/benchmarks.rst): ResNet-101 at batch 64 a GPU,
-# 1656.82 images/s on 16 Pascal GPUs, four a server on a 25 Gbit/s network; 90% efficiency on 512 GPUs.
+# Horovod's benchmark (https://github.com/horovod/horovod/blob/master/docs/benchmarks.rst): ResNet-101 with 64 images per
+# GPU and step, 1656.82 images/s on 16 Pascal GPUs, four GPUs per server, 25 Gbit/s; 90% efficiency on 512 GPUs.
 PUBLISHED_RATE = 1656.82 / 16
 PUBLISHED_BATCH = 64
 PUBLISHED_DEPTH = 101
-LATENCY = 10e-6  # seconds for a message to pass from one server to the next: an assumption
+LATENCY = 10e-6  # seconds per message between two servers, an assumption
 
 
-def measure(folder: str, way: str, sizes: str) -> None:
-    """On a rank: train on made-up photos; rank 0 leaves seconds a step, seconds of it in all-reduce, and bytes."""
+def measure(folder: str, variant: str, sizes: str) -> None:
+    """Train on random photos, as one rank. Rank 0 writes the seconds per step, those of the all-reduce, and the bytes."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -63,7 +63,7 @@ def measure(folder: str, way: str, sizes: str) -> None:
     network.compile(keras.optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy", jit_compile=False)
     clock = Clock()
     callbacks: list[keras.callbacks.Callback] = [keras.callbacks.LambdaCallback(on_train_batch_end=clock.tick)]
-    own = Way(**json.loads(way))
+    own = Variant(**json.loads(variant))
     if ranks > 1 and own.exchanges:
         clock.average = distribute(network.optimizer, own.compression)
         callbacks.append(SynchronizeRanks(clock.average, share))
@@ -76,19 +76,19 @@ def measure(folder: str, way: str, sizes: str) -> None:
 
 
 class Clock:
-    """Note the time, and the seconds spent in all-reduce, at the end of every step."""
+    """Record the time, and the seconds spent in all-reduce, at the end of every step."""
 
     def __init__(self) -> None:
         self.average = None
         self.times: list[tuple[float, float]] = []
 
     def tick(self, step: int, logs: dict[str, float]) -> None:
-        """A step has ended: its loss is known."""
+        """Record the end of a step, after waiting for its loss."""
         float(logs["loss"])
         self.times.append((time.perf_counter(), float(self.average.seconds) if self.average else 0.0))
 
     def read(self) -> dict[str, float]:
-        """Medians over the steps after the first two."""
+        """Return medians over the steps after the warm-up."""
         pairs = list(zip(self.times[WARM_UP - 1 :], self.times[WARM_UP:], strict=False))
         return {
             "step": median(after[0] - before[0] for before, after in pairs),
@@ -97,18 +97,18 @@ class Clock:
         }
 
 
-def one_run(way: Way, arguments: argparse.Namespace) -> dict[str, float]:
-    """Train in the given way, in processes of its own."""
-    plain = {} if way.fused else {"HOROVOD_FUSION_THRESHOLD": "0", "HOROVOD_DISABLE_GROUP_FUSION": "1"}
+def one_run(variant: Variant, arguments: argparse.Namespace) -> dict[str, float]:
+    """Train one variant, in new processes."""
+    plain = {} if variant.fused else {"HOROVOD_FUSION_THRESHOLD": "0", "HOROVOD_DISABLE_GROUP_FUSION": "1"}
     sizes = (arguments.depth, arguments.image_size, arguments.batch, arguments.steps)
     with TemporaryDirectory() as folder:
-        task = [folder, json.dumps(asdict(way)), json.dumps(sizes)]
-        run("benchmarks.bench_horovod:measure", task, [Host("localhost", way.ranks)], Path(folder) / "logs", plain)
+        task = [folder, json.dumps(asdict(variant)), json.dumps(sizes)]
+        run("benchmarks.bench_horovod:measure", task, [Host("localhost", variant.ranks)], Path(folder) / "logs", plain)
         return json.loads((Path(folder) / "measured.json").read_text())
 
 
 def parameters(depth: int) -> int:
-    """Trainable numbers of our residual network for 196 classes."""
+    """Return the number of trainable parameters of the residual network for 196 classes."""
     import numpy as np
 
     from carmodel.model.resnet import resnet
@@ -117,9 +117,16 @@ def parameters(depth: int) -> int:
 
 
 def efficiency(gpus: int, size: float, step: float, gigabits: float, gpus_a_server: int = 4) -> float:
-    """Model of a ring all-reduce that starts when the gradients are ready, as ours does.
+    """Predict the efficiency of training with a ring all-reduce that starts when all gradients are computed.
 
     Each server sends and receives ``2 (n - 1) / n`` times the bytes over its link, in ``2 (servers - 1)`` messages.
+
+    Args:
+        gpus: number of GPUs.
+        size: bytes of all gradients.
+        step: seconds per step without the exchange.
+        gigabits: rate of a server's link, in Gbit/s.
+        gpus_a_server: GPUs per server.
     """
     servers = max(1, gpus // gpus_a_server)
     exchange = 2 * (gpus - 1) / gpus * size * 8 / (gigabits * 1e9) + 2 * (servers - 1) * LATENCY
@@ -131,39 +138,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--depth", type=int, default=50)
     parser.add_argument("--image_size", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=32, help="of all ranks together")
-    parser.add_argument("--steps", type=int, default=6, help="measured, in each turn")
+    parser.add_argument("--batch", type=int, default=32, help="rows per step of all ranks together")
+    parser.add_argument("--steps", type=int, default=6, help="measured steps per turn")
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
-    turns = [{way: one_run(way, arguments) for way in WAYS} for _ in range(arguments.turns)]
+    turns = [{variant: one_run(variant, arguments) for variant in VARIANTS} for _ in range(arguments.turns)]
 
     cores = len(os.sched_getaffinity(0))
     print(
         f"\nResNet-{arguments.depth}, {arguments.image_size} px, global batch {arguments.batch}, {cores} cores, "
         f"medians of {arguments.turns} turns of {arguments.steps} steps:\n"
     )
-    print("| way | images/s | of 1 process | all-reduce, ms a step | share of the step | MB a step |")
+    print("| variant | images/s | of 1 process | all-reduce, ms per step | share of the step | MB per step |")
     print("|---|---|---|---|---|---|")
-    for way in WAYS:
-        seen = [turn[way] for turn in turns]
+    for variant in VARIANTS:
+        seen = [turn[variant] for turn in turns]
         rate = median(arguments.batch / one["step"] for one in seen)
-        # Neighbours in time are compared, so that a machine that slows down is no result.
-        ratio = median(turn[WAYS[0]]["step"] / turn[way]["step"] for turn in turns)
+        # Measurements of the same turn are compared, since the speed of the machine may change over time.
+        ratio = median(turn[VARIANTS[0]]["step"] / turn[variant]["step"] for turn in turns)
         wait = median(one["all_reduce"] for one in seen)
         share = median(one["all_reduce"] / one["step"] for one in seen)
         print(
-            f"| {way.name} | {rate:.2f} | {ratio:.3f} | {1e3 * wait:.0f} | {share:.1%} | {seen[0]['bytes'] / 1e6:.1f} |"
+            f"| {variant.name} | {rate:.2f} | {ratio:.3f} | {1e3 * wait:.0f} | {share:.1%} | {seen[0]['bytes'] / 1e6:.1f} |"
         )
 
-    measured = turns[0][WAYS[2]]["bytes"] / parameters(arguments.depth)
+    measured = turns[0][VARIANTS[2]]["bytes"] / parameters(arguments.depth)
     size = measured * parameters(PUBLISHED_DEPTH)
     print(
-        f"\nPredicted by a model, not measured: efficiency of ResNet-{PUBLISHED_DEPTH} at batch {PUBLISHED_BATCH} a GPU, "
-        f"four GPUs a server. Bytes a step: {measured:.0f} a parameter as measured above, {size / 1e6:.0f} MB. Nothing of the "
-        f"exchange is hidden behind the computation; {LATENCY * 1e6:.0f} µs a message.\n"
+        f"\nPredicted, not measured: efficiency of ResNet-{PUBLISHED_DEPTH} with {PUBLISHED_BATCH} images per GPU and step, four "
+        f"GPUs per server. A step sends {measured:.0f} bytes per parameter, as measured, or {size / 1e6:.0f} MB. The "
+        f"exchange does not overlap with the computation, and a message takes {LATENCY * 1e6:.0f} µs.\n"
     )
     counts = (8, 64, 512)
-    print("| GPU | link of a server | numbers sent | " + " | ".join(f"{count} GPUs" for count in counts) + " |")
+    print("| GPU | link of a server | gradients sent as | " + " | ".join(f"{count} GPUs" for count in counts) + " |")
     print("|---|---|---|" + "---|" * len(counts))
     for times in (1, 10):
         step = PUBLISHED_BATCH / (PUBLISHED_RATE * times)

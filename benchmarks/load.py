@@ -1,10 +1,10 @@
-"""Many clients at once on an endpoint, with good and bad rows: `make load`.
+"""Send requests from many clients to an endpoint, with valid and invalid rows: `make load`.
 
     python -m benchmarks.load --clients 16 --seconds 60
 
-serves the newest candidate of the registry with MLflow's server, sends drawn photos and broken ones, compares every answer
-with the one that the same row got alone, and prints latencies and rows a second. Then the server is killed in the
-middle and started again; the clients' own retries must bring every row through.
+This serves the newest candidate of the registry with MLflow's server, and sends drawn photos and broken ones. Each answer
+is compared with the answer to the same row in its own request. It prints latencies and rows per second. Then the server
+is killed and restarted under load, and the clients' retries must succeed for every row.
 """
 
 import argparse
@@ -39,7 +39,14 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Load:
-    """What the clients saw: seconds of each request, rows answered, and every fault in words."""
+    """The results of the clients.
+
+    Attributes:
+        latencies: seconds of each request.
+        rows: number of rows with an answer.
+        faults: descriptions of failed requests and wrong answers.
+        seconds: duration.
+    """
 
     latencies: np.ndarray
     rows: int
@@ -56,7 +63,7 @@ class Load:
 
 
 def mixed_rows(good: int = 12) -> list[Row]:
-    """Drawn photos, some with a box, and rows that must each get an error."""
+    """Return drawn photos, some with a box, and invalid rows, each of which must get an error."""
     photos = []
     for number in range(good):
         image, _ = draw_photo(BODIES[number % len(BODIES)], np.random.default_rng([9, number]))
@@ -86,15 +93,15 @@ def load(
     seconds: float = 60.0,
     retries: int = 0,
 ) -> Load:
-    """Let clients send requests of 1 to 8 rows, mixed at random, for some time.
+    """Let clients send requests of 1 to 8 random rows.
 
     Args:
-        endpoint: the server's address.
-        rows: to choose from.
-        right: whether an answer is the right one for a row.
-        clients: threads, each with one request after another.
-        seconds: no request begins later.
-        retries: 0 makes any status but 200, and any broken connection, a fault.
+        endpoint: address of the server.
+        rows: the rows to choose from.
+        right: returns whether an answer is right for a row.
+        clients: number of threads, each of which sends one request after another.
+        seconds: time after which no request starts.
+        retries: retries of the clients. With 0, every failed request is a fault.
     """
     http = connect(retries, clients)
     deadline = time.monotonic() + seconds
@@ -125,14 +132,14 @@ def load(
 
 
 def as_alone(endpoint: str, rows: Sequence[Row]) -> Callable[[Row, Answer], bool]:
-    """Compare answers with those that the rows get one by one."""
+    """Return a function that compares an answer with the answer to the same row in its own request."""
     http = connect()
     alone = {id(row): ask(http, endpoint, [row])[0] for row in rows}
 
     def right(row: Row, answer: Answer) -> bool:
         expected = alone[id(row)]
         if expected["error"] is not None:
-            # Not the same words: pandas makes a number beside a null a float, and the text names the type.
+            # The text may differ: pandas turns a number into a float if its column has a null, and errors name the type.
             return answer["error"] is not None and answer["label"] is None
         near = answer["error"] is None and abs(answer["probability"] - expected["probability"]) < 1e-3
         return near and answer["class_id"] == expected["class_id"]
@@ -141,7 +148,7 @@ def as_alone(endpoint: str, rows: Sequence[Row]) -> Callable[[Row, Answer], bool
 
 
 def load_through_restart(model: str, port: int, clients: int, seconds: float) -> Load:
-    """Load a server that is killed after a third of the time, and started again as soon as it is gone."""
+    """Send requests to a server that is killed after a third of the time, and restarted at once."""
     rows = mixed_rows()
     with TemporaryFile() as log, contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
         address, process = stack.enter_context(served(model, port, log))
@@ -154,16 +161,16 @@ def load_through_restart(model: str, port: int, clients: int, seconds: float) ->
 
 
 def main() -> None:
-    """Print a line of figures for each kind of load, and its first faults; exit code 1 where there are any."""
-    parser = argparse.ArgumentParser(description="Many clients at once on an endpoint.")
-    parser.add_argument("--model", default="", help="any that MLflow can serve (default: the newest candidate)")
+    """Print the results of both kinds of load, with their first faults."""
+    parser = argparse.ArgumentParser(description="Send requests from many clients to an endpoint.")
+    parser.add_argument("--model", default="", help="URI of a model (default: the newest candidate)")
     parser.add_argument("--port", type=int, default=5003)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=60.0)
     given = parser.parse_args()
     model = given.model or newest_candidate(mlflow.MlflowClient())
     if model is None:
-        parser.error("no classifier is registered here yet: run `make demo` first")
+        parser.error("no classifier is registered yet; run `make demo` first")
     print(f"{model}, {given.clients} clients, {os.cpu_count()} cores ({platform.machine()}), {date.today()}")
     rows = mixed_rows()
     with TemporaryFile() as log, served(model, given.port, log) as (address, _):
