@@ -165,8 +165,8 @@ def main() -> None:
     measured = turns[0][VARIANTS[2]]["bytes"] / parameters(arguments.depth)
     size = measured * parameters(PUBLISHED_DEPTH)
     print(
-        f"\nPredicted, not measured: efficiency of ResNet-{PUBLISHED_DEPTH} with {PUBLISHED_BATCH} images per GPU and step, four "
-        f"GPUs per server. A step sends {measured:.0f} bytes per parameter, as measured, or {size / 1e6:.0f} MB. The "
+        f"\nPredicted, not measured: efficiency of ResNet-{PUBLISHED_DEPTH} with {PUBLISHED_BATCH} images per GPU and step, "
+        f"four GPUs per server. A step sends {measured:.0f} bytes per parameter or {size / 1e6:.0f} MB. The "
         f"exchange does not overlap with the computation, and a message takes {LATENCY * 1e6:.0f} µs.\n"
     )
     counts = (8, 64, 512)

@@ -81,8 +81,8 @@ def _class_names(folder: Path) -> list[str]:
 
 def _read(folder: Path, split: str, names: list[str]) -> tuple[list[PhotoRow], list[ProblemRow]]:
     rows: list[PhotoRow] = []
-    beside = (path for path in sorted(folder.iterdir()) if is_photo_file(path))
-    problems = [(split, path.name, -1, "extra", "a photo beside the class folders") for path in beside]
+    misplaced = (path for path in sorted(folder.iterdir()) if is_photo_file(path))
+    problems = [(split, path.name, -1, "extra", "a photo next to the class folders") for path in misplaced]
     for class_folder in _folders(folder):
         label, before = names.index(class_folder.name), len(rows)
         for path in _files(class_folder):

@@ -1,6 +1,6 @@
 """A store of parts: files of images written anywhere in any order, and a store that links them.
 
-The store is an HDF5 virtual data set over ``NAME.parts/*.h5`` beside it (https://docs.h5py.org/en/stable/vds.html). Names
+The store is an HDF5 virtual data set over ``NAME.parts/*.h5`` next to it (https://docs.h5py.org/en/stable/vds.html). Names
 are relative, so both can be moved together. A part is named by its content: when a cluster repeats a task, it writes the
 same bytes under the same name.
 """
@@ -22,7 +22,7 @@ from carmodel.data.writer import StoreColumns, StoreSpec, checksums, create_imag
 
 
 def parts_folder(store: Path) -> Path:
-    """Return the directory for the parts of a store: ``train.parts`` beside ``train.h5``."""
+    """Return the directory for the parts of a store: ``train.parts`` next to ``train.h5``."""
     return store.with_suffix(".parts")
 
 

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
+from carmodel.data.images import resize
 from carmodel.data.store import open_store
 
 
@@ -47,7 +48,7 @@ def class_examples(store: Path, folder: Path, pictures: int, side: int = 112) ->
         rows = np.flatnonzero(photos.labels == label)[:pictures]
         if len(rows) == 0:
             continue
-        row = np.hstack([cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in photos.take(rows)])
+        row = np.hstack([resize(image, side, side) for image in photos.take(rows)])
         cv2.imwrite(str(folder / f"{label}.jpg"), cv2.cvtColor(row, cv2.COLOR_RGB2BGR))
 
 

@@ -121,7 +121,7 @@ def ship(session: "SparkSession", packages: list[str]) -> None:
 
     Args:
         session: the Spark session.
-        packages: names of packages or modules beside ``carmodel/``. Other names are skipped.
+        packages: names of packages or modules next to ``carmodel/``. Other names are skipped.
     """
     # Executors that start later fetch the file too, so it is kept until this process ends.
     folder = Path(mkdtemp(prefix="carmodel-ship-"))

@@ -30,7 +30,7 @@ def find_devkit(folder: Path) -> Path | None:
 def read(folder: Path, seed: int = 0) -> CarTable:
     """Read a folder in the layout of the official archives (cars_train/, cars_test/, devkit/).
 
-    Photos may be one folder deeper (cars_train/cars_train/), and cars_test_annos_withlabels.mat may be beside devkit/.
+    Photos may be one folder deeper (cars_train/cars_train/), and cars_test_annos_withlabels.mat may be next to devkit/.
     Photos are matched to annotations by file name, never by order. Without test labels, a fifth of the training photos
     of each class becomes the test set.
 
