@@ -1,6 +1,5 @@
 """The network that the parameters of a training ask for."""
 
-import ast
 import importlib.util
 import os
 import subprocess
@@ -12,7 +11,6 @@ import keras
 import numpy as np
 import pytest
 
-import carmodel.model
 from carmodel.errors import InputError
 from carmodel.model.head import features_of, head_weights, with_mirror_image
 from carmodel.model.network import build, with_classes
@@ -117,16 +115,6 @@ def test_the_same_seed_gives_the_same_weights() -> None:
         models.append(build(Train(**SMALL), NAMES).get_weights())
     for first, second in zip(*models, strict=True):
         np.testing.assert_array_equal(first, second)
-
-
-def test_the_package_imports_keras_and_no_backend_of_it() -> None:
-    for path in Path(carmodel.model.__path__[0]).glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for name in names:
-                assert name.split(".")[0] not in {"tensorflow", "jax", "torch", "mlflow", "horovod", "pyspark"}, path
-                assert not name.startswith("keras.src"), path
 
 
 @pytest.mark.slow

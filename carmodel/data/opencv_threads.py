@@ -1,4 +1,4 @@
-"""OpenCV's own thread pool, switched off while other threads share out whole photos."""
+"""Limit OpenCV to one thread while other threads process whole photos."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
