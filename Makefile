@@ -10,7 +10,7 @@ PORT ?= 5001
 PAGE_PORT ?= 5002
 PAGE_HOST ?= 127.0.0.1
 
-.PHONY: help install demo serve pretrained test browser test-hosts test-engine bench fuzz load schema lint horovod spark azure lock clean
+.PHONY: help install demo serve pretrained test browser test-hosts test-engine bench fuzz load schema lint horovod gpu spark azure lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -84,6 +84,8 @@ schema: .venv/runtime  ## write docs/openapi.json again from the classifier's si
 	python -m carmodel.serving.openapi > docs/openapi.json
 
 horovod: .venv/horovod  ## build Horovod against the installed TensorFlow
+
+gpu: .venv/gpu  ## install CUDA's libraries for TensorFlow, on Linux with an NVIDIA driver
 
 spark: .venv/spark  ## install PySpark: preprocess, augment or train on a Spark cluster
 
