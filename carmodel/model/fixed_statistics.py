@@ -1,4 +1,4 @@
-"""Training with the stored statistics of batch normalisation, each normalisation computed inside the convolution before it."""
+"""Train with the stored statistics of batch normalisation, which is computed inside the convolution before it."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from carmodel.model.scale import Scale
 
 
 class NormalizedConvolution(layers.Layer):
-    """A convolution and the normalisation that follows it, computed as one convolution.
+    """Compute a convolution and the normalisation after it as one convolution.
 
-    With fixed statistics, batch normalisation multiplies each channel by a gain and adds an offset. Multiplying the small
-    kernel by the gain instead of the large output gives the same result::
+    With fixed statistics, batch normalisation multiplies each channel by a gain and adds an offset. The gain can multiply
+    the small kernel instead of the large output::
 
         gain * conv(x, kernel) + offset = conv(x, gain * kernel) + offset
 
@@ -23,11 +23,11 @@ class NormalizedConvolution(layers.Layer):
         chain: a `Conv2D` or `DepthwiseConv2D` without activation, then `BatchNormalization` and `Scale` layers.
 
     Input and output:
-        those of the convolution: (B, H, W, C) in, (B, h, w, D) out.
+        as for the convolution, (B, H, W, C) and (B, h, w, D).
     """
 
     def __init__(self, chain: list[layers.Layer], **kwargs: Any) -> None:
-        # Without autocast the gain is computed in float32 under a mixed-precision policy, too.
+        # Without autocast, the gain is computed in float32 even under a mixed-precision policy.
         super().__init__(name=chain[0].name, dtype=chain[0].dtype_policy, autocast=False, **kwargs)
         self.convolution, self.followers = chain[0], chain[1:]
         self.built = True
@@ -40,7 +40,7 @@ class NormalizedConvolution(layers.Layer):
         for layer in self.followers:
             own_gain, own_offset = _gain_and_offset(layer)
             gain, offset = gain * own_gain, offset * own_gain + own_offset
-        # A depthwise kernel is (height, width, channels in, multiplier), its outputs in that order.
+        # A depthwise kernel is (height, width, input channels, multiplier), and its output channels have the same order.
         kernel = convolution.kernel * (ops.reshape(gain, convolution.kernel.shape[2:]) if depthwise else gain)
         convolve = ops.depthwise_conv if depthwise else ops.conv
         y = convolve(
@@ -58,16 +58,16 @@ class NormalizedConvolution(layers.Layer):
 
 
 def with_fixed_statistics(network: keras.Model) -> keras.Model:
-    """Return a view of a network whose batch normalisations use their stored statistics in training, too.
+    """Return a model whose batch normalisations also use their stored statistics in training.
 
-    Statistics of small batches are noisy, and those of ImageNet fit photos of cars. Training is 1.3 to 1.4 times as fast as
-    with separate normalisations on two cores with AVX2.
+    Statistics of small batches are noisy, and those of ImageNet suit photos of cars. On two cores with AVX2, training is
+    1.3 to 1.4 times as fast as with separate normalisations.
 
     Args:
         network: a functional model.
 
     Returns:
-        A model with the same inputs, outputs and variables: training it trains `network`.
+        a model with the same inputs, outputs and variables, so training it trains `network`.
     """
     chains = {id(chain[0]): chain for chain in foldable_chains(network)}
     followers = {id(layer) for chain in chains.values() for layer in chain[1:]}
@@ -88,7 +88,7 @@ def with_fixed_statistics(network: keras.Model) -> keras.Model:
 
 
 def _gain_and_offset(layer: layers.Layer) -> tuple[Any, Any]:
-    """Return what a layer multiplies each channel by, and what it adds, float32 (C,)."""
+    """Return the gain and the offset of a layer, float32 (C,) each."""
     if isinstance(layer, Scale):
         return ops.convert_to_tensor(layer.gamma), ops.convert_to_tensor(layer.beta)
     gain = ops.rsqrt(layer.moving_variance + layer.epsilon)

@@ -14,6 +14,7 @@ from carmodel.training.schedule import warmup_cosine
 FULL_SIDE = 256
 """Side in pixels of an image for which the sizes of the feature maps are computed, which give the stage of each layer."""
 
+
 class LayerwiseRates:
     """Give each variable of an optimizer its own learning rate and weight decay.
 
