@@ -17,7 +17,7 @@ from mlflow.types.schema import Schema, TensorSpec
 from carmodel.errors import InputError
 from carmodel.model.backbone import load_network as load_keras_file
 from carmodel.model.scale import Scale
-from carmodel.service_errors import has_no_such_call
+from carmodel.service_errors import is_unsupported
 from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.digests import ROOT
 
@@ -102,7 +102,7 @@ def log_model(
     try:
         return Model.log(artifact_path=None, name=name, flavor=flavor, metadata=metadata, params=params, **saved)
     except MlflowException as error:
-        if not has_no_such_call(error):
+        if not is_unsupported(error):
             raise
     print(f"{name}: this tracking service has no logged models; the model is an artifact of the run")
     run = mlflow.active_run()

@@ -1,75 +1,207 @@
-"""What a tracking service, a registry or a storage account has refused, in words and without credentials."""
+"""What the errors of tracking servers, registries, storage accounts and clouds mean, without the credentials in them.
 
+Clients wrap the answer of a service in exceptions of their own, some of them twice. The functions here read the whole chain
+of causes: attributes and types first, and the text of an error only where a client offers neither.
+
+This module imports no cloud client. An error can only be one of Azure's if `azure.core` has been imported already.
+"""
+
+import json
 import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
-from azure.core.exceptions import AzureError, ClientAuthenticationError
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, ErrorCode
 from requests import RequestException
 
+NO_ANSWER = 0
+"""Stands for the HTTP status where a service did not answer."""
 ADVICE = {
-    401: "the credentials are wrong or have expired: sign in again, or renew the secret or token",
-    403: "this identity may not do that: give it a role that allows it (README, Azure ML and Databricks)",
-    404: "there is no such thing: check MLFLOW_TRACKING_URI, the registry and the addresses given",
-    429: "too many requests, also after waiting: try again later",
+    NO_ANSWER: "there was no answer: check the network and the URI, then run this again",
+    401: "the credentials are missing, wrong or expired: sign in again (az login, databricks auth login), or renew the secret "
+    "or token",
+    403: "this identity lacks a permission: give it a role that allows this, such as AzureML Data Scientist",
+    404: "there is no such workspace, run, model version or service: check MLFLOW_TRACKING_URI, the names and the URIs",
+    409: "another operation is still running, or the name is in use: check its status, then run this again",
+    429: "there were too many requests, or the quota is used up: wait, then run this again",
 }
-AGAIN = "when that is put right, give the same command again: finished steps are reused"
-# A signed address, or one with a token or a password, is a credential.
-SECRETS = re.compile(
+UNAVAILABLE = "the service is not available: run this again later"
+RERUN = "once this is fixed, run the same command again: finished steps are reused"
+MAX_LENGTH = 500
+"""Characters of a service's message that are shown."""
+
+# A signed URL, a token, and the user name and password in a URL are credentials.
+_SECRETS = re.compile(
     r"\?[^\s'\"<>)]*(?:sig|token|X-Amz-[A-Za-z]+)=[^\s'\"<>)]*|(?<=Bearer )\S+"
     r"|(?<=http://)[^/\s'\"<>]+(?=@)|(?<=https://)[^/\s'\"<>]+(?=@)",
     re.IGNORECASE,
 )
+# Where MLflow, urllib3, requests and azureml-mlflow put the status into the text alone.
+_STATUS = re.compile(
+    r"(?:Response Code|status code|error code|HTTP):? ?(\d{3})\b"
+    r"|too many (\d{3}) error responses|\b(\d{3}) (?:Client|Server) Error"
+)
+_BODY = re.compile(r"(?s)(?:Content|Error message): b?['\"]?(\{.*\})")
 
 
 def without_secrets(text: object) -> str:
-    """A message or address as it may be shown: credentials in it are left out."""
-    return SECRETS.sub("…", str(text))
+    """Return a message or URI without the credentials in it."""
+    return _SECRETS.sub("…", str(text))
 
 
-def has_no_such_call(error: MlflowException) -> bool:
-    """Whether a service, or the client that speaks to it, has refused since it lacks a part of MLflow's API."""
+def is_unsupported(error: MlflowException) -> bool:
+    """Return whether a service, or its client, lacks the part of MLflow's API that was called."""
+    # MLflow's clients of Unity Catalog and of Databricks' workspace registry have no error code for it.
     return error.error_code == ErrorCode.Name(ENDPOINT_NOT_FOUND) or "is unsupported for" in str(error)
 
 
-def explain(error: BaseException) -> str | None:
-    """The error in words, with what to do; None for an error that no service has made."""
-    status, said = _status_and_message(error)
-    if status is None:
-        return None
-    advice = ADVICE.get(status, "")
-    if not advice and status >= 500:
-        advice = "the service failed, also after retries: try again later"
-    elif not status:
-        advice = "no answer, also after retries: check the network and the address"
-    answered = f" answered {status}" if status else " can't be reached"
-    lines = [f"{mlflow.get_tracking_uri()}{answered}: {said}", *([advice] if advice else []), AGAIN]
-    return without_secrets("\n  ".join(lines))
+def is_missing_deployment(error: MlflowException) -> bool:
+    """Return whether azureml-mlflow's deployment client reports that there is no web service of the given name."""
+    return error.message.startswith("No deployment with name")  # it gives neither a cause nor an error code
 
 
-def _status_and_message(error: BaseException) -> tuple[int | None, str]:
-    """HTTP status, 0 where there was no answer and None where no service was asked, and the service's own words."""
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same request may succeed later."""
+    status = status_of(error)
+    return isinstance(error, OSError) or (status is not None and (status in (NO_ANSWER, 429) or status >= 500))
+
+
+def is_service_error(error: BaseException) -> bool:
+    """Return whether an error comes from a service or from what a client refused to send to it, not from a defect here."""
+    if isinstance(error, _azure("AzureError")):
+        return True
+    return (type(error) is Exception or isinstance(error, client_errors())) and status_of(error) is not None
+
+
+def explain(error: BaseException, doing: str = "") -> str:
+    """Return the message of the service and what to do about it.
+
+    Args:
+        error: what a client raised.
+        doing: what failed, such as "creating endpoint cars". Without it the message names the tracking server.
+    """
+    status = status_of(error)
+    if doing:
+        problem = f"{doing}: {status}: " if status else f"{doing}: "
+    else:
+        problem = f"{mlflow.get_tracking_uri()} {f'answered {status}' if status else 'cannot be reached'}: "
+    return without_secrets(f"{problem}{message_of(error)}\n  {_advice(status)}")
+
+
+def explain_uri(uri: str, error: Exception) -> str:
+    """Return why MLflow cannot download an artifact, and what to do where MLflow's own message does not say it."""
+    if isinstance(error, ImportError):
+        return f"{error}; MLflow needs that package for such URIs: install it with pip"
+    if "@" in uri and isinstance(error, MlflowException) and is_unsupported(error):
+        return "this registry has no aliases; name the version, models:/NAME/VERSION"
+    if uri.startswith("http"):
+        return "not an artifact of an MLflow server; download it and give its directory"
+    if uri.startswith("abfss:") and not urlsplit(uri).path.strip("/"):
+        return "MLflow cannot read a whole container: give a directory in it"
+    if isinstance(error, _azure("AzureError")):
+        return " ".join(without_secrets(error).split())
+    return str(error)
+
+
+def download_errors() -> tuple[type[Exception], ...]:
+    """Return what MLflow raises for a URI that is wrong or unreachable, or that needs a client that is not installed."""
+    return (MlflowException, OSError, ImportError, ValueError, NotImplementedError, *_azure("AzureError"))
+
+
+def client_errors() -> tuple[type[Exception], ...]:
+    """Return what the clients of services raise."""
+    return (MlflowException, RequestException, TimeoutError, ConnectionError, *_azure("AzureError"))
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status of the service's answer, `NO_ANSWER`, or None if no service was involved."""
+    for cause in _causes(error):
+        if status := _own_status(cause):
+            return status
+    unanswered = (
+        RequestException,
+        TimeoutError,
+        ConnectionError,
+        *_azure("ServiceRequestError", "ServiceResponseError", "IncompleteReadError"),
+    )
+    # MLflow lists the failures of several artifacts as text.
+    if any(isinstance(cause, unanswered) or "failures occurred while" in str(cause) for cause in _causes(error)):
+        return NO_ANSWER
+    if type(error) is Exception:  # azureml-mlflow's artifact client raises it
+        return 409 if "already exists" in str(error) else 400
+    return None
+
+
+def _own_status(error: BaseException) -> int | None:
+    """Return the HTTP status in one error, without its causes."""
     if isinstance(error, RestException):
-        own = error.json.get("Error") or {}  # Azure ML's
-        return error.get_http_status_code(), own.get("Message") or error.json.get("message") or str(error)
-    if isinstance(error, MlflowException):
-        return _status_in(str(error), error.get_http_status_code()), str(error)
-    if isinstance(error, AzureError):
-        status = getattr(error, "status_code", None) or (401 if isinstance(error, ClientAuthenticationError) else 0)
-        return status, error.message.splitlines()[0]
-    if isinstance(error, (RequestException, TimeoutError)):
-        return 0, str(error)
-    if type(error) is Exception:  # as azureml-mlflow's artifact client raises them
-        return 409 if "already exists" in str(error) else 400, str(error)
-    return None, ""
+        return error.get_http_status_code()
+    for holder in (error, getattr(error, "response", None)):
+        if isinstance(status := getattr(holder, "status_code", None), int):
+            return status
+    if isinstance(error, _azure("ClientAuthenticationError")):
+        return 401
+    found = _STATUS.search(str(error))
+    return int(found[1] or found[2] or found[3]) if found else None
 
 
-def _status_in(said: str, code: int) -> int | None:
-    """The status of an error that MLflow's client has made of an answer, or of none: it is in the text alone."""
-    if " failed with error code " in said:
-        return code
-    forms = r"too many (\d+) error responses|\b(\d{3}) (?:Client|Server) Error|failed with status code (\d+)"
-    if found := re.search(forms, said):
-        return int(found[1] or found[2] or found[3])
-    return 0 if said.startswith("API request to") or "failures occurred while" in said else None
+def message_of(error: BaseException) -> str:
+    """Return what the service said, in at most `MAX_LENGTH` characters. If it said nothing, return what the client said."""
+    for cause in _causes(error):
+        if isinstance(cause, RestException):
+            azure = cause.json.get("Error") or {}
+            return _shorten(azure.get("Message") or cause.json.get("message") or str(cause))
+        if message := getattr(getattr(cause, "error", None), "message", ""):  # azure.core's HttpResponseError
+            return _shorten(str(message))
+        if (response := getattr(cause, "response", None)) is not None and (message := _message_in_response(response)):
+            return _shorten(message)
+        if found := _BODY.search(str(cause)):
+            return _shorten(_message_in_json(found[1]) or found[1])
+    *_, innermost = _causes(error)
+    return _shorten(str(innermost) or type(error).__name__)
+
+
+def _advice(status: int | None) -> str:
+    if status is None:
+        return "the client refuses the request: check the parameters"
+    if status >= 500:
+        return UNAVAILABLE
+    return ADVICE.get(status, "the service refuses the request: check the parameters")
+
+
+def _azure(*names: str) -> tuple[type[Exception], ...]:
+    """Return exception types of azure.core, or none if it has not been imported."""
+    module = sys.modules.get("azure.core.exceptions")
+    return tuple(getattr(module, name) for name in names) if module else ()
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _message_in_response(response: Any) -> str:
+    try:
+        return _message_in_json(response.text() if callable(response.text) else response.text)
+    except Exception:  # the body was never read, or is not text
+        return ""
+
+
+def _message_in_json(text: str) -> str:
+    """Return the message of Azure's ``{"error": {"code", "message"}}``, with or without its wrapper."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return ""
+    inner = body.get("error", body) if isinstance(body, dict) else {}
+    return str(inner.get("message", "")) if isinstance(inner, dict) else str(inner)
+
+
+def _shorten(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]} …"

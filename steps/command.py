@@ -63,11 +63,11 @@ def errors_reported(entry: str) -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(f"\n{entry}: interrupted")
     except Exception as error:
-        from carmodel.service_errors import explain
+        from carmodel.service_errors import RERUN, explain, is_service_error
 
-        if (explained := explain(error)) is None:
+        if not is_service_error(error):
             raise
-        sys.exit(f"\n{entry}: stopped: {explained}")
+        sys.exit(f"\n{entry}: stopped: {explain(error)}\n  {RERUN}")
 
 
 def parse_step(name: str, parameters: type[Parameters], arguments: list[str]) -> tuple[Parameters, str]:

@@ -1,148 +1,127 @@
-"""Deploy a registered classifier, have it answer a photo, look at it, move an online endpoint's traffic, or delete it."""
+"""Deploy a registered classifier and test it with one photo; show its status, promote, roll back or delete it."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from carmodel.deploy import docker, local, online, webservice
-from carmodel.deploy.smoke import drawn_car, smoke
-from carmodel.deploy.wanted import SETTINGS, Deployed, DeployError, Say, Wanted
+from carmodel.deploy.messages import command, next_commands, say
+from carmodel.deploy.smoke import drawn_car, smoke_test
+from carmodel.deploy.status import DeployError, Status
 from carmodel.errors import InputError
 from carmodel.parameters import Deploy
 from carmodel.serving.registry import version_for_alias
-from carmodel.tracking.digests import ROOT
 from carmodel.tracking.runs import StepRun
 from steps.command import run_step
 
-TARGETS = {
-    "local": local,
-    "docker": docker,
-    "aci": webservice,
-    "aks": webservice,
-    "online": online,
-    "kubernetes-online": online,
+MODULES = {
+    "local": "local",
+    "docker": "docker",
+    "aci": "webservice",
+    "aks": "webservice",
+    "online": "online",
+    "kubernetes-online": "online",
 }
 
 
 def work(settings: Deploy, step: StepRun) -> None:
-    """Do what `action` says, and leave the deployment's state in the run's tags."""
-    photo = photo_of(settings.photo)
-    wanted = wanted_of(settings)
+    """Do what `action` names, and keep the status of the deployment in the tags of the run."""
+    photo = read_photo(settings.photo)
+    if settings.action == "deploy":
+        settings = settings.model_copy(update={"model_uri": resolve_version(settings.model_uri)})
+    target = target_module(settings.target)
+    name = f"{settings.target} {settings.name}"
     try:
         if settings.action == "delete":
-            there = TARGETS[settings.target].delete(wanted, say)
-            step.summarise(
-                f"{settings.target} {settings.name}: {'deleted' if there else 'there was none of this name'}"
-            )
             step.next = ""
+            step.summarise(f"{name}: {'deleted' if target.delete(settings) else 'there is no deployment of this name'}")
             return
-        deployed = ACTIONS[settings.action](wanted, say, photo)
+        status = run_action(target, settings, photo)
     except (KeyboardInterrupt, SystemExit):
         if settings.action != "status":
-            say(f"interrupted: what was begun may go on\n{wanted.next_commands()}")
+            say(f"interrupted: operations that were started may continue\n{next_commands(settings)}")
         raise
-    step.next = wanted.command("status")
-    mlflow.set_tags({"carmodel.state": deployed.state, "carmodel.address": deployed.address})
-    where = deployed.address or "no address yet"
-    step.summarise(f"{settings.target} {settings.name}: {deployed.state}, {where}; {deployed.detail}")
+    step.next = command(settings, "status")
+    mlflow.set_tags({"carmodel.state": status.state, "carmodel.address": status.url})
+    step.summarise(f"{name}: {status.state}, {status.url or 'no URL yet'}; {status.detail}")
 
 
-def deploy(wanted: Wanted, say: Say, photo: bytes) -> Deployed:
-    """Create or update it; once it has answered a photo, share the requests with it or drop what it replaces.
+def run_action(target: ModuleType, settings: Deploy, photo: bytes) -> Status:
+    """Deploy, promote, roll back or check the status, and return the status."""
+    if settings.action == "deploy":
+        return deploy_and_test(target, settings, photo)
+    if settings.action == "status":
+        return check_status(target, settings, photo)
+    act: Callable[[Deploy], Status] = target.promote if settings.action == "promote" else target.rollback
+    return act(settings)
+
+
+def target_module(target: str) -> ModuleType:
+    """Import the module of a target. Only the targets on Azure import its SDK, which takes seconds."""
+    return import_module(f"carmodel.deploy.{MODULES[target]}")
+
+
+def deploy_and_test(target: ModuleType, settings: Deploy, photo: bytes) -> Status:
+    """Create or update the deployment. Once it has answered a photo, release it to clients.
 
     Raises:
-        DeployError: with the command that leads back to the version before, where this one took its place.
+        DeployError: with the command that restores the previous version, if this one has replaced it.
     """
-    deployed = TARGETS[wanted.target].deploy(wanted, say)
-    if not deployed.address:
-        return deployed
+    deployed: Status = target.deploy(settings)
     try:
         say("sending a photo")
-        say(smoke(deployed, photo))
+        say(smoke_test(deployed, photo))
     except DeployError as error:
-        costs = "" if wanted.target in ("local", "docker") else "  it is there, and may cost money\n"
-        raise DeployError(f"{error}\n{costs}{deployed.back}{wanted.next_commands()}") from None
-    return TARGETS[wanted.target].release(wanted, say)
+        costs = "" if settings.target in ("local", "docker") else "  it exists, and may cost money\n"
+        raise DeployError(f"{error}\n{costs}{deployed.undo}{next_commands(settings)}") from None
+    released: Status = target.release(settings)
+    return released
 
 
-def status(wanted: Wanted, say: Say, photo: bytes) -> Deployed:
-    """Look at it, and have it answer a photo where it can."""
-    deployed = TARGETS[wanted.target].status(wanted, say)
-    if not deployed.address:
+def check_status(target: ModuleType, settings: Deploy, photo: bytes) -> Status:
+    """Return the status, after a smoke test if there is a URL."""
+    deployed: Status = target.status(settings)
+    if not deployed.url:
         return deployed
     try:
-        say(smoke(deployed, photo))
+        say(smoke_test(deployed, photo))
     except DeployError as error:
         return deployed._replace(detail=f"{deployed.detail}; {error}")
     return deployed
 
 
-ACTIONS: dict[str, Callable[[Wanted, Say, bytes], Deployed]] = {
-    "deploy": deploy,
-    "status": status,
-    "promote": lambda wanted, say, _: online.promote(wanted, say),
-    "rollback": lambda wanted, say, _: online.rollback(wanted, say),
-}
-
-
-def say(line: str) -> None:
-    """Show what goes on."""
-    print(f"deploy: {line}", flush=True)
-
-
-def wanted_of(settings: Deploy) -> Wanted:
-    """What the parameters ask for, checked as far as that is possible without the service."""
-    file = settings.settings_file or SETTINGS.get(settings.target, "")
-    if file and not (ROOT / file).is_file():
-        raise InputError(f"settings_file={file!r}: no such file; leave it empty for {SETTINGS.get(settings.target)}")
-    uri = settings.model_uri
-    if settings.action == "deploy":
-        if not uri:
-            raise InputError(
-                "deploy needs model_uri=models:/NAME/VERSION or models:/NAME@ALIAS; package_pyfunc prints it"
-            )
-        uri = version_of(uri)
-    return Wanted(
-        target=settings.target,
-        name=settings.name,
-        model_uri=uri,
-        settings_file=ROOT / file,
-        folder=Path(settings.folder).resolve() / f"{settings.target}-{settings.name}",
-        port=settings.port,
-        traffic=settings.traffic,
-        timeout=settings.timeout,
-    )
-
-
-def version_of(uri: str) -> str:
-    """The version that a registered model's address means now, ``models:/NAME/VERSION``.
+def resolve_version(uri: str) -> str:
+    """Return ``models:/NAME/VERSION`` for the URI of a registered model with a version or an alias.
 
     Raises:
-        InputError: there is no such model, version or alias.
+        InputError: the URI is empty, or there is no such model, version or alias.
     """
+    if not uri:
+        raise InputError("deploy needs model_uri=models:/NAME/VERSION or models:/NAME@ALIAS; package_pyfunc prints it")
     client, name = mlflow.MlflowClient(), uri.removeprefix("models:/")
     try:
         if "@" in name:
             name, alias = name.split("@")
             if (version := version_for_alias(client, name, alias)) is None:
-                raise InputError(f"model_uri={uri!r}: no version of {name} is called {alias}")
+                raise InputError(f"model_uri={uri!r}: no version of {name} has the alias {alias}")
             return f"models:/{name}/{version.version}"
         client.get_model_version(*name.split("/"))
     except MlflowException as error:
-        if error.get_http_status_code() not in (400, 404):  # the registry can't be asked
+        if error.get_http_status_code() not in (400, 404):  # the registry did not answer
             raise
         raise InputError(f"model_uri={uri!r}: {error.message}; package_pyfunc registers versions") from None
     return uri
 
 
-def photo_of(file: str) -> bytes:
-    """The smoke test's photo: the user's, or a drawn car."""
+def read_photo(file: str) -> bytes:
+    """Return the photo of the smoke test: the user's file, or a drawn car."""
     try:
         return Path(file).expanduser().read_bytes() if file else drawn_car()
     except OSError as error:
-        raise InputError(f"photo={file!r} can't be read: {error.strerror}") from None
+        raise InputError(f"photo={file!r} cannot be read: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from mlflow.exceptions import ExecutionException
 from carmodel.cloud.placement import Place, check_artifacts, check_placement
 from carmodel.cloud.waiting import wait
 from carmodel.parameters import Recipe, Settings
-from carmodel.service_errors import AGAIN, without_secrets
+from carmodel.service_errors import RERUN, without_secrets
 from carmodel.tracking.cache import cache_key, find_reusable
 from carmodel.tracking.digests import ROOT
 from carmodel.tracking.lineage import SUMMARY_TAG, outputs_of
@@ -38,7 +38,7 @@ def run_pipeline(recipe: Recipe, fresh: bool, placement: dict[str, Place]) -> No
             classifier = chain(pipeline, recipe)
         except ExecutionException as error:
             # The runs of the earlier steps stay, and are reused next time.
-            raise SystemExit(f"\nmain: stopped: {error}; {AGAIN}") from None
+            raise SystemExit(f"\nmain: stopped: {error}; {RERUN}") from None
         mlflow.log_text(pipeline.table() + "\n", "summary.txt")
     local = mlflow.get_tracking_uri().startswith(("sqlite:", "file:"))
     seen = "mlflow ui --port 5000, then http://localhost:5000" if local else without_secrets(mlflow.get_tracking_uri())
@@ -111,9 +111,9 @@ def run_elsewhere(name: str, given: dict[str, str], place: Place, experiment_id:
     if place.backend == "databricks":
         from carmodel.cloud.databricks import submit
     elif place.backend == "azureml":
-        from carmodel.cloud.azureml import submit
+        from carmodel.cloud.azure import submit_project_run as submit
     else:
-        from carmodel.cloud.command_job import submit
+        from carmodel.cloud.azure import submit_command_job as submit
     remote = submit(name, given, Path(place.backend_config), experiment_id)
     try:
         wait(name, remote)

@@ -14,7 +14,8 @@ LAYERS = (
     {"training", "evaluation", "tracking"},
     {"mlflow_model"},
     {"serving"},
-    {"deploy", "cloud"},
+    {"cloud"},
+    {"deploy"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # Where each library may be imported: files, or packages with everything in them.
@@ -22,7 +23,7 @@ USERS = {
     "horovod": {"training/distributed.py", "training/rendezvous.py", "training/spark.py"},
     "pyspark": {"data/spark_engine.py", "data/spark_session.py"},
     "azureml": {"cloud", "deploy"},
-    "azure": {"cloud", "deploy", "service_errors.py", "tracking/artifacts.py"},
+    "azure": {"cloud", "deploy"},
     "mlflow": {"cloud", "deploy", "serving", "tracking", "mlflow_model.py", "service_errors.py"},
     "tensorflow": {"serving", "training"},
 }

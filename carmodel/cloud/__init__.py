@@ -1,1 +1,1 @@
-"""Steps on other machines: Databricks and Azure ML jobs, and which step goes where."""
+"""Steps on other machines: jobs of Azure ML and Databricks, and the placement of steps."""

@@ -1,8 +1,10 @@
-"""The project as Databricks runs it since Databricks Runtime 13: an MLflow "Spark job" project.
+"""Steps as jobs of Databricks, which runs the project as MLflow's "Spark job" project since Databricks Runtime 13.
 
-There a job's Python file runs in the driver's own Python process, with the cluster's Spark session, so `engine=spark` works for
-a step. The steps of a `main` are processes of their own without that session: give them a `carmodel.cloud.placement` for it.
-Such a project has no environment of its own, so it is a copy with another MLproject
+The Python file of such a job runs in the driver's own Python process with the cluster's Spark session, so a step can use
+``engine=spark``. The steps of a `main` are separate processes without that session: for them use a placement
+(`carmodel.cloud.placement`).
+
+A Spark job project has no environment of its own, so it is a copy of this project with another MLproject file
 (https://docs.databricks.com/en/mlflow/projects.html#mlflow-databricks-spark-job-project-format)::
 
     python -m carmodel.cloud.databricks FOLDER
@@ -21,46 +23,56 @@ import mlflow
 import yaml
 from mlflow.projects.databricks import DatabricksJobRunner, run_databricks_spark_job
 from mlflow.projects.utils import get_or_create_run, load_project
+from mlflow.utils.mlflow_tags import MLFLOW_DATABRICKS_RUN_URL, MLFLOW_DATABRICKS_SHELL_JOB_RUN_ID
 
-from carmodel.cloud.project import copy_project
-from carmodel.cloud.waiting import Remote, State
+from carmodel.cloud.waiting import JobState, RemoteStep
 from carmodel.errors import InputError
 from carmodel.tracking.digests import ROOT
 
-JOB = "databricks_job.py"
-# A run that could not even start has no result: https://docs.databricks.com/api/workspace/jobs/getrun
-ENDED = ("TERMINATED", "SKIPPED", "INTERNAL_ERROR")
-MODULE = re.compile(r"^python -m steps\.(\w+)")
+JOB_FILE = "databricks_job.py"
+# A job that could not start ends without a result: https://docs.databricks.com/api/workspace/jobs/getrun
+_ENDED = ("TERMINATED", "SKIPPED", "INTERNAL_ERROR")
+_MODULE = re.compile(r"^python -m steps\.(\w+)")
 
 
 def make_project(folder: Path, tracking_uri: str = "databricks") -> Path:
-    """Write the project into a new folder and return it.
+    """Write the Spark job project into a new folder and return the folder.
 
     Args:
-        folder: is not there yet, and not within the project.
-        tracking_uri: where the jobs log: MLflow itself sends all Spark jobs to Databricks' own tracking.
+        folder: must not exist yet, and must not be inside this project.
+        tracking_uri: where the jobs log. MLflow itself logs all Spark jobs to Databricks.
 
     Raises:
-        InputError: a folder that is there already or within the project, or a tracking URI with a password.
+        InputError: the folder exists or is inside the project, or the tracking URI contains a password.
     """
     folder = folder.resolve()
     if folder.exists() or ROOT in folder.parents:
         raise InputError(f"{folder}: give a new folder outside of the project")
     if urlsplit(tracking_uri).password:
         raise InputError(
-            "the tracking URI holds a password, which would be sent with the project: put MLFLOW_TRACKING_USERNAME and "
+            "the tracking URI contains a password, which would be sent with the project: put MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD into spark_env_vars as {{secrets/SCOPE/KEY}} instead"
         )
     copy_project(folder)
-    shutil.copy(ROOT / "backends" / JOB, folder / JOB)
+    shutil.copy(ROOT / "backends" / JOB_FILE, folder / JOB_FILE)
     (folder / "MLproject").write_text(spark_job(yaml.safe_load((ROOT / "MLproject").read_text()), tracking_uri))
     return folder
 
 
+def copy_project(folder: Path) -> Path:
+    """Copy this project into a new folder, without hidden files and what ``.gitignore`` names. Return the folder.
+
+    MLflow's Databricks backend uploads the whole folder of a project, with virtual environments and runs.
+    """
+    ignored = [line.strip().strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.strip()]
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", *ignored))
+    return folder
+
+
 def spark_job(project: dict, tracking_uri: str) -> str:
-    """An MLproject as YAML whose entry points run in a Spark job; MLflow wants a file there, not a module."""
+    """Return an MLproject file whose entry points run in a Spark job. MLflow requires a file there instead of a module."""
     points = {
-        name: point | {"command": MODULE.sub(rf"python {JOB} {tracking_uri} \1", point["command"])}
+        name: point | {"command": _MODULE.sub(rf"python {JOB_FILE} {tracking_uri} \1", point["command"])}
         for name, point in project["entry_points"].items()
     }
     return yaml.safe_dump(
@@ -68,22 +80,28 @@ def spark_job(project: dict, tracking_uri: str) -> str:
     )
 
 
-def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: str) -> Remote:
-    """Start a step as a job of Databricks, in a run that is a child of the active one.
+def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: str) -> RemoteStep:
+    """Start a step as a job of Databricks, in a run that is a child of the active run.
 
-    MLflow's own backend without the check of `mlflow.projects.run`, which lets jobs of Databricks log to Databricks or to
-    ``http(s)://`` alone, though azureml-mlflow works there as well.
+    `mlflow.projects.run` would do the same, but it allows jobs of Databricks to log only to Databricks or to ``http(s)://``.
+    azureml-mlflow works there as well.
+
+    Args:
+        step: entry point.
+        parameters: of the step.
+        config: JSON file of the cluster.
+        experiment_id: of the active run.
     """
     tracking_uri = mlflow.get_tracking_uri()
     with TemporaryDirectory() as folder:
-        # A profile is this machine's.
-        project = make_project(
-            Path(folder) / "carmodel", "databricks" if tracking_uri.startswith("databricks") else tracking_uri
-        )
+        # A profile, as in databricks://PROFILE, exists on this machine only.
+        job_uri = "databricks" if tracking_uri.startswith("databricks") else tracking_uri
+        project = make_project(Path(folder) / "carmodel", job_uri)
         run = get_or_create_run(None, str(project), experiment_id, str(project), None, step, parameters)
+        run_id = run.info.run_id
         client = mlflow.MlflowClient()
         try:
-            submitted = run_databricks_spark_job(
+            run_databricks_spark_job(
                 remote_run=run,
                 uri="carmodel",
                 work_dir=str(project),
@@ -94,18 +112,22 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
                 parameters=parameters,
             )
         except BaseException:
-            client.set_terminated(run.info.run_id, "FAILED")
+            client.set_terminated(run_id, "FAILED")
             raise
-    client.set_tag(run.info.run_id, "mlflow.runName", step)
-    runner, job = DatabricksJobRunner(tracking_uri), submitted._databricks_run_id
-    page = client.get_run(run.info.run_id).data.tags["mlflow.databricks.runURL"]
+    client.set_tag(run_id, "mlflow.runName", step)
+    tags = client.get_run(run_id).data.tags
+    jobs, job_id = DatabricksJobRunner(tracking_uri), int(tags[MLFLOW_DATABRICKS_SHELL_JOB_RUN_ID])
 
-    def state() -> State:
-        said = runner.jobs_runs_get(job)["state"]
-        life, result = said["life_cycle_state"], said.get("result_state", "")
-        return State(result or life, bool(result) or life in ENDED, result == "SUCCESS", said.get("state_message", ""))
+    def state() -> JobState:
+        answer = jobs.jobs_runs_get(job_id)["state"]
+        life_cycle, result = answer["life_cycle_state"], answer.get("result_state", "")
+        ended = bool(result) or life_cycle in _ENDED
+        return JobState(result or life_cycle, ended, result == "SUCCESS", answer.get("state_message", ""))
 
-    return Remote(run.info.run_id, f"Databricks run {job}", page, state, lambda: runner.jobs_runs_cancel(job))
+    def cancel() -> None:
+        jobs.jobs_runs_cancel(job_id)
+
+    return RemoteStep(run_id, f"Databricks run {job_id}", tags[MLFLOW_DATABRICKS_RUN_URL], state, cancel)
 
 
 if __name__ == "__main__":

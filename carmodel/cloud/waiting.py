@@ -1,4 +1,4 @@
-"""Waiting for a step on another machine: progress, where to look, why it failed; an interrupt cancels it."""
+"""Wait for a step on another machine: print its progress and its page, explain a failure, cancel it on an interrupt."""
 
 import signal
 import time
@@ -6,100 +6,102 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from azure.core.exceptions import ServiceRequestError, ServiceResponseError
-from mlflow.exceptions import ExecutionException, MlflowException
+from mlflow.exceptions import ExecutionException
 
-from carmodel.service_errors import without_secrets
+from carmodel.service_errors import is_transient, without_secrets
 
-# Seconds between questions, at first and at most; and for how long a service may not answer while its job runs on.
-FIRST, LONGEST, PATIENCE = 1.0, 30.0, 600.0
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds between two requests for the state of a job, at first and at most."""
+PATIENCE = 600.0
+"""Seconds for which a service may fail to answer while its job goes on."""
 
 
-class State(NamedTuple):
-    """What a service says of a job: its own word, whether it has ended and ended well, and why not."""
+class JobState(NamedTuple):
+    """What a service reports about a job.
 
-    word: str
+    Attributes:
+        name: the state in the service's words.
+        ended: whether the job has ended.
+        succeeded: whether it has ended without an error.
+        message: the service's reason for a failure, or empty.
+    """
+
+    name: str
     ended: bool = False
-    good: bool = False
+    succeeded: bool = False
     message: str = ""
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A submitted step.
+class RemoteStep:
+    """A step that was submitted to a service.
 
     Attributes:
         run_id: its MLflow run.
-        job: what the service calls it, for its own tools.
-        page: where people look.
-        state: asks the service.
-        cancel: ends it there.
+        job: what the service calls it, for the service's own tools.
+        page: URL of its page.
+        state: requests its state from the service.
+        cancel: cancels it in the service.
     """
 
     run_id: str
     job: str
     page: str
-    state: Callable[[], State]
+    state: Callable[[], JobState]
     cancel: Callable[[], None]
 
 
-def wait(step: str, remote: Remote) -> None:
-    """Wait until the step has ended, saying each change of its state.
+def wait(step: str, remote: RemoteStep) -> None:
+    """Wait until the step has ended, and print every change of its state.
 
     Raises:
-        ExecutionException: it has failed or was cancelled, with the service's message.
+        ExecutionException: it failed or was cancelled, with the service's message.
     """
     print(f"main: {step} is {remote.job}: {remote.page}", flush=True)
     try:
-        state = _follow(step, remote)
+        state = _wait_until_ended(step, remote)
     except (KeyboardInterrupt, SystemExit):
         _cancel(step, remote)
         raise
-    if not state.good:
-        said = without_secrets(" ".join(state.message.split())) or "the service gives no reason"
-        raise ExecutionException(f"{step} ended as {state.word} on {remote.job}: {said}\n  look at {remote.page}")
+    if not state.succeeded:
+        message = without_secrets(" ".join(state.message.split())) or "the service gives no reason"
+        raise ExecutionException(f"{step} ended as {state.name} on {remote.job}: {message}\n  its page: {remote.page}")
 
 
-def _follow(step: str, remote: Remote) -> State:
-    began = asked = time.monotonic()
-    word, pause = "", FIRST
+def _wait_until_ended(step: str, remote: RemoteStep) -> JobState:
+    began = last_answer = time.monotonic()
+    name, pause = "", FIRST_PAUSE
     while True:
         try:
             state = remote.state()
         except Exception as error:
-            if not _may_pass(error) or time.monotonic() - asked > PATIENCE:
+            if not is_transient(error) or time.monotonic() - last_answer > PATIENCE:
                 raise ExecutionException(
-                    f"{step}: {remote.job} can't be watched and may be still running: {without_secrets(error)}\n"
-                    f"  look at {remote.page}"
+                    f"{step}: the state of {remote.job} is unknown, and it may still be running: {without_secrets(error)}\n"
+                    f"  its page: {remote.page}"
                 ) from error
-            state = State(f"no answer ({type(error).__name__}), asking again")
+            state = JobState(f"no answer ({type(error).__name__}), trying again")
         else:
-            asked = time.monotonic()
-        if state.word != word:
-            word = state.word
-            print(f"main: {step}: {word} after {time.monotonic() - began:.0f} s", flush=True)
+            last_answer = time.monotonic()
+        if state.name != name:
+            name = state.name
+            print(f"main: {step}: {name} after {time.monotonic() - began:.0f} s", flush=True)
         if state.ended:
             return state
         time.sleep(pause)
-        pause = min(1.5 * pause, LONGEST)
+        pause = min(1.5 * pause, LONGEST_PAUSE)
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether a service that answers so, after the client's own retries, may answer again while its job runs on."""
-    status = error.get_http_status_code() if isinstance(error, MlflowException) else getattr(error, "status_code", None)
-    unreachable = isinstance(error, (OSError, ServiceRequestError, ServiceResponseError))
-    return unreachable or status == 429 or (status or 0) >= 500
-
-
-def _cancel(step: str, remote: Remote) -> None:
-    """Cancel, whatever other signal comes meanwhile: MLflow ends an interrupted `main` twice."""
+def _cancel(step: str, remote: RemoteStep) -> None:
+    # MLflow sends an interrupted `main` a second signal, which must not end this.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         remote.cancel()
         print(f"\nmain: {step}: cancelled {remote.job}", flush=True)
     except Exception as error:
-        why = without_secrets(error)
+        reason = without_secrets(error)
         print(
-            f"\nmain: {step}: {remote.job} could NOT be cancelled and goes on: {why}\n  end it at {remote.page}",
+            f"\nmain: {step}: {remote.job} could NOT be cancelled and is still running: {reason}\n"
+            f"  cancel it at {remote.page}",
             flush=True,
         )

@@ -1,1 +1,1 @@
-"""Where a registered classifier can be deployed: a file a target, each with `deploy`, `status` and `delete`."""
+"""Targets that a registered classifier can be deployed to. Each target module has deploy, release, status and delete."""

@@ -1,261 +1,258 @@
-"""MLflow's own server in a container of this machine; where no Docker engine answers, the build context for one.
+"""MLflow's own server in a Docker container of this machine.
 
-Each version has its context, its image and its container. All three carry the model's URI, as a label that the context's
-Dockerfile sets, so a rerun makes only what is missing. The container is made from what MLflow writes:
-https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/ and
-https://docs.docker.com/reference/cli/docker/
+Each version has an image and a container. Both carry the URI of the model as a label, so a rerun creates only what is missing.
+MLflow writes the Dockerfile (https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/). The rest goes through the
+`docker` command (https://docs.docker.com/reference/cli/docker/).
 """
 
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Timer
 from typing import Any, NamedTuple
 
 import requests
 
-from carmodel.deploy.docker_context import LABEL, model_in, partial_of, require_context, require_ours
-from carmodel.deploy.wanted import Deployed, DeployError, Say, Wanted
+from carmodel.deploy.docker_image import LABEL, write_context
+from carmodel.deploy.messages import client_errors_explained, command, next_commands, say, undo_line
+from carmodel.deploy.status import DeployError, Status
 from carmodel.errors import InputError
+from carmodel.parameters import Deploy
 from carmodel.serving.server import HOST, require_free
 
 PORT = 8080
-"""Of MLflow's server in the container."""
+"""Port of MLflow's server inside the container."""
 STEP = re.compile(r"Step \d+/\d+ : .+|#\d+ \[.+")
-"""Docker's lines that begin a step of a build; the others are apt's and pip's."""
+"""Docker's lines that begin a step of a build. The other lines come from apt and pip."""
 
 
 class _Container(NamedTuple):
-    """What Docker knows of a container: its state, in its own word, the model and the port of this machine."""
+    """A container: its state in Docker's words, the URI of its model, and its port on this machine."""
 
     state: str
     model_uri: str
     port: int
 
 
-def deploy(wanted: Wanted, say: Say) -> Deployed:
-    """Write the context; where an engine answers, build its image, run it and wait until it serves.
+def deploy(settings: Deploy) -> Status:
+    """Build the image, run it and wait until it serves. Skip what is done already.
 
     Raises:
-        InputError: the port is taken, or a container or folder of that name is somebody else's.
-        DeployError: MLflow's or Docker's message, what is there now, and the next command.
+        InputError: there is no Docker engine, the port is taken, or another program owns a container of that name.
+        DeployError: the build or the container fails, with Docker's message, the status and the next commands.
     """
-    deadline = time.monotonic() + wanted.timeout
-    missing = _why_no_engine()
-    if missing:
-        require_context(wanted, say)
-        return _only_context(wanted, missing)
-    container = _container(wanted)
-    if container == _Container("running", wanted.model_uri, wanted.port) and _answers(wanted.port):
-        say(f"{wanted.name} serves {wanted.model_uri} already")
+    _require_engine()
+    deadline = time.monotonic() + settings.timeout
+    container = _find_container(settings)
+    if container == _Container("running", settings.model_uri, settings.port) and _answers(settings.port):
+        say(f"{settings.name} already serves {settings.model_uri}")
         return _running(container)
-    if container is None or container.port != wanted.port:
-        require_free(HOST, wanted.port)
-    if _image_is_there(wanted):
-        say(f"image {_image(wanted)} is there already")
+    if container is None or container.port != settings.port:
+        require_free(HOST, settings.port)
+    if _image(settings) in _find_images(settings, settings.model_uri):
+        say(f"image {_image(settings)} already exists")
     else:
-        require_context(wanted, say)
-        _build(wanted, say, deadline)
-    back = wanted.way_back(container.model_uri, container.port) if container else ""
+        _build(settings, deadline)
+    undo = undo_line(settings, container.model_uri, container.port) if container else ""
     if container:
-        say(f"removing the container of {container.model_uri}\n{back}".rstrip())
-        _docker(wanted, "rm", "--force", wanted.name)
+        say(f"removing the container of {container.model_uri}\n{undo}".rstrip())
+        _docker(settings, "rm", "--force", settings.name)
     try:
-        _run(wanted, say)
-        _wait(wanted, say, deadline)
+        _run(settings)
+        _wait(settings, deadline)
     except DeployError as error:
-        raise DeployError(f"{error}\n{back}".rstrip()) from None
-    return status(wanted, say)._replace(back=back)
+        raise DeployError(f"{error}\n{undo}".rstrip()) from None
+    return status(settings)._replace(undo=undo)
 
 
-def release(wanted: Wanted, say: Say) -> Deployed:
-    """Remove the images of other versions, which nobody will want back: this one has answered a photo."""
-    for image in _images(wanted) - {_image(wanted)}:
+def release(settings: Deploy) -> Status:
+    """Remove the images of other versions, now that this version has answered a photo."""
+    for image in _find_images(settings) - {_image(settings)}:
         say(f"removing image {image}")
-        _docker(wanted, "rmi", image)
-    return status(wanted, say)
+        _docker(settings, "rmi", image)
+    return status(settings)
 
 
-def status(wanted: Wanted, say: Say) -> Deployed:
-    """Look at the container; without one, at the image, then at the context.
+def status(settings: Deploy) -> Status:
+    """Return the status of the container, or of the image if there is no container.
 
     Raises:
-        InputError: there is none of them.
+        InputError: there is neither, or no Docker engine.
     """
-    missing = _why_no_engine()
-    container = None if missing else _container(wanted)
-    if container:
+    _require_engine()
+    if container := _find_container(settings):
         if container.state == "running" and _answers(container.port):
             return _running(container)
         state = "running, does not answer" if container.state == "running" else container.state
-        return Deployed(state, detail=f"{container.model_uri}; its lines: docker logs {wanted.name}")
-    if not missing and (images := _images(wanted)):
-        return Deployed("built image", detail=f"{', '.join(sorted(images))}; run it: {wanted.command('deploy')}")
-    if found := model_in(wanted.folder):
-        return Deployed(
-            "context made, not built", detail=f"{found} in {wanted.folder}{f'; {missing}' if missing else ''}"
-        )
-    raise InputError(
-        f"there is no {wanted.name}, nor a context in {wanted.folder}; make them: {wanted.command('deploy')}"
-    )
+        return Status(state, detail=f"{container.model_uri}; its log: docker logs {settings.name}")
+    if images := _find_images(settings):
+        return Status("image built", detail=f"{', '.join(sorted(images))}; run it: {command(settings, 'deploy')}")
+    raise InputError(f"there is no container or image {settings.name}; create it: {command(settings, 'deploy')}")
 
 
-def delete(wanted: Wanted, say: Say) -> bool:
-    """Remove the container, its images and the context; whether there was any of them.
+def delete(settings: Deploy) -> bool:
+    """Remove the container and its images. Return whether there were any.
 
     Raises:
-        InputError: the container of this name or the folder is somebody else's.
-        DeployError: Docker refuses, or no engine answers that could say whether they are there.
+        InputError: there is no Docker engine, or another program owns the container of this name.
+        DeployError: Docker refuses.
     """
-    require_ours(wanted.folder)
-    there = wanted.folder.exists()
-    if missing := _why_no_engine():
-        say(f"{missing}: a container or an image that an engine keeps stays there")
-    else:
-        if container := _container(wanted):
-            say(f"removing the container of {container.model_uri}")
-            _docker(wanted, "rm", "--force", wanted.name)
-        images = sorted(_images(wanted))
-        for image in images:
-            say(f"removing image {image}")
-            _docker(wanted, "rmi", image)
-        there = there or container is not None or bool(images)
-    for folder in (wanted.folder, partial_of(wanted.folder)):
-        shutil.rmtree(folder, ignore_errors=True)
-    return there
+    _require_engine()
+    if container := _find_container(settings):
+        say(f"removing the container of {container.model_uri}")
+        _docker(settings, "rm", "--force", settings.name)
+    images = sorted(_find_images(settings))
+    for image in images:
+        say(f"removing image {image}")
+        _docker(settings, "rmi", image)
+    return container is not None or bool(images)
 
 
-def build_command(wanted: Wanted) -> list[str]:
-    """The command that makes the image from the context."""
-    return ["docker", "build", "--tag", _image(wanted), str(wanted.folder)]
+def _image(settings: Deploy) -> str:
+    return f"{settings.name}:{settings.model_version[1]}"
 
 
-def run_command(wanted: Wanted) -> list[str]:
-    """The command that runs the image. It asks for no key, so only this machine can reach it."""
-    published = f"{HOST}:{wanted.port}:{PORT}"
-    return ["docker", "run", "--detach", "--name", wanted.name, "--publish", published, _image(wanted)]
+def _require_engine() -> None:
+    """Check that a Docker engine answers.
 
-
-def _image(wanted: Wanted) -> str:
-    return f"{wanted.name}:{wanted.model[1]}"
-
-
-def _only_context(wanted: Wanted, missing: str) -> Deployed:
-    commands = " && ".join(shlex.join(command) for command in (build_command(wanted), run_command(wanted)))
-    return Deployed("context made, not built", detail=f"{missing}; where one does: {commands}")
-
-
-def _why_no_engine() -> str:
-    """Docker's own word for why no engine answers; empty where one does."""
-    command = ["docker", "version", "--format", "{{.Server.Version}}"]
+    Raises:
+        InputError: none does, with Docker's message.
+    """
+    version = ["docker", "version", "--format", "{{.Server.Version}}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(version, capture_output=True, text=True, check=False, timeout=60)
+        message = _last_lines(done.stderr, 1) if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"no Docker engine answers here ({error})"
-    return f"no Docker engine answers here ({_last(done.stderr, 1)})" if done.returncode else ""
+        message = str(error)
+    if message:
+        raise InputError(
+            f"target=docker needs a Docker engine, and none answers here: {message}\n"
+            "  to write a build context for another machine: mlflow models generate-dockerfile --model-uri MODEL "
+            "--output-directory FOLDER"
+        )
 
 
-def _docker(wanted: Wanted, *arguments: str) -> str:
-    """What Docker says to a command, or its message as an error."""
+def _docker(settings: Deploy, *arguments: str) -> str:
+    """Run a Docker command and return its output.
+
+    Raises:
+        DeployError: it fails, with Docker's message.
+    """
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise _failed(wanted, f"docker {shlex.join(arguments)}", _last(done.stderr, 5))
+        raise _failed(settings, f"docker {shlex.join(arguments)}", _last_lines(done.stderr, 5))
     return done.stdout
 
 
-def _failed(wanted: Wanted, doing: str, said: str) -> DeployError:
-    """The error with what is there now: the context, images and container that are left."""
+def _failed(settings: Deploy, doing: str, message: str) -> DeployError:
+    """Return the error with the present status and the next commands."""
     try:
-        left = status(wanted, lambda line: None)
-        there = f"{left.state} ({left.detail})"
+        left = status(settings)
+        present = f"{left.state} ({left.detail})"
     except InputError:
-        there = "nothing"
-    return DeployError(f"{doing}: {said}\n  what is there now: {there}\n{wanted.next_commands()}")
+        present = "nothing"
+    return DeployError(f"{doing}: {message}\n  present status: {present}\n{next_commands(settings)}")
 
 
-def _images(wanted: Wanted) -> set[str]:
-    """Our images of this name, of all versions."""
-    ours = ("--filter", f"label={LABEL}", "--filter", f"reference={wanted.name}:*")
-    return set(_docker(wanted, "images", *ours, "--format", "{{.Repository}}:{{.Tag}}").split())
+def _find_images(settings: Deploy, model_uri: str = "") -> set[str]:
+    """Return our images of this name: of one model, or of all."""
+    label = f"{LABEL}={model_uri}" if model_uri else LABEL
+    ours = ("--filter", f"label={label}", "--filter", f"reference={settings.name}:*")
+    return set(_docker(settings, "images", *ours, "--format", "{{.Repository}}:{{.Tag}}").split())
 
 
-def _image_is_there(wanted: Wanted) -> bool:
-    return _image(wanted) in _images(wanted)
-
-
-def _container(wanted: Wanted) -> _Container | None:
-    """The container of this name.
+def _find_container(settings: Deploy) -> _Container | None:
+    """Return the container of this name.
 
     Raises:
         InputError: it is not ours.
     """
-    listed = _docker(wanted, "ps", "--all", "--filter", f"name=^/{wanted.name}$", "--quiet").strip()
-    if not listed:
+    container_id = _docker(settings, "ps", "--all", "--filter", f"name=^/{settings.name}$", "--quiet").strip()
+    if not container_id:
         return None
-    facts: dict[str, Any] = json.loads(_docker(wanted, "inspect", listed))[0]
+    facts: dict[str, Any] = json.loads(_docker(settings, "inspect", container_id))[0]
     model_uri = (facts["Config"]["Labels"] or {}).get(LABEL)
     if model_uri is None:
-        raise InputError(
-            f"name={wanted.name}: there is a container of this name that this step has not made; choose another"
-        )
-    bound = (facts["HostConfig"]["PortBindings"] or {}).get(f"{PORT}/tcp") or [{}]
-    return _Container(facts["State"]["Status"], model_uri, int(bound[0].get("HostPort") or 0))
+        raise InputError(f"name={settings.name}: another program owns the container of this name; choose another name")
+    bindings = (facts["HostConfig"]["PortBindings"] or {}).get(f"{PORT}/tcp") or [{}]
+    return _Container(facts["State"]["Status"], model_uri, int(bindings[0].get("HostPort") or 0))
 
 
-def _build(wanted: Wanted, say: Say, deadline: float) -> None:
-    say(f"building image {_image(wanted)}: the first time takes minutes, since it installs TensorFlow")
-    lines: list[str] = []
-    process = subprocess.Popen(
-        build_command(wanted), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-    timer = Timer(max(deadline - time.monotonic(), 0.0), process.kill)
-    timer.start()
-    with process:
+def _build(settings: Deploy, deadline: float) -> None:
+    """Build the image, and print the steps of the build.
+
+    Raises:
+        DeployError: the model cannot be downloaded, or the build fails or takes too long.
+    """
+    with TemporaryDirectory(prefix="carmodel-docker-") as scratch:
+        context = Path(scratch, "context")
         try:
-            for line in process.stdout or ():
-                lines.append(line)
-                if STEP.match(line):
-                    say(f"  {line.strip()[:120]}")
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            timer.cancel()
+            with client_errors_explained(settings, f"downloading {settings.model_uri}"):
+                write_context(settings.model_uri, context)
+        except OSError as error:
+            raise DeployError(f"cannot write the build context of {settings.model_uri}: {error}") from error
+        say(f"building image {_image(settings)}: the first time takes minutes, because it installs TensorFlow")
+        build = ["docker", "build", "--tag", _image(settings), str(context)]
+        lines: list[str] = []
+        process = subprocess.Popen(build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        timer = Timer(max(deadline - time.monotonic(), 0.0), process.kill)
+        timer.start()
+        with process:
+            try:
+                for line in process.stdout or ():
+                    lines.append(line)
+                    if STEP.match(line):
+                        say(f"  {line.strip()[:120]}")
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                timer.cancel()
     if process.returncode:
-        if time.monotonic() >= deadline:
-            raise _failed(wanted, "docker build", f"the image was not built within timeout={wanted.timeout:g} seconds")
-        said = f"{_last(''.join(lines), 10)}\n  all its lines:  {shlex.join(build_command(wanted))}"
-        raise _failed(wanted, "docker build", said)
+        late = time.monotonic() >= deadline
+        message = f"the image was not built within timeout={settings.timeout:g} seconds" if late else ""
+        raise _failed(settings, "docker build", message or _last_lines("".join(lines), 10))
 
 
-def _run(wanted: Wanted, say: Say) -> None:
-    say(f"running {_image(wanted)} as {wanted.name}, at port {wanted.port} of this machine")
-    done = subprocess.run(run_command(wanted), capture_output=True, text=True, check=False)
+def _run(settings: Deploy) -> None:
+    """Start the container. Only this machine can reach its port, because MLflow's server asks for no key."""
+    say(f"running {_image(settings)} as {settings.name}, at port {settings.port} of this machine")
+    publish = f"{HOST}:{settings.port}:{PORT}"
+    run = ["docker", "run", "--detach", "--name", settings.name, "--publish", publish, _image(settings)]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
     if done.returncode:
-        # Docker leaves a container that could not be started, for example at a port that is taken.
-        subprocess.run(["docker", "rm", "--force", wanted.name], capture_output=True, check=False)
-        raise _failed(wanted, "docker run", _last(done.stderr, 5))
+        # Docker leaves a container that could not start, for example because its port is taken.
+        subprocess.run(["docker", "rm", "--force", settings.name], capture_output=True, check=False)
+        raise _failed(settings, "docker run", _last_lines(done.stderr, 5))
 
 
-def _wait(wanted: Wanted, say: Say, deadline: float) -> None:
-    say("waiting until it answers")
-    while not _answers(wanted.port):
-        container = _container(wanted)
-        if container is None or container.state != "running":
-            said = f"the container has ended: {_logs(wanted)}" if container else "the container was removed"
-            raise _failed(wanted, "docker run", said)
+def _wait(settings: Deploy, deadline: float) -> None:
+    """Wait until the container answers.
+
+    Raises:
+        DeployError: it has exited, or does not answer in time.
+    """
+    say("waiting for its first answer")
+    while not _answers(settings.port):
+        container = _find_container(settings)
+        if container is None:
+            raise _failed(settings, "docker run", "the container was removed")
+        if container.state != "running":
+            raise _failed(settings, "docker run", f"the container has exited: {_container_log(settings)}")
         if time.monotonic() > deadline:
-            said = f"no answer within timeout={wanted.timeout:g} seconds: {_logs(wanted)}"
-            raise _failed(wanted, "docker run", said)
+            late = f"no answer within timeout={settings.timeout:g} seconds"
+            raise _failed(settings, "docker run", f"{late}: {_container_log(settings)}")
         time.sleep(0.5)
 
 
-def _logs(wanted: Wanted) -> str:
-    done = subprocess.run(["docker", "logs", "--tail", "5", wanted.name], capture_output=True, text=True, check=False)
-    return _last(done.stdout + done.stderr, 5)
+def _container_log(settings: Deploy) -> str:
+    logs = ["docker", "logs", "--tail", "5", settings.name]
+    done = subprocess.run(logs, capture_output=True, text=True, check=False)
+    return _last_lines(done.stdout + done.stderr, 5)
 
 
 def _answers(port: int) -> bool:
@@ -265,10 +262,10 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _running(container: _Container) -> Deployed:
-    return Deployed("running", f"http://{HOST}:{container.port}/invocations", detail=container.model_uri)
+def _running(container: _Container) -> Status:
+    return Status("running", f"http://{HOST}:{container.port}/invocations", detail=container.model_uri)
 
 
-def _last(text: str, lines: int) -> str:
-    """The last lines that are not empty, in one."""
-    return " ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:]) or "no message"
+def _last_lines(text: str, count: int) -> str:
+    """Return the last lines that are not empty, joined by blanks."""
+    return " ".join([line.strip() for line in text.splitlines() if line.strip()][-count:]) or "no message"

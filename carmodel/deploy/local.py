@@ -1,4 +1,4 @@
-"""MLflow's own server on this machine, which goes on when the step has ended."""
+"""MLflow's own server as a background process of this machine."""
 
 import json
 import os
@@ -12,167 +12,185 @@ from typing import NamedTuple
 
 import requests
 
-from carmodel.deploy.wanted import Deployed, DeployError, Say, Wanted
+from carmodel.deploy.messages import command, say, undo_line
+from carmodel.deploy.status import DeployError, Status
 from carmodel.errors import InputError
+from carmodel.parameters import Deploy
 from carmodel.serving.server import HOST, require_free, start
 
 
-class _Kept(NamedTuple):
-    """What the folder remembers of the server."""
+class _Server(NamedTuple):
+    """The record of a server in its folder, ``server.json``."""
 
     pid: int
     port: int
     model_uri: str
 
 
-def deploy(wanted: Wanted, say: Say) -> Deployed:
-    """Serve the model; a server of another version is replaced, one of this version left as it is.
+def deploy(settings: Deploy) -> Status:
+    """Serve the model. Replace a server of another version, and keep one of this version.
 
     Raises:
-        InputError: the port is taken, or the folder is somebody else's.
-        DeployError: the server ends, or does not answer in time; nothing is left but its log.
+        InputError: the port is taken, or the folder holds other files.
+        DeployError: the server exits, or does not answer in time. Only its log is left.
     """
-    _require_ours(wanted)
-    kept, back = _kept(wanted), ""
-    if kept and (kept.model_uri, kept.port) == (wanted.model_uri, wanted.port) and _is_ours(kept):
-        say(f"{wanted.name} {'serves' if _answers(kept) else 'starts to serve'} {wanted.model_uri} already")
+    _require_own_folder(settings)
+    server, undo = _recorded(settings), ""
+    if server and (server.model_uri, server.port) == (settings.model_uri, settings.port) and _is_running(server):
+        state = "already serves" if _answers(server) else "is already starting to serve"
+        say(f"{settings.name} {state} {settings.model_uri}")
     else:
-        if kept is None or kept.port != wanted.port:
-            require_free(HOST, wanted.port)
-        if kept:
-            back = wanted.way_back(kept.model_uri, kept.port)
-            say(f"ending the server of {kept.model_uri}\n{back}".rstrip())
-            _end(wanted, kept)
-        require_free(HOST, wanted.port)
-        kept = _start(wanted, say)
-    deadline = time.monotonic() + wanted.timeout
-    while not _answers(kept):
-        if not _is_ours(kept):
-            _end(wanted, kept)
-            last = _log(wanted).read_text(errors="replace").strip().splitlines()[-3:]
-            said = f"MLflow's server has ended: {' '.join(last)}\n  all its lines: {_log(wanted)}\n{back}"
-            raise DeployError(said.rstrip())
+        if server is None or server.port != settings.port:
+            require_free(HOST, settings.port)
+        if server:
+            undo = undo_line(settings, server.model_uri, server.port)
+            say(f"stopping the server of {server.model_uri}\n{undo}".rstrip())
+            _stop(settings, server)
+        require_free(HOST, settings.port)
+        server = _start(settings)
+    deadline = time.monotonic() + settings.timeout
+    while not _answers(server):
+        if not _is_running(server):
+            _stop(settings, server)
+            last_lines = _log(settings).read_text(errors="replace").strip().splitlines()[-3:]
+            raise DeployError(
+                f"MLflow's server has exited: {' '.join(last_lines)}\n  its log: {_log(settings)}\n{undo}".rstrip()
+            )
         if time.monotonic() > deadline:
-            _end(wanted, kept)
-            said = f"MLflow's server has not answered within timeout={wanted.timeout:g} seconds: {_log(wanted)}\n{back}"
-            raise DeployError(said.rstrip())
+            _stop(settings, server)
+            raise DeployError(
+                f"MLflow's server has not answered within timeout={settings.timeout:g} seconds; its log: "
+                f"{_log(settings)}\n{undo}".rstrip()
+            )
         time.sleep(0.25)
-    return _deployed(kept)._replace(back=back)
+    return _status(server)._replace(undo=undo)
 
 
-def release(wanted: Wanted, say: Say) -> Deployed:
-    """Look at it: clients reach a server from its first answer."""
-    return status(wanted, say)
+def release(settings: Deploy) -> Status:
+    """Return the status: clients reach a local server from its first answer."""
+    return status(settings)
 
 
-def status(wanted: Wanted, say: Say) -> Deployed:
-    """Look whether the server answers.
+def status(settings: Deploy) -> Status:
+    """Return whether the server answers.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no server.
     """
-    if not (kept := _kept(wanted)):
+    server = _recorded(settings)
+    if server is None:
         raise InputError(
-            f"there is no server {wanted.name} in {wanted.folder.parent}; start it: {wanted.command('deploy')}"
+            f"there is no server {settings.name} in {_folder(settings).parent}; start it: {command(settings, 'deploy')}"
         )
-    if _answers(kept):
-        return _deployed(kept)
-    if _is_ours(kept):
-        return Deployed("starting", detail=f"{kept.model_uri} does not answer yet; its lines: {_log(wanted)}")
-    again = wanted._replace(port=kept.port).command("deploy", kept.model_uri)
-    return Deployed("stopped", detail=f"its lines: {_log(wanted)}; start it: {again}")
+    if _answers(server):
+        return _status(server)
+    if _is_running(server):
+        return Status("starting", detail=f"{server.model_uri} does not answer yet; its log: {_log(settings)}")
+    same_port = settings.model_copy(update={"port": server.port})
+    restart = command(same_port, "deploy", server.model_uri)
+    return Status("stopped", detail=f"its log: {_log(settings)}; start it: {restart}")
 
 
-def delete(wanted: Wanted, say: Say) -> bool:
-    """End the server and remove what it left; whether there was one.
+def delete(settings: Deploy) -> bool:
+    """Stop the server and remove its folder. Return whether there was a server.
 
     Raises:
-        InputError: the folder is somebody else's.
+        InputError: the folder holds other files.
     """
-    _require_ours(wanted)
-    if kept := _kept(wanted):
-        say(f"ending the server of {kept.model_uri}")
-        _end(wanted, kept)
-    shutil.rmtree(wanted.folder, ignore_errors=True)
-    return kept is not None
+    _require_own_folder(settings)
+    server = _recorded(settings)
+    if server:
+        say(f"stopping the server of {server.model_uri}")
+        _stop(settings, server)
+    shutil.rmtree(_folder(settings), ignore_errors=True)
+    return server is not None
 
 
-def _start(wanted: Wanted, say: Say) -> _Kept:
-    say(f"starting MLflow's server; its lines go to {_log(wanted)}")
+def _start(settings: Deploy) -> _Server:
+    say(f"starting MLflow's server; its log: {_log(settings)}")
     try:
-        wanted.folder.mkdir(parents=True, exist_ok=True)
-        with _log(wanted).open("wb") as lines:
-            process = start(wanted.model_uri, wanted.port, lines)
+        _folder(settings).mkdir(parents=True, exist_ok=True)
+        with _log(settings).open("wb") as log:
+            process = start(settings.model_uri, settings.port, log)
     except OSError as error:
-        raise InputError(f"folder={wanted.folder.parent}: {error.strerror}; choose another one") from None
-    kept = _Kept(process.pid, wanted.port, wanted.model_uri)
-    # Before it answers: a server that never does can still be ended.
-    (wanted.folder / "server.json").write_text(json.dumps(kept._asdict()))
-    return kept
+        raise InputError(f"folder={_folder(settings).parent}: {error.strerror}; choose another one") from None
+    server = _Server(process.pid, settings.port, settings.model_uri)
+    # Written before the server answers, so that one that never answers can still be stopped.
+    _record(settings).write_text(json.dumps(server._asdict()))
+    return server
 
 
-def _end(wanted: Wanted, kept: _Kept) -> None:
-    """End this server; another that has taken its place meanwhile goes on."""
+def _stop(settings: Deploy, server: _Server) -> None:
+    """Stop this server, but not another one that has replaced it in the meantime."""
     with suppress(ProcessLookupError):
-        if _is_ours(kept):
-            os.killpg(kept.pid, signal.SIGTERM)
-            _wait_for_its_end(kept)
-    if _kept(wanted) == kept:
-        (wanted.folder / "server.json").unlink()
+        if _is_running(server):
+            os.killpg(server.pid, signal.SIGTERM)
+            _wait_until_stopped(server)
+    if _recorded(settings) == server:
+        _record(settings).unlink()
 
 
-def _log(wanted: Wanted) -> Path:
-    return wanted.folder / "server.log"
+def _folder(settings: Deploy) -> Path:
+    return Path(settings.folder).resolve() / f"local-{settings.name}"
 
 
-def _kept(wanted: Wanted) -> _Kept | None:
-    """The server that was started last; None also where the file was cut short."""
+def _log(settings: Deploy) -> Path:
+    return _folder(settings) / "server.log"
+
+
+def _record(settings: Deploy) -> Path:
+    return _folder(settings) / "server.json"
+
+
+def _recorded(settings: Deploy) -> _Server | None:
+    """Return the server that was started last, or None if there is no record or only a part of one."""
     try:
-        return _Kept(**json.loads((wanted.folder / "server.json").read_text()))
+        return _Server(**json.loads(_record(settings).read_text()))
     except (OSError, ValueError):
         return None
 
 
-def _require_ours(wanted: Wanted) -> None:
-    """Check that the folder holds nothing of anybody else.
+def _require_own_folder(settings: Deploy) -> None:
+    """Check that the folder holds no files but those of a server.
 
     Raises:
         InputError: it does.
     """
-    there = {path.name for path in wanted.folder.iterdir()} if wanted.folder.is_dir() else set()
-    if there - {"server.json", "server.log"}:
-        raise InputError(f"folder={wanted.folder.parent}: {wanted.folder} holds something else; choose another one")
+    folder = _folder(settings)
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names - {"server.json", "server.log"}:
+        raise InputError(f"folder={folder.parent}: {folder} holds other files; choose another folder")
 
 
-def _deployed(kept: _Kept) -> Deployed:
-    return Deployed("running", f"http://{HOST}:{kept.port}/invocations", detail=f"{kept.model_uri}, process {kept.pid}")
+def _status(server: _Server) -> Status:
+    return Status("running", f"http://{HOST}:{server.port}/invocations", detail=f"{server.model_uri}, pid {server.pid}")
 
 
-def _answers(kept: _Kept) -> bool:
+def _answers(server: _Server) -> bool:
     try:
-        return _is_ours(kept) and requests.get(f"http://{HOST}:{kept.port}/ping", timeout=5).status_code == 200
+        return _is_running(server) and requests.get(f"http://{HOST}:{server.port}/ping", timeout=5).status_code == 200
     except requests.RequestException:
         return False
 
 
-def _is_ours(kept: _Kept) -> bool:
-    """Whether the process is still that server, and not another one that got its number."""
-    said = subprocess.run(
-        ["ps", "-o", "args=", "-p", str(kept.pid)], capture_output=True, text=True, check=False
-    ).stdout
-    return "mlflow" in said and str(kept.port) in said
+def _is_running(server: _Server) -> bool:
+    """Return whether the process is still that server, and not another process with the same id."""
+    ps = ["ps", "-o", "args=", "-p", str(server.pid)]
+    arguments = subprocess.run(ps, capture_output=True, text=True, check=False).stdout
+    return "mlflow" in arguments and str(server.port) in arguments
 
 
-def _wait_for_its_end(kept: _Kept) -> None:
-    """Wait until all of its processes are gone, and its port free; SIGKILL after 15 seconds."""
+def _wait_until_stopped(server: _Server) -> None:
+    """Wait until all processes of the server are gone and its port is free. Send SIGKILL after 15 seconds."""
     began = time.monotonic()
-    while _session(kept) and time.monotonic() < began + 20:
+    while _live_processes(server) and time.monotonic() < began + 20:
         if time.monotonic() > began + 15:
-            os.killpg(kept.pid, signal.SIGKILL)
+            os.killpg(server.pid, signal.SIGKILL)
         time.sleep(0.1)
 
 
-def _session(kept: _Kept) -> list[str]:
-    """States of the processes of its session that have not ended; Z are those that nobody has asked for their end."""
-    listed = subprocess.run(["ps", "-o", "stat=", "-g", str(kept.pid)], capture_output=True, text=True, check=False)
-    return [state for state in listed.stdout.split() if not state.startswith("Z")]
+def _live_processes(server: _Server) -> list[str]:
+    """Return the states of the processes in the server's session, without zombies (Z)."""
+    ps = ["ps", "-o", "stat=", "-g", str(server.pid)]
+    states = subprocess.run(ps, capture_output=True, text=True, check=False).stdout.split()
+    return [state for state in states if not state.startswith("Z")]

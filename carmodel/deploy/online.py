@@ -1,49 +1,50 @@
-"""Online endpoints of Azure ML, managed or on a Kubernetes cluster: two deployments, blue and green, behind one address.
+"""Online endpoints of Azure ML, managed or on Kubernetes: two deployments, blue and green, behind one URL.
 
-A new version goes to the colour that clients don't use. Once it has answered a photo it gets a share of the requests: a
-canary. `promote` gives it all of them and keeps the other for `rollback`
-(https://learn.microsoft.com/azure/machine-learning/how-to-safely-rollout-online-endpoints). Which colour is what is kept in the
-endpoint's tags, so that a command that is given twice does the same once.
+A new version goes to the color without requests. Once it has answered a photo, it gets a share of the requests and is a canary.
+`promote` gives it all requests and keeps the other deployment for `rollback`
+(https://learn.microsoft.com/azure/machine-learning/how-to-safely-rollout-online-endpoints). The tags of the endpoint record the
+role of each color, so every action is idempotent.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from carmodel.deploy.failure import explained
+from carmodel.cloud.azure import workspace_client
+from carmodel.deploy.messages import client_errors_explained, command, next_commands, say
 from carmodel.deploy.online_service import (
-    MODEL,
-    client,
-    deployments,
-    endpoint_called,
+    MODEL_TAG,
+    create_deployment,
+    deletion_line,
     ensure_endpoint,
-    existing,
-    make_deployment,
-    serves,
-    settings_of,
-    settled,
+    find_endpoint,
+    get_deployments,
+    get_endpoint,
+    is_healthy,
+    is_same,
+    read_settings,
     state_of,
-    to_delete,
     wait,
-    works,
+    wait_until_settled,
 )
-from carmodel.deploy.wanted import Deployed, DeployError, Say, Wanted
+from carmodel.deploy.status import DeployError, Status
 from carmodel.errors import InputError
+from carmodel.parameters import Deploy
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
     from azure.ai.ml.entities import OnlineDeployment, OnlineEndpoint
 
-COLOURS = ("blue", "green")
-TAGS = ("carmodel.stable", "carmodel.other", "carmodel.role")
+COLORS = ("blue", "green")
+ROLE_TAGS = ("carmodel.stable", "carmodel.other", "carmodel.role")
 
 
 class Roles(NamedTuple):
-    """Which deployment is what, in the tags of an endpoint; Azure takes no empty ones.
+    """The roles of the two deployments, as in the tags of the endpoint. Azure refuses empty tags, hence "none".
 
     Attributes:
-        stable: gets the requests, or most of them.
-        other: the other one.
-        role: of the other one. It has answered a photo and waits for `promote`: canary; was stable before that: previous; was
-            taken back by `rollback`: rejected.
+        stable: the color that gets most or all requests.
+        other: the other color.
+        role: of the other color. "canary": has answered a photo and waits for `promote`. "previous": was stable before.
+            "rejected": was taken back by `rollback`.
     """
 
     stable: str = "none"
@@ -51,181 +52,204 @@ class Roles(NamedTuple):
     role: str = "none"
 
 
-def roles_of(endpoint: "OnlineEndpoint", there: "dict[str, OnlineDeployment]") -> Roles:
-    """The roles; where traffic was changed by hand, what gets most of it is stable, and another that gets some is a canary."""
-    roles = Roles(*((endpoint.tags or {}).get(tag, "none") for tag in TAGS))
-    most = max(there, key=lambda colour: share_of(endpoint, colour), default="none")
-    if share_of(endpoint, most) and not share_of(endpoint, roles.stable):
-        roles = Roles(most, roles.stable, "previous" if roles.stable in there else "none")
-    if roles.other not in there or roles.other == roles.stable:
-        roles = Roles(roles.stable, next((colour for colour in there if colour != roles.stable), "none"))
-    if roles.role == "none" and share_of(endpoint, roles.other):
+def roles_of(endpoint: "OnlineEndpoint", deployments: "dict[str, OnlineDeployment]") -> Roles:
+    """Return the roles. Traffic that was changed by hand wins over the tags: the color that gets most of it is stable."""
+    roles = Roles(*((endpoint.tags or {}).get(tag, "none") for tag in ROLE_TAGS))
+    most = max(deployments, key=lambda color: traffic_share(endpoint, color), default="none")
+    if traffic_share(endpoint, most) and not traffic_share(endpoint, roles.stable):
+        roles = Roles(most, roles.stable, "previous" if roles.stable in deployments else "none")
+    if roles.other not in deployments or roles.other == roles.stable:
+        roles = Roles(roles.stable, next((color for color in deployments if color != roles.stable), "none"))
+    if roles.role == "none" and traffic_share(endpoint, roles.other):
         roles = roles._replace(role="canary")
     return roles
 
 
-def deploy(wanted: Wanted, say: Say) -> Deployed:
-    """Have the wanted version run beside the one that clients use, which keeps all its requests."""
-    ml = client()
-    endpoint_asked, asked = settings_of(wanted)
-    with explained(wanted, f"deploying {wanted.model_uri} to endpoint {wanted.name}"):
-        settled(ml, wanted, say)
-        endpoint = ensure_endpoint(ml, wanted, endpoint_asked, say)
-        there = deployments(ml, wanted)
-        colour = next((c for c, d in there.items() if serves(d, asked) and works(d)), "")
-        if colour:
-            say(f"{colour} serves {wanted.model_uri} already")
-            return _reach(ml, endpoint, colour)
-        # The one without requests; one that has failed before one that works, which could be gone back to.
-        colour = min(COLOURS, key=lambda c: (share_of(endpoint, c), c in there and works(there[c]), c not in there))
-        if share_of(endpoint, colour):
+def deploy(settings: Deploy) -> Status:
+    """Deploy the version to the color without requests. The deployment that clients use keeps all its requests."""
+    client = workspace_client()
+    wanted_endpoint, wanted = read_settings(settings)
+    with client_errors_explained(settings, f"deploying {settings.model_uri} to endpoint {settings.name}"):
+        wait_until_settled(client, settings)
+        endpoint = ensure_endpoint(client, settings, wanted_endpoint)
+        deployments = get_deployments(client, settings)
+        color = next(
+            (color for color, there in deployments.items() if is_same(there, wanted) and is_healthy(there)), ""
+        )
+        if color:
+            say(f"{color} already serves {settings.model_uri}")
+            return _status_of_color(client, endpoint, color)
+        color = _color_to_replace(endpoint, deployments)
+        if traffic_share(endpoint, color):
             raise DeployError(
-                f"blue and green of {wanted.name} both get requests: promote or roll back first\n  "
-                f"{wanted.command('promote')}\n  {wanted.command('rollback')}"
+                f"blue and green of {settings.name} both get requests: promote or roll back first\n  "
+                f"{command(settings, 'promote')}\n  {command(settings, 'rollback')}"
             )
-        stable, other, role = roles_of(endpoint, there)
-        if colour == other and role != "none":
-            # Else a rollback or promotion, if this goes wrong, would lead to what has never answered.
-            say(f"{_named(there, colour)}, {role}, makes room")
-            _route(ml, wanted, endpoint, say, traffic=_traffic(endpoint), roles=Roles(stable))
-        make_deployment(ml, wanted, asked, colour, say)
-        return _reach(ml, existing(ml, wanted), colour)
+        stable, other, role = roles_of(endpoint, deployments)
+        if color == other and role != "none":
+            # If this deployment fails, `promote` and `rollback` must not lead to a version that has never answered.
+            say(f"replacing {_describe(deployments, color)}, {role}")
+            _route(client, settings, endpoint, traffic=_traffic(endpoint), roles=Roles(stable))
+        create_deployment(client, settings, wanted, color)
+        return _status_of_color(client, get_endpoint(client, settings), color)
 
 
-def release(wanted: Wanted, say: Say) -> Deployed:
-    """Give the wanted version its share of the requests: all, where it is the only one."""
-    ml = client()
-    _, asked = settings_of(wanted)
-    with explained(wanted, f"sharing the requests of endpoint {wanted.name}"):
-        endpoint, there = existing(ml, wanted), deployments(ml, wanted)
-        colour = next(c for c, d in there.items() if serves(d, asked) and works(d))
-        stable = roles_of(endpoint, there).stable
-        if not share_of(endpoint, stable):
-            _route(ml, wanted, endpoint, say, traffic={colour: 100}, roles=Roles(colour))
-        elif colour != stable and wanted.traffic == 100:
-            _route(ml, wanted, endpoint, say, traffic={colour: 100}, roles=Roles(colour, stable, "previous"))
-        elif colour != stable:
-            traffic = {stable: 100 - wanted.traffic, colour: wanted.traffic}
-            _route(ml, wanted, endpoint, say, traffic=traffic, roles=Roles(stable, colour, "canary"))
-            say(f"to go on: {wanted.command('promote')}\ndeploy: to go back: {wanted.command('rollback')}")
-        return _seen(ml, wanted)
+def release(settings: Deploy) -> Status:
+    """Give the version its share of the requests: all of them if it is the only one."""
+    client = workspace_client()
+    _, wanted = read_settings(settings)
+    with client_errors_explained(settings, f"routing the requests of endpoint {settings.name}"):
+        endpoint, deployments = get_endpoint(client, settings), get_deployments(client, settings)
+        color = next(color for color, there in deployments.items() if is_same(there, wanted) and is_healthy(there))
+        stable = roles_of(endpoint, deployments).stable
+        if not traffic_share(endpoint, stable):
+            _route(client, settings, endpoint, traffic={color: 100}, roles=Roles(color))
+        elif color != stable and settings.traffic == 100:
+            _route(client, settings, endpoint, traffic={color: 100}, roles=Roles(color, stable, "previous"))
+        elif color != stable:
+            traffic = {stable: 100 - settings.traffic, color: settings.traffic}
+            _route(client, settings, endpoint, traffic=traffic, roles=Roles(stable, color, "canary"))
+            say(f"to promote it: {command(settings, 'promote')}")
+            say(f"to roll back: {command(settings, 'rollback')}")
+        return _status_of_endpoint(client, settings)
 
 
-def promote(wanted: Wanted, say: Say) -> Deployed:
-    """Give all requests to the canary; the other version stays, without requests, for `rollback`.
+def promote(settings: Deploy) -> Status:
+    """Give all requests to the canary. Keep the other version, without requests, for `rollback`.
 
     Raises:
-        InputError: there is no canary, nor was one promoted before.
+        InputError: there is no canary, and none was promoted before.
     """
-    ml = client()
-    with explained(wanted, f"promoting on endpoint {wanted.name}"):
-        settled(ml, wanted, say)
-        endpoint, there = existing(ml, wanted), deployments(ml, wanted)
-        stable, other, role = roles_of(endpoint, there)
+    client = workspace_client()
+    with client_errors_explained(settings, f"promoting on endpoint {settings.name}"):
+        wait_until_settled(client, settings)
+        endpoint, deployments = get_endpoint(client, settings), get_deployments(client, settings)
+        stable, other, role = roles_of(endpoint, deployments)
         if role == "canary":
-            _require_works(wanted, there, other)
-            _route(ml, wanted, endpoint, say, traffic={other: 100}, roles=Roles(other, stable, "previous"))
+            _require_healthy(settings, deployments, other)
+            _route(client, settings, endpoint, traffic={other: 100}, roles=Roles(other, stable, "previous"))
         elif role == "previous":
-            say(f"{_named(there, stable)} was promoted already")
-            _route(ml, wanted, endpoint, say, traffic={stable: 100}, roles=Roles(stable, other, role))
+            say(f"{_describe(deployments, stable)} is already promoted")
+            _route(client, settings, endpoint, traffic={stable: 100}, roles=Roles(stable, other, role))
         else:
             raise InputError(
-                f"{wanted.name} has no canary; {_named(there, stable)} gets all requests\n"
-                f"  to have one: {wanted.command('deploy')}"
+                f"{settings.name} has no canary; {_describe(deployments, stable)} gets all requests\n"
+                f"  to deploy one: {command(settings, 'deploy')}"
             )
-        return _seen(ml, wanted)
+        return _status_of_endpoint(client, settings)
 
 
-def rollback(wanted: Wanted, say: Say) -> Deployed:
-    """Take a canary's requests away; where there is no canary, give all requests to the version before the last promotion.
+def rollback(settings: Deploy) -> Status:
+    """Take the requests away from a canary. Without a canary, give all requests to the version before the last promotion.
 
     Raises:
-        InputError: there is neither, nor was one rolled back before.
+        InputError: there is no canary and no previous version, and none was rolled back before.
     """
-    ml = client()
-    with explained(wanted, f"rolling back endpoint {wanted.name}"):
-        settled(ml, wanted, say)
-        endpoint, there = existing(ml, wanted), deployments(ml, wanted)
-        stable, other, role = roles_of(endpoint, there)
+    client = workspace_client()
+    with client_errors_explained(settings, f"rolling back endpoint {settings.name}"):
+        wait_until_settled(client, settings)
+        endpoint, deployments = get_endpoint(client, settings), get_deployments(client, settings)
+        stable, other, role = roles_of(endpoint, deployments)
         if role == "none":
             raise InputError(
-                f"{wanted.name} has neither a canary nor a version before: {_named(there, stable)} gets all requests\n"
-                f"  for another version: {wanted.command('deploy')}"
+                f"{settings.name} has no canary and no previous version: {_describe(deployments, stable)} gets all "
+                f"requests\n  to deploy another version: {command(settings, 'deploy')}"
             )
         if role == "previous":
             stable, other = other, stable
         elif role == "rejected":
-            say(f"{_named(there, other)} was rolled back already")
-        _require_works(wanted, there, stable)
-        _route(ml, wanted, endpoint, say, traffic={stable: 100}, roles=Roles(stable, other, "rejected"))
-        return _seen(ml, wanted)
+            say(f"{_describe(deployments, other)} is already rolled back")
+        _require_healthy(settings, deployments, stable)
+        _route(client, settings, endpoint, traffic={stable: 100}, roles=Roles(stable, other, "rejected"))
+        return _status_of_endpoint(client, settings)
 
 
-def status(wanted: Wanted, say: Say) -> Deployed:
-    """Look at the endpoint and its deployments."""
-    with explained(wanted, f"looking at endpoint {wanted.name}"):
-        return _seen(client(), wanted)
+def status(settings: Deploy) -> Status:
+    """Return the status of the endpoint and its deployments."""
+    with client_errors_explained(settings, f"getting endpoint {settings.name}"):
+        return _status_of_endpoint(workspace_client(), settings)
 
 
-def delete(wanted: Wanted, say: Say) -> bool:
-    """Delete the endpoint with its deployments; whether there was one."""
-    ml = client()
-    with explained(wanted, f"deleting endpoint {wanted.name}"):
-        if endpoint_called(ml, wanted) is None:
+def delete(settings: Deploy) -> bool:
+    """Delete the endpoint with its deployments. Return whether there was one."""
+    client = workspace_client()
+    doing = f"deleting endpoint {settings.name}"
+    with client_errors_explained(settings, doing):
+        if find_endpoint(client, settings) is None:
             return False
-        wait(ml.online_endpoints.begin_delete(name=wanted.name), wanted, f"deleting endpoint {wanted.name}", say)
+        wait(client.online_endpoints.begin_delete(name=settings.name), settings, doing)
     return True
 
 
-def share_of(endpoint: "OnlineEndpoint", colour: str) -> int:
-    """Percent of the requests that a colour gets."""
-    return _traffic(endpoint).get(colour, 0)
+def traffic_share(endpoint: "OnlineEndpoint", color: str) -> int:
+    """Return the percent of the requests that a color gets."""
+    return _traffic(endpoint).get(color, 0)
 
 
 def _traffic(endpoint: "OnlineEndpoint") -> dict[str, int]:
-    return {colour: int(share) for colour, share in (endpoint.traffic or {}).items() if share}
+    return {color: int(share) for color, share in (endpoint.traffic or {}).items() if share}
 
 
-def _require_works(wanted: Wanted, there: "dict[str, OnlineDeployment]", colour: str) -> None:
-    if not works(there.get(colour)):
-        raise DeployError(f"{_named(there, colour)} does not work: all stays as it is\n{wanted.next_commands()}")
+def _color_to_replace(endpoint: "OnlineEndpoint", deployments: "dict[str, OnlineDeployment]") -> str:
+    """Return the color with the fewest requests. Prefer one that has failed to one that a rollback could use."""
+    return min(
+        COLORS,
+        key=lambda color: (
+            traffic_share(endpoint, color), is_healthy(deployments.get(color)), color not in deployments,
+        ),
+    )  # fmt: skip
 
 
-def _named(there: "dict[str, OnlineDeployment]", colour: str) -> str:
-    return f"{colour} ({(there[colour].tags or {}).get(MODEL, 'another model')})" if colour in there else "no version"
+def _require_healthy(settings: Deploy, deployments: "dict[str, OnlineDeployment]", color: str) -> None:
+    if not is_healthy(deployments.get(color)):
+        raise DeployError(
+            f"{_describe(deployments, color)} is not healthy: nothing was changed\n{next_commands(settings)}"
+        )
+
+
+def _describe(deployments: "dict[str, OnlineDeployment]", color: str) -> str:
+    if color not in deployments:
+        return "no version"
+    return f"{color} ({(deployments[color].tags or {}).get(MODEL_TAG, 'another model')})"
 
 
 def _route(
-    ml: "MLClient", wanted: Wanted, endpoint: "OnlineEndpoint", say: Say, *, traffic: dict[str, int], roles: Roles
+    client: "MLClient", settings: Deploy, endpoint: "OnlineEndpoint", *, traffic: dict[str, int], roles: Roles
 ) -> None:
-    """Share the requests among the deployments and remember what they are, in one request."""
-    traffic = {colour: share for colour, share in traffic.items() if share}
-    tags = (endpoint.tags or {}) | dict(zip(TAGS, roles, strict=True))
+    """Set the traffic and the roles of the deployments, in one request."""
+    traffic = {color: share for color, share in traffic.items() if share}
+    tags = (endpoint.tags or {}) | dict(zip(ROLE_TAGS, roles, strict=True))
     if _traffic(endpoint) == traffic and endpoint.tags == tags:
         return
     endpoint.traffic, endpoint.tags = traffic, tags
-    shares = ", ".join(f"{colour} {percent}%" for colour, percent in traffic.items())
-    wait(ml.online_endpoints.begin_create_or_update(endpoint), wanted, f"requests: {shares or 'none'}", say)
+    shares = ", ".join(f"{color} {percent}%" for color, percent in traffic.items())
+    wait(client.online_endpoints.begin_create_or_update(endpoint), settings, f"traffic: {shares or 'none'}")
 
 
-def _reach(ml: "MLClient", endpoint: "OnlineEndpoint", colour: str) -> Deployed:
-    """How to reach one deployment, whatever its share of the requests; without a colour, the endpoint."""
-    keys = ml.online_endpoints.get_keys(endpoint.name)
+def _status_of_color(client: "MLClient", endpoint: "OnlineEndpoint", color: str) -> Status:
+    """Return the status, with headers that reach one deployment whatever its share of the requests."""
+    reached = _reachable(client, endpoint)
+    undo = "" if traffic_share(endpoint, color) else deletion_line(client, str(endpoint.name), color)
+    return reached._replace(headers=reached.headers | {"azureml-model-deployment": color}, undo=undo)
+
+
+def _status_of_endpoint(client: "MLClient", settings: Deploy) -> Status:
+    endpoint, deployments = get_endpoint(client, settings), get_deployments(client, settings)
+    stable, other, role = roles_of(endpoint, deployments)
+    roles = {other: f", {role}" if role != "none" else "", stable: ", stable"}
+    detail = "; ".join(
+        f"{_describe(deployments, color)} {state_of(deployment)}, {traffic_share(endpoint, color)}% of the requests"
+        f"{roles.get(color, '')}"
+        for color, deployment in deployments.items()
+    )
+    if not any(traffic_share(endpoint, color) for color in deployments):
+        return Status(state_of(endpoint), detail=detail or "no deployment yet")
+    return _reachable(client, endpoint)._replace(detail=detail)
+
+
+def _reachable(client: "MLClient", endpoint: "OnlineEndpoint") -> Status:
+    """Return the status with the URL and the key."""
+    keys = client.online_endpoints.get_keys(endpoint.name)
     key = getattr(keys, "primary_key", None) or getattr(keys, "access_token", "")
-    headers = {"Authorization": f"Bearer {key}"} | ({"azureml-model-deployment": colour} if colour else {})
-    back = "" if not colour or share_of(endpoint, colour) else to_delete(ml, str(endpoint.name), colour)
-    return Deployed(state_of(endpoint), str(endpoint.scoring_uri), headers, "input_data", back=back)
-
-
-def _seen(ml: "MLClient", wanted: Wanted) -> Deployed:
-    endpoint, there = existing(ml, wanted), deployments(ml, wanted)
-    stable, other, role = roles_of(endpoint, there)
-    told = [
-        f"{_named(there, colour)} {state_of(deployment)}, {share_of(endpoint, colour)}% of the requests"
-        f"{', stable' if colour == stable else f', {role}' if colour == other and role != 'none' else ''}"
-        for colour, deployment in there.items()
-    ]
-    detail = "; ".join(told) or "no deployment yet"
-    if not any(share_of(endpoint, colour) for colour in there):
-        return Deployed(state_of(endpoint), detail=detail)
-    return _reach(ml, endpoint, "")._replace(detail=detail)
+    headers = {"Authorization": f"Bearer {key}"}
+    return Status(state_of(endpoint), str(endpoint.scoring_uri), headers, "input_data")

@@ -1,22 +1,20 @@
-"""Azure ML's online endpoints and deployments through its SDK v2: read from their files, made, looked at, waited for.
+"""Requests to Azure ML's online endpoints and deployments through SDK v2: read their settings, create, inspect, wait.
 
-The SDK v2 is used for both kinds of endpoints: azureml-mlflow's deployment client knows managed ones alone.
+SDK v2 serves both kinds of endpoints. azureml-mlflow's deployment client knows only managed ones.
 """
 
 import json
-import logging
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mlflow
 import yaml
-from azure.core.exceptions import ResourceNotFoundError
 
-from carmodel.deploy.wanted import DeployError, Say, Wanted
+from carmodel.deploy.messages import command, next_commands, say
+from carmodel.deploy.status import DeployError
 from carmodel.errors import InputError
+from carmodel.parameters import Deploy
 from carmodel.tracking.digests import digest_of_bytes
 
 if TYPE_CHECKING:
@@ -24,213 +22,203 @@ if TYPE_CHECKING:
     from azure.ai.ml.entities import OnlineDeployment, OnlineEndpoint
     from azure.core.polling import LROPoller
 
-MODEL = "carmodel.model"
-"""Tag of a deployment: the version that it serves."""
-SETTINGS = "carmodel.recipe"
-"""Tag of an endpoint or a deployment: digest of the file that it was made of."""
-WORKSPACE = re.compile(r"/subscriptions/([^/]+)/resourceGroups/([^/]+)/.*/workspaces/([^/?]+)", re.IGNORECASE)
-SAY_EVERY = 15.0
+MODEL_TAG = "carmodel.model"
+"""Tag of a deployment: the URI of the version that it serves."""
+SETTINGS_TAG = "carmodel.recipe"
+"""Tag of an endpoint or a deployment: digest of its settings file."""
+PROGRESS_SECONDS = 15.0
+"""Time between two lines of progress."""
+POLL_SECONDS = 5.0
 CHANGING = ("Creating", "Updating", "Deleting")
 
 
-def client() -> "MLClient":
-    """The SDK's client of the workspace that MLFLOW_TRACKING_URI names, with the identity of the environment.
+def read_settings(settings: Deploy) -> "tuple[OnlineEndpoint, OnlineDeployment]":
+    """Return the endpoint and the deployment of the settings files, tagged with the digests of the files and the model.
 
     Raises:
-        InputError: the tracking URI names no workspace, or the SDK is not installed.
-    """
-    uri = mlflow.get_tracking_uri()
-    if not (found := WORKSPACE.search(uri)):
-        raise InputError(
-            "MLFLOW_TRACKING_URI names no Azure ML workspace (azureml://…); to get it: az ml workspace show --name WORKSPACE "
-            "--resource-group GROUP --query mlflow_tracking_uri -o tsv"
-        )
-    try:
-        from azure.ai.ml import MLClient
-        from azure.identity import DefaultAzureCredential
-    except ImportError:
-        raise InputError("online endpoints need the Azure SDK: make azure") from None
-    logging.getLogger("azure").setLevel(logging.ERROR)
-    return MLClient(DefaultAzureCredential(), *found.groups(), enable_telemetry=False, show_progress=False)
-
-
-def settings_of(wanted: Wanted) -> "tuple[OnlineEndpoint, OnlineDeployment]":
-    """The endpoint and the deployment that the settings files ask for, with tags that say which files and which model.
-
-    Raises:
-        InputError: no such file, not YAML, or not what the published schema says.
+        InputError: no such file, invalid YAML, or a violation of the published schema.
     """
     from azure.ai.ml import load_online_deployment, load_online_endpoint
 
-    name, version = wanted.model
-    endpoint = read(load_online_endpoint, wanted.settings_file.with_name("endpoint.yml"), {"name": wanted.name})
-    given = {"name": "blue", "endpoint_name": wanted.name, "model": f"azureml:{name}:{version}"}
-    deployment = read(load_online_deployment, wanted.settings_file, given)
-    deployment.tags |= {MODEL: wanted.model_uri}
+    name, version = settings.model_version
+    file = settings.settings_path
+    endpoint = load(load_online_endpoint, file.with_name("endpoint.yml"), {"name": settings.name})
+    overrides = {"name": "blue", "endpoint_name": settings.name, "model": f"azureml:{name}:{version}"}
+    deployment = load(load_online_deployment, file, overrides)
+    deployment.tags |= {MODEL_TAG: settings.model_uri}
     return endpoint, deployment
 
 
-def read(load: Callable[..., Any], file: Path, given: dict[str, str]) -> Any:
-    """An endpoint or deployment from its file, with what is filled in and a tag with the file's digest.
+def load(loader: Callable[..., Any], file: Path, overrides: dict[str, str]) -> Any:
+    """Return an endpoint or deployment from its file, with a tag that holds the file's digest.
 
-    Files that it names in turn, such as an environment's, are not looked into.
+    The digest does not include other files that the file names, such as the file of an environment.
+
+    Args:
+        loader: of the SDK.
+        file: YAML.
+        overrides: values that replace those in the file.
 
     Raises:
-        InputError: no such file, not YAML, or not what the published schema says.
+        InputError: no such file, invalid YAML, or a violation of the published schema.
     """
     from azure.ai.ml.exceptions import MlException
     from marshmallow import ValidationError
 
     try:
-        made = load(file, params_override=[given])
+        loaded = loader(file, params_override=[overrides])
     except (MlException, ValidationError, OSError) as error:
         raise InputError(f"{file}: {' '.join(str(error).split())[:1000]}") from None
     content = json.dumps(yaml.safe_load(file.read_text()), sort_keys=True, default=str)
-    made.tags = (made.tags or {}) | {SETTINGS: digest_of_bytes(content.encode())}
-    return made
+    loaded.tags = (loaded.tags or {}) | {SETTINGS_TAG: digest_of_bytes(content.encode())}
+    return loaded
 
 
-def ensure_endpoint(ml: "MLClient", wanted: Wanted, asked: "OnlineEndpoint", say: Say) -> "OnlineEndpoint":
-    """The endpoint, made where there is none, and again where it has failed or its file has changed since.
+def ensure_endpoint(client: "MLClient", settings: Deploy, wanted: "OnlineEndpoint") -> "OnlineEndpoint":
+    """Return the endpoint. Create it if there is none, and update it if it has failed or its file has changed.
 
-    One that was made by hand keeps its settings.
+    An endpoint that was not created by this program keeps its settings.
     """
-    there = endpoint_called(ml, wanted)
-    if there is not None:
-        before, now = there.tags or {}, asked.tags or {}
-        if state_of(there) != "Failed" and before.get(SETTINGS) in (None, now[SETTINGS]):
-            return there
-        asked.traffic, asked.tags = there.traffic, before | now
-    doing = f"{'creating' if there is None else 'updating'} endpoint {wanted.name}"
-    wait(ml.online_endpoints.begin_create_or_update(asked), wanted, doing, say)
-    return existing(ml, wanted)
+    existing = find_endpoint(client, settings)
+    if existing is not None:
+        old_tags, new_tags = existing.tags or {}, wanted.tags or {}
+        if state_of(existing) != "Failed" and old_tags.get(SETTINGS_TAG) in (None, new_tags[SETTINGS_TAG]):
+            return existing
+        wanted.traffic, wanted.tags = existing.traffic, old_tags | new_tags
+    doing = f"{'creating' if existing is None else 'updating'} endpoint {settings.name}"
+    wait(client.online_endpoints.begin_create_or_update(wanted), settings, doing)
+    return get_endpoint(client, settings)
 
 
-def make_deployment(ml: "MLClient", wanted: Wanted, asked: "OnlineDeployment", colour: str, say: Say) -> None:
-    """Have the deployment made under a colour, in the place of what is there.
+def create_deployment(client: "MLClient", settings: Deploy, wanted: "OnlineDeployment", color: str) -> None:
+    """Create the deployment under a color, or replace the deployment of that color.
 
     Raises:
-        DeployError: it has failed; its log was shown.
+        DeployError: it has failed. Its log was printed.
     """
-    asked.name = colour
-    doing = f"creating deployment {colour} of {wanted.model_uri}"
+    wanted.name = color
+    doing = f"creating deployment {color} of {settings.model_uri}"
     try:
-        wait(ml.online_deployments.begin_create_or_update(asked), wanted, doing, say)
+        wait(client.online_deployments.begin_create_or_update(wanted), settings, doing)
     except Exception:
-        _say_its_log(ml, wanted, colour, say)
+        _print_log(client, settings, color)
         raise
-    if not works(deployments(ml, wanted).get(colour)):
-        _say_its_log(ml, wanted, colour, say)
-        raise DeployError(f"{doing}: it has failed\n{wanted.next_commands()}")
+    if not is_healthy(get_deployments(client, settings).get(color)):
+        _print_log(client, settings, color)
+        raise DeployError(f"{doing}: it has failed\n{next_commands(settings)}")
 
 
-def to_delete(ml: "MLClient", endpoint: str, colour: str) -> str:
-    """A line of an error: how to delete one deployment, which gets no requests, and nothing else."""
-    where = f"--resource-group {ml.resource_group_name} --workspace-name {ml.workspace_name}"
-    return f"  to delete {colour} alone:  az ml online-deployment delete --name {colour} --endpoint-name {endpoint} {where}\n"
+def deletion_line(client: "MLClient", endpoint: str, color: str) -> str:
+    """Return a line with the command that deletes one deployment and nothing else."""
+    workspace = f"--resource-group {client.resource_group_name} --workspace-name {client.workspace_name}"
+    delete = f"az ml online-deployment delete --name {color} --endpoint-name {endpoint} {workspace}"
+    return f"  to delete {color} alone:  {delete}\n"
 
 
-def _say_its_log(ml: "MLClient", wanted: Wanted, colour: str, say: Say) -> None:
-    """Show what the container said last, where there is one, and how to delete it."""
-    try:
-        said = ml.online_deployments.get_logs(name=colour, endpoint_name=wanted.name, lines=20)
-        say(f"last lines of {colour}:\n{said}")
-    except Exception as error:  # what led here is told, whatever happens to its log
-        say(f"{colour} has left no log ({type(error).__name__})")
-    say(f"{colour} gets no requests, and may cost money\n{to_delete(ml, wanted.name, colour)}".rstrip())
-
-
-def wait(poller: "LROPoller[Any]", wanted: Wanted, doing: str, say: Say) -> Any:
-    """Wait for a long operation, and say now and then that it goes on.
+def wait(poller: "LROPoller[Any]", settings: Deploy, doing: str) -> Any:
+    """Wait for a long operation, and print now and then that it is still running.
 
     Raises:
-        DeployError: it takes longer than the user allows; it goes on in the service.
+        DeployError: it takes longer than ``settings.timeout``. It goes on in the service.
     """
     say(doing)
-    began = said = time.monotonic()
+    began = printed = time.monotonic()
     while not poller.done():
         poller.wait(0.2)
         now = time.monotonic()
-        if now - began > wanted.timeout:
+        if now - began > settings.timeout:
             raise DeployError(
-                f"{doing}: still {poller.status()} after timeout={wanted.timeout:g} seconds; it goes on in Azure\n"
-                f"{wanted.next_commands()}"
+                f"{doing}: still {poller.status()} after timeout={settings.timeout:g} seconds; it goes on in Azure\n"
+                f"{next_commands(settings)}"
             )
-        if now - said > SAY_EVERY:
-            said = now
+        if now - printed > PROGRESS_SECONDS:
+            printed = now
             say(f"{doing}: {poller.status()}, {now - began:.0f} s")
     return poller.result()
 
 
-def settled(ml: "MLClient", wanted: Wanted, say: Say) -> None:
-    """Wait until no operation runs on the endpoint or a deployment: one may be left from a run that was cut off.
+def wait_until_settled(client: "MLClient", settings: Deploy) -> None:
+    """Wait until no operation runs on the endpoint or its deployments. An interrupted run may have left one.
 
     Raises:
-        DeployError: it takes longer than the user allows.
+        DeployError: it takes longer than ``settings.timeout``.
     """
     began = time.monotonic()
-    while (endpoint := endpoint_called(ml, wanted)) is not None:
-        states = {wanted.name: state_of(endpoint)}
-        if states[wanted.name] != "Deleting":  # its deployments may be gone already
-            states |= {colour: state_of(deployment) for colour, deployment in deployments(ml, wanted).items()}
-        busy = [name for name, state in states.items() if state in CHANGING]
-        if not busy:
+    while (endpoint := find_endpoint(client, settings)) is not None:
+        states = {settings.name: state_of(endpoint)}
+        if states[settings.name] != "Deleting":  # its deployments may be gone already
+            states |= {name: state_of(deployment) for name, deployment in get_deployments(client, settings).items()}
+        changing = ", ".join(name for name, state in states.items() if state in CHANGING)
+        if not changing:
             return
-        if time.monotonic() - began > wanted.timeout:
+        if time.monotonic() - began > settings.timeout:
             raise DeployError(
-                f"{', '.join(busy)} of {wanted.name}: still changing after timeout={wanted.timeout:g} seconds\n"
-                f"{wanted.next_commands()}"
+                f"{changing} of {settings.name}: still changing after timeout={settings.timeout:g} seconds\n"
+                f"{next_commands(settings)}"
             )
-        say(f"waiting for an earlier operation on {', '.join(busy)}")
-        time.sleep(5)
+        say(f"waiting for an earlier operation on {changing}")
+        time.sleep(POLL_SECONDS)
 
 
-def endpoint_called(ml: "MLClient", wanted: Wanted) -> "OnlineEndpoint | None":
-    """The endpoint as it is now, if there is one.
+def find_endpoint(client: "MLClient", settings: Deploy) -> "OnlineEndpoint | None":
+    """Return the endpoint, or None if there is none.
 
     Raises:
         InputError: it is of the other kind.
     """
     from azure.ai.ml.entities import KubernetesOnlineEndpoint
+    from azure.core.exceptions import ResourceNotFoundError
 
     try:
-        endpoint = ml.online_endpoints.get(wanted.name)
+        endpoint = client.online_endpoints.get(settings.name)
     except ResourceNotFoundError:
         return None
-    kind = "kubernetes-online" if isinstance(endpoint, KubernetesOnlineEndpoint) else "online"
-    if kind != wanted.target:
-        raise InputError(f"name={wanted.name} is an endpoint of target={kind}: give that target, or another name")
+    target = "kubernetes-online" if isinstance(endpoint, KubernetesOnlineEndpoint) else "online"
+    if target != settings.target:
+        raise InputError(f"name={settings.name} is an endpoint of target={target}: use that target, or another name")
     return endpoint
 
 
-def existing(ml: "MLClient", wanted: Wanted) -> "OnlineEndpoint":
-    """The endpoint as it is now.
+def get_endpoint(client: "MLClient", settings: Deploy) -> "OnlineEndpoint":
+    """Return the endpoint.
 
     Raises:
         InputError: there is none.
     """
-    if (endpoint := endpoint_called(ml, wanted)) is None:
-        raise InputError(f"there is no endpoint {wanted.name}; make it: {wanted.command('deploy')}")
+    endpoint = find_endpoint(client, settings)
+    if endpoint is None:
+        raise InputError(f"there is no endpoint {settings.name}; create it: {command(settings, 'deploy')}")
     return endpoint
 
 
-def deployments(ml: "MLClient", wanted: Wanted) -> "dict[str, OnlineDeployment]":
-    """The endpoint's deployments by name."""
-    return {deployment.name: deployment for deployment in ml.online_deployments.list(endpoint_name=wanted.name)}
+def get_deployments(client: "MLClient", settings: Deploy) -> "dict[str, OnlineDeployment]":
+    """Return the endpoint's deployments by name."""
+    deployments = client.online_deployments.list(endpoint_name=settings.name)
+    return {deployment.name: deployment for deployment in deployments}
 
 
-def serves(deployment: "OnlineDeployment", asked: "OnlineDeployment") -> bool:
-    """Whether it serves the model and was made of the settings that are asked for."""
-    tags, wanted = deployment.tags or {}, asked.tags or {}
-    return all(tags.get(name) == wanted[name] for name in (MODEL, SETTINGS))
+def is_same(deployment: "OnlineDeployment", wanted: "OnlineDeployment") -> bool:
+    """Return whether a deployment has the wanted model and settings."""
+    tags, wanted_tags = deployment.tags or {}, wanted.tags or {}
+    return all(tags.get(name) == wanted_tags[name] for name in (MODEL_TAG, SETTINGS_TAG))
 
 
-def works(deployment: "OnlineDeployment | None") -> bool:
-    """Whether it is there and can answer."""
+def is_healthy(deployment: "OnlineDeployment | None") -> bool:
+    """Return whether a deployment exists and can answer."""
     return deployment is not None and state_of(deployment) == "Succeeded"
 
 
-def state_of(there: "OnlineDeployment | OnlineEndpoint") -> str:
-    """The service's word, a text or one of the SDK's enumerations: Creating, Updating, Succeeded, Failed …"""
-    state = there.provisioning_state
+def state_of(resource: "OnlineDeployment | OnlineEndpoint") -> str:
+    """Return the state in the service's words: Creating, Updating, Succeeded, Failed …"""
+    state = resource.provisioning_state  # text, or an enumeration of the SDK
     return str(getattr(state, "value", state))
+
+
+def _print_log(client: "MLClient", settings: Deploy, color: str) -> None:
+    """Print the container's last lines, if there is a container, and how to delete the deployment."""
+    try:
+        log = client.online_deployments.get_logs(name=color, endpoint_name=settings.name, lines=20)
+        say(f"last lines of {color}:\n{log}")
+    except Exception as error:  # the failure before this one is the one to report
+        say(f"{color} has no log ({type(error).__name__})")
+    say(f"{color} gets no requests, and may cost money\n{deletion_line(client, settings.name, color)}".rstrip())

@@ -1,4 +1,4 @@
-"""The smoke test: a photo, posted as clients post it, gets the answer that they would get."""
+"""The smoke test: post one photo as clients do, and check the answer."""
 
 import base64
 from pathlib import Path
@@ -10,64 +10,57 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 from carmodel.data import sample
-from carmodel.deploy.wanted import Deployed, DeployError
+from carmodel.deploy.status import DeployError, Status
 
-PATIENCE = Retry(
+RETRIES = Retry(
     8, read=1, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None, raise_on_status=False
 )
-"""A service that has just started may answer 502 or 503 for some seconds; one that does not answer at all is asked twice."""
+"""A service that has just started may answer 502 or 503 for some seconds. One that does not answer is asked twice."""
 
 
-def smoke(deployed: Deployed, photo: bytes) -> str:
-    """Have a deployment answer for one photo.
+def smoke_test(deployed: Status, photo: bytes) -> str:
+    """Send one photo to a deployment.
 
     Args:
-        deployed: with an address.
-        photo: an image file.
+        deployed: a status with a URL.
+        photo: contents of an image file.
 
     Returns:
-        the answer in words.
+        A line with the label, its probability and the time.
 
     Raises:
-        DeployError: it can't be reached, refuses the request, or its answer is no class and probability.
+        DeployError: the service cannot be reached, refuses the request, or answers without a label and a probability.
     """
-    body = {deployed.envelope: {"columns": ["image"], "index": [0], "data": [[base64.b64encode(photo).decode()]]}}
+    rows = {"columns": ["image"], "index": [0], "data": [[base64.b64encode(photo).decode()]]}
     with requests.Session() as session:
         for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(max_retries=PATIENCE))
+            session.mount(scheme, HTTPAdapter(max_retries=RETRIES))
         try:
-            response = session.post(deployed.address, json=body, headers=deployed.headers, timeout=120)
+            response = session.post(deployed.url, json={deployed.rows_key: rows}, headers=deployed.headers, timeout=120)
         except requests.RequestException as error:
-            raise DeployError(f"smoke test: {deployed.address} does not answer ({type(error).__name__})") from None
+            raise DeployError(f"smoke test: {deployed.url} does not answer ({type(error).__name__})") from None
     if response.status_code != 200:
-        said = " ".join(response.text.split())[:300]
-        raise DeployError(f"smoke test: {deployed.address} answers {response.status_code}: {said}")
-    answer = _first(response)
-    if (
-        answer.get("error")
-        or not isinstance(answer.get("label"), str)
-        or not 0 <= _number(answer.get("probability")) <= 1
-    ):
-        raise DeployError(f"smoke test: {deployed.address} answers a photo with {str(answer)[:300]}")
-    took = response.elapsed.total_seconds()
-    return f"a photo was answered with {answer['label']!r} ({answer['probability']:.3f}) in {1000 * took:.0f} ms"
+        message = " ".join(response.text.split())[:300]
+        raise DeployError(f"smoke test: {deployed.url} answers {response.status_code}: {message}")
+    answer = _first_row(response)
+    label, probability = answer.get("label"), answer.get("probability")
+    valid = isinstance(label, str) and isinstance(probability, int | float) and 0 <= probability <= 1
+    if answer.get("error") or not valid:
+        raise DeployError(f"smoke test: {deployed.url} answers a photo with {str(answer)[:300]}")
+    milliseconds = 1000 * response.elapsed.total_seconds()
+    return f"a photo was answered with {label!r} ({probability:.3f}) in {milliseconds:.0f} ms"
 
 
 def drawn_car() -> bytes:
-    """A photo for the smoke test where the user has none: a drawn car, JPEG."""
+    """Return a photo for the smoke test: a drawn car, as JPEG."""
     with TemporaryDirectory(prefix="carmodel-photo-") as folder:
         return next((sample.draw(Path(folder), classes=2, photos=4, seed=0) / "cars_test").glob("*.jpg")).read_bytes()
 
 
-def _first(response: requests.Response) -> dict[str, Any]:
-    """The first row: MLflow's server wraps the rows in ``predictions``, Azure ML's does not."""
+def _first_row(response: requests.Response) -> dict[str, Any]:
+    """Return the first row. MLflow's server wraps the rows in ``predictions``, Azure ML's does not."""
     try:
         answer = response.json()
-        row = (answer["predictions"] if isinstance(answer, dict) else answer)[0]
-        return dict(row)
+        return dict((answer["predictions"] if isinstance(answer, dict) else answer)[0])
     except (ValueError, KeyError, IndexError, TypeError):
         raise DeployError(f"smoke test: no rows in the answer of {response.url}: {response.text[:300]}") from None
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else -1.0

@@ -1,8 +1,7 @@
-"""A web service of an Azure ML workspace, on Azure Container Instances (ACI) or an attached AKS cluster.
+"""A web service of an Azure ML workspace, on Azure Container Instances (ACI) or on an attached AKS cluster.
 
-It goes through azureml-mlflow's deployment client
-(https://learn.microsoft.com/azure/machine-learning/v1/how-to-deploy-mlflow-models). Azure has retired both kinds: use an online
-endpoint for anything new.
+It uses azureml-mlflow's deployment client (https://learn.microsoft.com/azure/machine-learning/v1/how-to-deploy-mlflow-models).
+Azure has retired both kinds: use an online endpoint for anything new.
 """
 
 import re
@@ -17,274 +16,242 @@ import mlflow
 import yaml
 from azure.core.exceptions import ResourceNotFoundError
 from azureml.mlflow.deploy import AzureMLDeploymentClient
-from azureml.mlflow.deploy._mms import utils as scoring
-from azureml.mlflow.deploy._mms.webservice.aci.aci import AciServiceDeploymentConfiguration
-from azureml.mlflow.deploy._mms.webservice.aks.aks import AksServiceDeploymentConfiguration
 from mlflow.deployments import get_deploy_client
-from mlflow.exceptions import MlflowException
 
-from carmodel.deploy import aks_tls
-from carmodel.deploy.failure import explained
-from carmodel.deploy.strip_signature import SOURCE_TAG, SUFFIX, strip_signature
-from carmodel.deploy.wanted import Deployed, DeployError, Say, Wanted
+from carmodel.cloud.azure import parse_workspace
+from carmodel.cloud.azureml_private import inference_server, parse_webservice_settings, webservice_headers
+from carmodel.deploy.messages import client_errors_explained, command, next_commands, say, undo_line
+from carmodel.deploy.status import DeployError, Status
+from carmodel.deploy.strip_signature import original_of, strip_signature
 from carmodel.errors import InputError
+from carmodel.parameters import Deploy
+from carmodel.service_errors import is_missing_deployment
 from carmodel.tracking.digests import digest_of_bytes
 
-PARSERS = {"aci": AciServiceDeploymentConfiguration, "aks": AksServiceDeploymentConfiguration}
-PAUSE = 10.0
-"""Seconds between two looks at a service that is being made."""
+POLL_SECONDS = 10.0
 SERVER = "azureml-inference-server-http==1.5.1"
-"""What serves the model in the container. azureml-mlflow 1.62 asks for 0.6, which needs wrapt 1.12, which Python 3.11 can't
-import (``inspect.formatargspec`` is gone, https://docs.python.org/3/whatsnew/3.11.html#removed), and Keras needs 3.11."""
-FIXED = ("containerResourceRequirements", "computeTargetName")
-"""Settings that no update changes: ACI has none for them, and azureml-mlflow 1.62 ends in an AttributeError on AKS."""
-SHOWN = {"computeTargetName": "computeName", "tokenAuthEnabled": "aadAuthEnabled"}
-"""Settings that the service shows under another name."""
-FILES = ("sslCertificate", "sslKey")
-"""Settings that name a file, of which the service shows the content, or nothing: a tag tells whether it is another one."""
-NAME = r"[a-z][-a-z0-9]{1,30}[a-z0-9]"
+"""The server in the container. azureml-mlflow 1.62 asks for 0.6, which needs wrapt 1.12. Python 3.11, which Keras needs, cannot
+import that (``inspect.formatargspec`` was removed, https://docs.python.org/3/whatsnew/3.11.html#removed)."""
+FIXED_SETTINGS = ("containerResourceRequirements", "computeTargetName")
+"""Settings that cannot be updated: ACI refuses, and azureml-mlflow 1.62 raises an AttributeError on AKS."""
+SERVICE_NAMES = {"computeTargetName": "computeName", "tokenAuthEnabled": "aadAuthEnabled"}
+"""Settings that have another name in the service's answer."""
+FILE_SETTINGS = ("sslCertificate", "sslKey")
+"""Settings that name a file. The service shows its content or nothing, so `CERTIFICATE_TAG` tells whether it has changed."""
+CERTIFICATE_TAG = "carmodel.certificate"
+_NAME = r"[a-z][-a-z0-9]{1,30}[a-z0-9]"
 
 
-def deploy(wanted: Wanted, say: Say) -> Deployed:
-    """Create the service, or update it where its model or settings differ, and wait until it is Healthy.
+def deploy(settings: Deploy) -> Status:
+    """Create the service, or update it if its model or settings differ. Wait until it is Healthy.
 
     Raises:
-        InputError: a name or settings that can't be; before any work.
-        DeployError: a request failed, or the service is Failed, or not Healthy within `wanted.timeout`.
+        InputError: a name or a setting is invalid. Nothing has been sent.
+        DeployError: a request failed, or the service is Failed, or not Healthy within ``settings.timeout``.
     """
-    settings = _settings(wanted)
-    tls = settings.pop("tls", None)
-    asked = aks_tls.configuration(tls, wanted) if tls else None
-    client = _client(wanted)
-    deadline = time.monotonic() + wanted.timeout
-    with explained(wanted, f"deploying web service {wanted.name}"):
-        service = _find(client, wanted)
-        back = "" if service is None else wanted.way_back(_served(service))
+    config = _read_settings(settings)
+    client = _client(settings)
+    deadline = time.monotonic() + settings.timeout
+    with client_errors_explained(settings, f"deploying web service {settings.name}"):
+        service = _find(client, settings)
+        undo = "" if service is None else undo_line(settings, _deployed_version(service))
         if service and service["state"] == "Transitioning":
-            say(f"{wanted.name} is being changed already")
-            service = _wait(client, wanted, say, deadline, patient=True)
+            say(f"waiting for an earlier operation on {settings.name}")
+            service = _wait(client, settings, deadline, until_settled=True)
         if service and service["state"] == "Failed" and not service["scoringUri"]:
-            say(f"{wanted.name} has Failed and never answered: deleting it")
-            delete(wanted, say)
+            say(f"{settings.name} has failed before its first answer: deleting it")
+            delete(settings)
             service = None
-        if asked:
-            aks_tls.ensure(client, settings["computeTargetName"], asked, wanted=wanted, say=say, deadline=deadline)
-        copy = strip_signature(wanted.model_uri, say)
+        model = strip_signature(settings.model_uri)
         if service is None:
-            say(f"creating {wanted.name} on {wanted.target}; this takes many minutes while Azure builds an image")
-            with _file(settings) as file, _server():
-                client.create_deployment(wanted.name, copy, config={"deploy-config-file": str(file)})
-        elif (differing := _differing(service, settings, copy)) or service["state"] == "Failed":
-            _require_changeable(wanted, differing)
-            say(f"updating {wanted.name}: {', '.join(differing) or 'it has Failed'}\n{back}".rstrip())
-            with _file({key: value for key, value in settings.items() if key not in FIXED}) as file, _server():
-                client.update_deployment(wanted.name, copy, config={"deploy-config-file": str(file)})
+            say(f"creating {settings.name} on {settings.target}; this takes many minutes while Azure builds an image")
+            with _config_file(config) as file, inference_server(SERVER):
+                client.create_deployment(settings.name, model, config={"deploy-config-file": str(file)})
+        elif (differences := _differences(service, config, model)) or service["state"] == "Failed":
+            _require_updatable(settings, differences)
+            say(f"updating {settings.name}: {', '.join(differences) or 'it has failed'}\n{undo}".rstrip())
+            updatable = {key: value for key, value in config.items() if key not in FIXED_SETTINGS}
+            with _config_file(updatable) as file, inference_server(SERVER):
+                client.update_deployment(settings.name, model, config={"deploy-config-file": str(file)})
         else:
-            say(f"{wanted.name} serves {wanted.model_uri} already")
+            say(f"{settings.name} already serves {settings.model_uri}")
         try:
-            service = _wait(client, wanted, say, deadline)
+            service = _wait(client, settings, deadline)
         except DeployError as error:
-            raise DeployError(f"{error}\n{back}".rstrip()) from None
+            raise DeployError(f"{error}\n{undo}".rstrip()) from None
         if service["scoringUri"].startswith("http:"):
-            say(f"photos and the key travel unencrypted to {wanted.name}: see TLS in {wanted.settings_file}")
-        return _deployed(client, service)._replace(back=back)
+            say(f"{settings.name} has no TLS: photos and the key are sent unencrypted (see {settings.settings_path})")
+        return _status(client, service)._replace(undo=undo)
 
 
-def release(wanted: Wanted, say: Say) -> Deployed:
-    """Look at it: clients reach a web service from its first answer, since it has but one version at a time."""
-    return status(wanted, say)
+def release(settings: Deploy) -> Status:
+    """Return the status: a web service has one version at a time, which gets all requests."""
+    return status(settings)
 
 
-def status(wanted: Wanted, say: Say) -> Deployed:
-    """Look at the service.
+def status(settings: Deploy) -> Status:
+    """Return the status of the service.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such service.
     """
-    client = _client(wanted)
-    with explained(wanted, f"looking at web service {wanted.name}"):
-        service = _find(client, wanted)
+    client = _client(settings)
+    with client_errors_explained(settings, f"getting web service {settings.name}"):
+        service = _find(client, settings)
         if service is None:
-            raise InputError(f"there is no web service {wanted.name}; create it: {wanted.command('deploy')}")
-        return _deployed(client, service)
+            raise InputError(f"there is no web service {settings.name}; create it: {command(settings, 'deploy')}")
+        return _status(client, service)
 
 
-def delete(wanted: Wanted, say: Say) -> bool:
-    """Delete the service and wait until it is gone; whether there was one."""
-    client = _client(wanted)
-    deadline = time.monotonic() + wanted.timeout
-    with explained(wanted, f"deleting web service {wanted.name}"):
-        if _find(client, wanted) is None:
+def delete(settings: Deploy) -> bool:
+    """Delete the service and wait until it is gone. Return whether there was one."""
+    client = _client(settings)
+    deadline = time.monotonic() + settings.timeout
+    with client_errors_explained(settings, f"deleting web service {settings.name}"):
+        if _find(client, settings) is None:
             return False
-        say(f"deleting {wanted.name}")
-        # The client takes a 409, another operation that still runs, for a success.
-        while client.delete_deployment(wanted.name) or _find(client, wanted):
+        say(f"deleting {settings.name}")
+        # azureml-mlflow reports success for a 409, which means that another operation is still running.
+        while client.delete_deployment(settings.name) or _find(client, settings):
             if time.monotonic() > deadline:
                 raise DeployError(
-                    f"{wanted.name} is still there after timeout={wanted.timeout:g} seconds, and may cost money: "
-                    f"another operation on it may be running\n  delete it again:  {wanted.command('delete')}"
+                    f"{settings.name} still exists after timeout={settings.timeout:g} seconds, and may cost money: "
+                    f"another operation on it may be running\n  to delete it:  {command(settings, 'delete')}"
                 )
-            time.sleep(PAUSE)
+            time.sleep(POLL_SECONDS)
     return True
 
 
-def _settings(wanted: Wanted) -> dict[str, Any]:
-    """The settings file as the client is given it, after its own parser took it."""
-    if not re.fullmatch(NAME, wanted.name):
-        raise InputError(f"name={wanted.name}: a web service's has 3 to 32 lower-case letters, digits and dashes")
+def _read_settings(settings: Deploy) -> dict[str, Any]:
+    """Return the settings file as the client takes it, after the client's own parser has accepted it."""
+    if not re.fullmatch(_NAME, settings.name):
+        raise InputError(f"name={settings.name}: a web service has 3 to 32 lower-case letters, digits and dashes")
+    file = settings.settings_path
     try:
-        settings = yaml.safe_load(wanted.settings_file.read_text())
-        if settings.get("computeType") != wanted.target:
-            raise ValueError(f"computeType is not {wanted.target}")
-        if "tls" in settings and wanted.target != "aks":
-            raise ValueError("tls is for target=aks; aci has sslEnabled")
-        # Keys unless the file says otherwise; and not the client's own waiting, which knows no end.
-        settings = {"authEnabled": not settings.get("tokenAuthEnabled")} | settings | {"async": True}
-        if certificate := settings.get("sslCertificate"):
-            tags = settings.get("tags") or {}
-            settings["tags"] = tags | {aks_tls.CERTIFICATE: digest_of_bytes(Path(certificate).read_bytes())}
-        PARSERS[wanted.target]._create_deploy_config_from_dict(settings)
-    except Exception as error:  # what the client's parser raises
-        raise InputError(f"settings_file={wanted.settings_file}: {error}") from error
-    return settings
+        config = yaml.safe_load(file.read_text())
+        if config.get("computeType") != settings.target:
+            raise ValueError(f"computeType is not {settings.target}")
+        # Require a key unless the file says otherwise. "async" because the client itself would wait without an end.
+        config = {"authEnabled": not config.get("tokenAuthEnabled")} | config | {"async": True}
+        if certificate := config.get("sslCertificate"):
+            tags = config.get("tags") or {}
+            config["tags"] = tags | {CERTIFICATE_TAG: digest_of_bytes(Path(certificate).read_bytes())}
+        parse_webservice_settings(settings.target, config)
+    except Exception as error:  # the client's parser raises exceptions of any type
+        raise InputError(f"settings_file={file}: {error}") from error
+    return config
 
 
 @contextmanager
-def _file(settings: dict[str, Any]) -> Iterator[Path]:
-    """The settings as a file, the only way that the client takes them."""
+def _config_file(config: dict[str, Any]) -> Iterator[Path]:
+    """Write the settings to a temporary file, because the client takes only a file."""
     with TemporaryDirectory(prefix="carmodel-") as scratch:
         file = Path(scratch, "settings.yml")
-        file.write_text(yaml.safe_dump(settings))
+        file.write_text(yaml.safe_dump(config))
         yield file
 
 
-@contextmanager
-def _server() -> Iterator[None]:
-    """Let the client put `SERVER` into the environment; it has no setting for it."""
-    packages = scoring.INFERENCE_REQUIRED_PACKAGE_LIST
-    before = packages[:]
-    packages[:] = [SERVER]
-    try:
-        yield
-    finally:
-        packages[:] = before
-
-
-def _client(wanted: Wanted) -> AzureMLDeploymentClient:
-    if not (uri := mlflow.get_tracking_uri()).startswith("azureml://"):
-        raise InputError(
-            f"target={wanted.target} needs MLFLOW_TRACKING_URI=azureml://… of the workspace: "
-            "az ml workspace show --name WORKSPACE --resource-group GROUP --query mlflow_tracking_uri -o tsv"
-        )
-    with explained(wanted, f"reaching {uri.split('/')[2]}"):
+def _client(settings: Deploy) -> AzureMLDeploymentClient:
+    uri = mlflow.get_tracking_uri()
+    parse_workspace(uri)
+    with client_errors_explained(settings, f"connecting to {uri.split('/')[2]}"):
         return get_deploy_client(uri)
 
 
-def _find(client: AzureMLDeploymentClient, wanted: Wanted) -> dict[str, Any] | None:
-    """The service as it is now.
+def _find(client: AzureMLDeploymentClient, settings: Deploy) -> dict[str, Any] | None:
+    """Return the service, or None if there is none.
 
     Raises:
-        InputError: the name belongs to something else, which the client would change instead.
+        InputError: the name belongs to an endpoint or to a service on another target, which the client would change.
     """
     try:
-        client.get_endpoint(wanted.name)
-        raise InputError(f"name={wanted.name} is an online endpoint of this workspace: choose another name")
+        client.get_endpoint(settings.name)
+        raise InputError(f"name={settings.name} is an online endpoint of this workspace: choose another name")
     except ResourceNotFoundError:
         pass
     try:
-        service = client.get_deployment(wanted.name)
-    except MlflowException as error:
-        if error.message.startswith("No deployment with name"):
+        service = client.get_deployment(settings.name)
+    except mlflow.MlflowException as error:
+        if is_missing_deployment(error):
             return None
         raise
-    if service["computeType"].lower() != wanted.target:
-        raise InputError(f"name={wanted.name} is a service on {service['computeType']}: choose another name")
+    if service["computeType"].lower() != settings.target:
+        raise InputError(f"name={settings.name} is a service on {service['computeType']}: choose another name")
     return dict(service)
 
 
-def _served(service: dict[str, Any]) -> str:
-    """URI of the registered version that a service's copy was made of; empty where it serves something else."""
-    for model in service["modelDetails"] or []:
-        name, _, version = model["id"].rpartition(":")
-        if name.endswith(SUFFIX):
-            return str(mlflow.MlflowClient().get_model_version(name, version).tags.get(SOURCE_TAG, ""))
-    return ""
+def _deployed_version(service: dict[str, Any]) -> str:
+    """Return the URI of the registered version that the service's copy was made from, or empty for another model."""
+    uris = (original_of(*model["id"].rpartition(":")[::2]) for model in service["modelDetails"] or [])
+    return next(filter(None, uris), "")
 
 
-def _differing(service: dict[str, Any], settings: dict[str, Any], copy: str) -> list[str]:
-    """What an update would change: settings that the service shows otherwise, and the model."""
-    served = {model["id"] for model in service["modelDetails"] or []}
-    model = [] if served == {copy.removeprefix("models:/").replace("/", ":")} else ["model"]
-    return [*_changed(settings, service), *model]
+def _differences(service: dict[str, Any], config: dict[str, Any], model: str) -> list[str]:
+    """Return what an update would change: settings with another value in the service, and the model."""
+    deployed = {details["id"] for details in service["modelDetails"] or []}
+    same_model = deployed == {model.removeprefix("models:/").replace("/", ":")}
+    return [*_changed_settings(config, service), *([] if same_model else ["model"])]
 
 
-def _changed(wanted: dict[str, Any], shown: dict[str, Any], path: str = "") -> list[str]:
+def _changed_settings(config: dict[str, Any], service: dict[str, Any], prefix: str = "") -> list[str]:
     changed = []
-    for key, value in wanted.items():
-        there = SHOWN.get(key, key)
+    for key, value in config.items():
+        name = SERVICE_NAMES.get(key, key)
         if isinstance(value, dict):
-            changed += _changed(value, shown.get(there) or {}, f"{path}{key}.")
-        elif there in shown and key not in ("computeType", *FILES) and shown[there] != value:
-            changed.append(path + key)
+            changed += _changed_settings(value, service.get(name) or {}, f"{prefix}{key}.")
+        elif name in service and key not in ("computeType", *FILE_SETTINGS) and service[name] != value:
+            changed.append(prefix + key)
     return changed
 
 
-def _require_changeable(wanted: Wanted, differing: list[str]) -> None:
-    if fixed := [key for key in differing if key.split(".")[0] in FIXED]:
+def _require_updatable(settings: Deploy, differences: list[str]) -> None:
+    if fixed := [key for key in differences if key.split(".")[0] in FIXED_SETTINGS]:
         raise InputError(
-            f"settings_file={wanted.settings_file}: {', '.join(fixed)} of a service that is there can't change: "
-            f"delete it first:  {wanted.command('delete')}"
+            f"settings_file={settings.settings_path}: {', '.join(fixed)} of an existing service cannot change: "
+            f"delete it first:  {command(settings, 'delete')}"
         )
 
 
 def _wait(
-    client: AzureMLDeploymentClient, wanted: Wanted, say: Say, deadline: float, patient: bool = False
+    client: AzureMLDeploymentClient, settings: Deploy, deadline: float, until_settled: bool = False
 ) -> dict[str, Any]:
-    """Look until the service is Healthy; `patient`: until nothing goes on any more, however that ends."""
-    began, before = time.monotonic(), ""
+    """Wait until the service is Healthy, or with `until_settled` until no operation runs, whatever its result."""
+    began, previous = time.monotonic(), ""
     while True:
-        service = _find(client, wanted)
+        service = _find(client, settings)
         if service is None:
-            raise DeployError(f"web service {wanted.name} is gone; to make it: {wanted.command('deploy')}")
+            raise DeployError(f"web service {settings.name} was deleted; to create it: {command(settings, 'deploy')}")
         state = service["state"]
-        if state != before:
-            say(f"{wanted.name} is {state} after {time.monotonic() - began:.0f} s")
-            before = state
-        if state == "Healthy" or (patient and state != "Transitioning"):
+        if state != previous:
+            say(f"{settings.name} is {state} after {time.monotonic() - began:.0f} s")
+            previous = state
+        if state == "Healthy" or (until_settled and state != "Transitioning"):
             return service
         late = time.monotonic() > deadline
         if state == "Failed" or late:
-            after = f" after timeout={wanted.timeout:g} seconds" if late else ""
+            after = f" after timeout={settings.timeout:g} seconds" if late else ""
             raise DeployError(
-                f"web service {wanted.name} is {state}{after}: {_error(service)}\n"
-                f"  it is there, and may cost money\n"
-                f"  its logs: az ml service get-logs --name {wanted.name} (CLI v1), or the studio, Endpoints\n"
-                f"{wanted.next_commands()}"
+                f"web service {settings.name} is {state}{after}: {_error(service)}\n"
+                f"  it exists, and may cost money\n"
+                f"  its log: az ml service get-logs --name {settings.name} (CLI v1), or Endpoints in the studio\n"
+                f"{next_commands(settings)}"
             )
-        time.sleep(PAUSE)
+        time.sleep(POLL_SECONDS)
 
 
 def _error(service: dict[str, Any]) -> str:
-    """The service's own words."""
+    """Return the service's own message."""
     error = service.get("error") or {}
     if not isinstance(error, dict):
         error = error.as_dict()
     details = [detail.get("message", "") for detail in error.get("details") or []]
-    return " ".join(" ".join([error.get("message", ""), *details]).split()) or "the service does not say why"
+    return " ".join(" ".join([error.get("message", ""), *details]).split()) or "the service gives no reason"
 
 
-def _deployed(client: AzureMLDeploymentClient, service: dict[str, Any]) -> Deployed:
-    """The service, with the key that a request needs."""
-    headers = {}
-    if service["state"] == "Healthy":
-        # The public client uses keys in `predict` alone, which can't say a failure's status or take a time limit.
-        mms, name = client._mms_client, service["name"]
-        if service["authEnabled"]:
-            headers = {"Authorization": f"Bearer {mms.list_service_keys(name).primary_key}"}
-        elif service.get("aadAuthEnabled"):
-            headers = {"Authorization": f"Bearer {mms.get_service_token(name).access_token}"}
+def _status(client: AzureMLDeploymentClient, service: dict[str, Any]) -> Status:
     models = ", ".join(model["id"] for model in service["modelDetails"] or [])
     detail = f"{service['computeType']}, {models}"
     if service["state"] != "Healthy":
-        detail += f": {_error(service)}"
-    return Deployed(service["state"], service["scoringUri"] or "", headers, "input_data", detail)
+        return Status(service["state"], service["scoringUri"] or "", detail=f"{detail}: {_error(service)}")
+    headers = webservice_headers(client, service)
+    return Status(service["state"], service["scoringUri"] or "", headers, "input_data", detail)

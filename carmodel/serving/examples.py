@@ -6,7 +6,8 @@ from pathlib import Path
 import mlflow
 
 from carmodel.errors import InputError
-from carmodel.tracking.artifacts import UNREACHABLE, fetch
+from carmodel.service_errors import download_errors
+from carmodel.tracking.artifacts import fetch
 
 EXAMPLES = "examples"
 """The run's output with one picture a class, CLASS_ID.jpg, as `carmodel.data.pictures.class_examples` writes them."""
@@ -20,7 +21,7 @@ def require_classifier(model: str) -> None:
     """
     try:
         facts = mlflow.models.get_model_info(model).metadata or {}
-    except UNREACHABLE as error:
+    except download_errors() as error:
         raise InputError(f"{model}: no such model: {error}") from None
     if "max_rows" not in facts:
         raise InputError(f"{model} is no classifier of photos: name one that package_pyfunc made")

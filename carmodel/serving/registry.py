@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ALREADY_EXISTS, RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
-from carmodel.service_errors import has_no_such_call
+from carmodel.service_errors import is_unsupported
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
@@ -106,7 +106,7 @@ def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None
     try:
         return client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
-        if not has_no_such_call(error):
+        if not is_unsupported(error):
             raise
     print(f"{name}: this registry has no aliases: version {version} gets the tag {_tag(alias)}")
     client.set_model_version_tag(name, version, _tag(alias), "true")

@@ -1,23 +1,17 @@
 """Read artifacts by URI: download them, or list their names and sizes."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import mlflow
-from azure.core.exceptions import AzureError
 from mlflow.artifacts import download_artifacts
-from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
 from carmodel.errors import InputError
-from carmodel.service_errors import has_no_such_call, without_secrets
+from carmodel.service_errors import download_errors, explain_uri
 from carmodel.tracking.digests import digest_of_bytes
 from carmodel.tracking.paths import local_path
-
-# What MLflow raises for a URI that is wrong, unreachable, or needs a client that is not installed.
-UNREACHABLE = (MlflowException, AzureError, OSError, ImportError, ValueError, NotImplementedError)
 
 
 def fetch(uri: str) -> Path:
@@ -36,23 +30,8 @@ def fetch(uri: str) -> Path:
     try:
         # MLflow copies the artifacts of a `runs:/` URI, even from a local directory. It does not copy the directory itself.
         return Path(download_artifacts(_underlying(uri)))
-    except UNREACHABLE as error:
-        raise InputError(f"{uri}: cannot be downloaded: {explain(uri, error)}") from None
-
-
-def explain(uri: str, error: Exception) -> str:
-    """Return the cause of a failed download and what to do, if MLflow's own message says little."""
-    if isinstance(error, ImportError):
-        return f"{error}; MLflow needs that package for such URIs: install it with pip"
-    if "@" in uri and isinstance(error, MlflowException) and has_no_such_call(error):
-        return "this registry has no aliases; name the version, models:/NAME/VERSION"
-    if uri.startswith("http"):
-        return "not an artifact of an MLflow server; download it and give its directory"
-    if uri.startswith("abfss:") and not urlsplit(uri).path.strip("/"):
-        return "MLflow cannot read a whole container: give a directory in it"
-    if isinstance(error, AzureError):
-        return " ".join(without_secrets(error).split())
-    return str(error)
+    except download_errors() as error:
+        raise InputError(f"{uri}: cannot be downloaded: {explain_uri(uri, error)}") from None
 
 
 def _underlying(uri: str) -> str:

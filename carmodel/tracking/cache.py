@@ -14,7 +14,8 @@ from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 from carmodel.data.transform import file_of
 from carmodel.errors import InputError
 from carmodel.parameters import INPUTS, NOT_IN_CACHE_KEY, Settings
-from carmodel.tracking.artifacts import UNREACHABLE, explain, listing
+from carmodel.service_errors import download_errors, explain_uri
+from carmodel.tracking.artifacts import listing
 from carmodel.tracking.digests import ROOT, digest_of_bytes, digest_of_path, digest_of_sources
 from carmodel.tracking.lineage import KEY_TAG, LISTING_TAG, outputs_of
 from carmodel.tracking.paths import local_path
@@ -58,8 +59,8 @@ def digest_of_input(uri: str) -> str:
         if uri.startswith("models:/"):
             return uri  # a logged model or a version never changes
         return f"{uri} {listing(uri)}"
-    except UNREACHABLE as error:
-        raise InputError(f"{uri}: cannot be read: {explain(uri, error)}") from None
+    except download_errors() as error:
+        raise InputError(f"{uri}: cannot be read: {explain_uri(uri, error)}") from None
 
 
 def cache_key(name: str, settings: Settings) -> str:

@@ -1,0 +1,26 @@
+"""The build context of a container's image: what MLflow writes for a model, with a few lines of this project."""
+
+import json
+from pathlib import Path
+
+from mlflow.models.flavor_backend_registry import get_flavor_backend
+
+LABEL = "carmodel.model"
+"""Label of an image and of its containers: the URI of the model."""
+_DOCKERFILE_TAIL = """
+# The server needs no root, but it must read the model, whatever the umask of the machine that downloaded it.
+RUN useradd --create-home serving && chown -R serving /var/log/nginx /var/lib/nginx
+RUN find /opt/ml ! -perm -o=r -exec chmod a+rX {{}} +
+USER serving
+# MLflow starts one worker per core. Each would hold a network and have the model's memory limit for itself.
+ENV MLFLOW_MODELS_WORKERS=1
+LABEL {label}={uri}
+"""
+
+
+def write_context(model_uri: str, folder: Path) -> None:
+    """Download the model into a folder, with the Dockerfile of ``mlflow models generate-dockerfile`` and our last lines."""
+    backend = get_flavor_backend(model_uri, docker_build=True, env_manager=None)
+    backend.generate_dockerfile(model_uri, str(folder))
+    with (folder / "Dockerfile").open("a") as file:
+        file.write(_DOCKERFILE_TAIL.format(label=LABEL, uri=json.dumps(model_uri)))
