@@ -40,8 +40,13 @@ def image_ls(state: dict[str, Any], arguments: list[str]) -> None:
     parser.add_argument("--filter", action="append", required=True)
     parser.add_argument("--format", choices=["{{.Repository}}:{{.Tag}}"], required=True)
     filters = dict(text.split("=", 1) for text in parser.parse_args(arguments).filter)
+    key, _, value = filters["label"].partition("=")
     for image, labels in state["images"].items():
-        if filters["label"] in labels and image.split(":")[0] == filters["reference"].removesuffix(":*"):
+        if (
+            key in labels
+            and value in ("", labels[key])
+            and image.split(":")[0] == filters["reference"].removesuffix(":*")
+        ):
             print(image)
 
 

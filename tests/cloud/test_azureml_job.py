@@ -9,7 +9,7 @@ import yaml
 from azure.core.exceptions import HttpResponseError
 from mlflow.exceptions import ExecutionException
 
-from carmodel.cloud import command_job as remote
+from carmodel.cloud.azure import submit_command_job
 from carmodel.cloud.waiting import wait
 from carmodel.errors import InputError
 from carmodel.parameters import STEPS
@@ -48,7 +48,7 @@ def test_a_yaml_with_an_unknown_key_is_refused_by_the_client(tmp_path: Path, cli
     bad = tmp_path / "job.yaml"
     bad.write_text(CPU.read_text() + "gpus: 4\n")
     with pytest.raises(InputError, match="job.yaml"):
-        remote.submit("train", {}, bad, "0")
+        submit_command_job("train", {}, bad, "0")
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_the_gpu_job_runs_on_photos_that_are_mounted(client: Azure, sample: Path
 
 @pytest.mark.slow
 def test_a_step_is_a_job_whose_failure_is_explained(client: Azure) -> None:  # noqa: F811
-    submitted = remote.submit("preprocess", {"data_uri": "/nowhere/my cars"}, CPU, "0")
+    submitted = submit_command_job("preprocess", {"data_uri": "/nowhere/my cars"}, CPU, "0")
     with pytest.raises(ExecutionException) as error:
         wait("preprocess", submitted)
     assert f"preprocess ended as Failed on Azure ML job {submitted.run_id}" in str(error.value)
@@ -92,10 +92,10 @@ def test_a_step_is_a_job_whose_failure_is_explained(client: Azure) -> None:  # n
 def test_a_job_that_is_cancelled_ends_over_there(client: Azure) -> None:  # noqa: F811
     client.jobs.environment["CARMODEL_HOLD"] = "1"
     try:
-        submitted = remote.submit("preprocess", TINY, CPU, "0")
+        submitted = submit_command_job("preprocess", TINY, CPU, "0")
     finally:
         del client.jobs.environment["CARMODEL_HOLD"]
-    assert submitted.state().word == "Running"
+    assert submitted.state().name == "Running"
     submitted.cancel()
     assert client.jobs.running[submitted.run_id].cancelled
     assert submitted.state() == ("Canceled", True, False, "")
@@ -111,10 +111,10 @@ def test_what_passes_is_tried_again_and_the_rest_said_at_once(client: Azure, sta
     client.jobs.environment["CARMODEL_HOLD"] = "1"
     try:
         if tries == 2:
-            remote.submit("preprocess", TINY, CPU, "0").cancel()
+            submit_command_job("preprocess", TINY, CPU, "0").cancel()
         else:
             with pytest.raises(HttpResponseError, match="the service says no"):
-                remote.submit("preprocess", TINY, CPU, "0")
+                submit_command_job("preprocess", TINY, CPU, "0")
     finally:
         del client.jobs.environment["CARMODEL_HOLD"]
         fault.times = 0

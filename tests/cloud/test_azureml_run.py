@@ -10,7 +10,7 @@ import pytest
 from mlflow.exceptions import ExecutionException
 from mlflow.projects.utils import load_project
 
-from carmodel.cloud import azureml as remote
+from carmodel.cloud.azure import environment_of, submit_project_run
 from carmodel.cloud.waiting import wait
 from carmodel.errors import InputError
 from tests.cloud.azureml_cloud import Azure
@@ -39,14 +39,14 @@ def client(cloud: Azure, monkeypatch) -> Azure:
 
 
 def test_mlflow_s_own_command_would_end_in_an_attribute_error() -> None:
-    """When this fails, `carmodel.cloud.azureml` is not needed any more."""
+    """When this fails, `carmodel.cloud.azure` is not needed any more."""
     code = "from mlflow.projects.utils import load_project; print(hasattr(load_project('.'), 'conda_env_path'))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "False"
 
 
 def test_without_an_image_azure_ml_installs_the_project_s_packages() -> None:
-    environment = remote.environment_of(load_project("."), "")
+    environment = environment_of(load_project("."), "")
     packages = environment.python.conda_dependencies.pip_packages
     assert {"tensorflow", "azureml-mlflow", "mlflow"} <= {package.partition("==")[0] for package in packages}
     assert environment.python.user_managed_dependencies is False
@@ -58,7 +58,7 @@ def test_the_command_submits_the_project_to_the_cluster_and_the_job_runs_it(clou
     words = [word for name, value in TINY.items() for word in ("-P", f"{name}={value}")]
     config = ["-b", "azureml", "--backend-config", "backends/azureml-gpu.json"]
     done = subprocess.run(
-        [sys.executable, "-m", "carmodel.cloud.azureml", "run", ".", "-e", "preprocess", *config, *words],
+        [sys.executable, "-m", "carmodel.cloud.azure", "run", ".", "-e", "preprocess", *config, *words],
         env=os.environ | cloud.environment,
         capture_output=True,
         text=True,
@@ -88,7 +88,7 @@ def test_the_command_submits_the_project_to_the_cluster_and_the_job_runs_it(clou
 
 @pytest.mark.slow
 def test_a_job_is_watched_to_its_end_and_its_failure_explained(client: Azure) -> None:
-    submitted = remote.submit("preprocess", {"data_uri": "/nowhere/cars"}, Path("backends/azureml.json"), "0")
+    submitted = submit_project_run("preprocess", {"data_uri": "/nowhere/cars"}, Path("backends/azureml.json"), "0")
     assert submitted.page.startswith("https://ml.azure.com/runs/")
     with pytest.raises(ExecutionException) as error:
         wait("preprocess", submitted)
@@ -100,16 +100,16 @@ def test_a_job_is_watched_to_its_end_and_its_failure_explained(client: Azure) ->
 def test_a_cluster_that_is_not_there_is_said_with_the_service_s_words(client: Azure, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"COMPUTE": "no-such-cluster"}')
     with pytest.raises(InputError, match="no-such-cluster"):
-        remote.submit("preprocess", TINY, tmp_path / "config.json", "0")
+        submit_project_run("preprocess", TINY, tmp_path / "config.json", "0")
 
 
 def test_a_job_that_is_cancelled_ends_over_there(client: Azure) -> None:
     client.jobs.environment["CARMODEL_HOLD"] = "1"
     try:
-        submitted = remote.submit("preprocess", TINY, Path("backends/azureml.json"), "0")
+        submitted = submit_project_run("preprocess", TINY, Path("backends/azureml.json"), "0")
     finally:
         del client.jobs.environment["CARMODEL_HOLD"]
-    assert submitted.state().word == "Running"
+    assert submitted.state().name == "Running"
     submitted.cancel()
     assert client.jobs.running[submitted.run_id].cancelled
     with pytest.raises(ExecutionException, match="ended as Canceled on Azure ML run"):

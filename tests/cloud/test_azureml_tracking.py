@@ -106,7 +106,7 @@ def test_a_token_that_is_refused_stops_main_with_what_to_do(cloud: Cloud, stoppe
     said = stopped[stopped.index("main: stopped") :]
     assert "answered 401" in said
     assert "sign in again" in said
-    assert "give the same command again: finished steps are reused" in said
+    assert "run the same command again: finished steps are reused" in said
     assert "Traceback" not in said.partition("ERROR mlflow")[0]
 
 
@@ -196,7 +196,7 @@ except InputError as error:
     [
         ("region POST runs/log-batch", {"status": 403, "body": b""}, "answered 403"),
         ("region POST runs/log-batch", {"status": 500, "times": 9}, "answered 500"),
-        ("region POST runs/log-batch", {"status": 0, "times": 9}, "can't be reached"),
+        ("region POST runs/log-batch", {"status": 0, "times": 9}, "cannot be reached"),
         ("storage PUT contact_sheet.png", {"status": 403}, "answered 403"),
     ],
 )
@@ -212,7 +212,7 @@ def test_what_the_service_refuses_is_said_in_words_with_what_to_do(
     assert done.returncode == 1, done.stderr[-3000:]
     assert "preprocess: stopped: azureml://" in done.stderr
     assert said in done.stderr
-    assert "give the same command again" in done.stderr
+    assert "run the same command again" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -15,7 +15,6 @@ from databricks.sdk.service.compute import ClusterSpec
 from mlflow.exceptions import ExecutionException, MlflowException
 
 from carmodel.cloud import databricks as remote
-from carmodel.cloud.project import copy_project
 from carmodel.cloud.waiting import wait
 from carmodel.errors import InputError
 from tests.cloud.blobs import Blobs, blob_service
@@ -71,7 +70,7 @@ def test_mlflow_run_submits_the_project_and_the_job_runs_it(
     tmp_path: Path, tracking: str, databricks: tuple[Workspace, Wire], databricks_environment: dict[str, str]
 ) -> None:
     workspace, _ = databricks
-    project = copy_project(tmp_path / "clean")
+    project = remote.copy_project(tmp_path / "clean")
     words = [word for name, value in TINY.items() for word in ("-P", f"{name}={value}")]
     command = [
         "run",
@@ -218,7 +217,7 @@ def test_what_passes_is_tried_again(client: tuple[Workspace, Wire], status: int,
     wire.fail("POST", "jobs/runs/submit", status, headers={"Retry-After": "1"}, body=body)
     wire.fail("GET", "jobs/runs/get", status, headers={"Retry-After": "1"}, body=body)
     submitted = remote.submit("preprocess", TINY, CONFIG, "0")
-    assert submitted.state().word in ("PENDING", "RUNNING")
+    assert submitted.state().name in ("PENDING", "RUNNING")
     assert len(workspace.jobs) == 1
 
 

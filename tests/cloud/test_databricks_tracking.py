@@ -103,8 +103,8 @@ def finished(cloud: Cloud, stopped: str) -> dict[str, str]:
 def test_a_token_that_is_refused_stops_main_with_what_to_do(stopped: str) -> None:
     said = stopped[stopped.index("main: stopped") :]
     assert "databricks answered 403: Invalid access token." in said
-    assert "give it a role that allows it" in said
-    assert "give the same command again: finished steps are reused" in said
+    assert "give it a role that allows this" in said
+    assert "run the same command again: finished steps are reused" in said
 
 
 def test_the_same_command_again_finishes_through_hiccups(finished: dict[str, str]) -> None:
@@ -210,7 +210,7 @@ def test_artifacts_go_through_the_files_api_where_that_is_allowed_and_by_signed_
     ("asked", "fault", "said"),
     [
         ("workspace POST /runs/log-batch$", {"status": 500, "times": 9}, "answered 500"),
-        ("workspace POST /runs/log-batch$", {"status": 0, "times": 99}, "can't be reached"),
+        ("workspace POST /runs/log-batch$", {"status": 0, "times": 99}, "cannot be reached"),
         ("storage PUT contact_sheet.png", {"status": 403, "times": 9}, "answered 403"),
     ],
 )
@@ -226,7 +226,7 @@ def test_what_the_service_refuses_is_said_in_words_with_what_to_do(
     assert done.returncode == 1, done.stderr[-3000:]
     assert "preprocess: stopped: databricks" in done.stderr
     assert said in done.stderr
-    assert "give the same command again" in done.stderr
+    assert "run the same command again" in done.stderr
     assert "Traceback" not in done.stderr
 
 

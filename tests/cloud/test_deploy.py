@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from carmodel.deploy import local
-from carmodel.deploy.wanted import Wanted
 from carmodel.errors import InputError
+from carmodel.parameters import Deploy
 from tests.tiny import free_port, log_tiny, tiny_network
 from tests.tracked import tracked_in
 
@@ -66,15 +66,15 @@ def test_a_local_server_is_started_left_replaced_and_ended(registered: Registere
     assert f"running, http://127.0.0.1:{port}/invocations; models:/cars/1" in said
     assert requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).status_code == 200
     said = registered.deploy(target="local", model_uri="models:/cars/1", port=port)
-    assert "cars serves models:/cars/1 already" in said
+    assert "cars already serves models:/cars/1" in said
     said = registered.deploy(target="local", model_uri="models:/cars/2", port=port)
-    assert "ending the server of models:/cars/1" in said
+    assert "stopping the server of models:/cars/1" in said
     assert "models:/cars/2" in registered.deploy(target="local", action="status")
     registered.deploy(target="local", action="delete")
     with socket.create_server(("127.0.0.1", port)):
         pass
     assert "there is no server cars" in registered.deploy(fails=True, target="local", action="status")
-    assert "there was none of this name" in registered.deploy(target="local", action="delete")
+    assert "there is no deployment of this name" in registered.deploy(target="local", action="delete")
     runs = mlflow.MlflowClient(f"sqlite:///{registered.folder}/mlflow.db").search_runs(["0"], "status = 'FINISHED'")
     assert {run.data.tags.get("carmodel.state") for run in runs} == {"running", None}
 
@@ -92,7 +92,9 @@ def test_one_that_answers_no_photo_is_said_to_be_there_with_the_ways_on_and_back
     try:
         said = registered.deploy(fails=True, **given, model_uri="models:/cars/2", photo=tmp_path / "photo.jpg")
         assert "answers a photo with" in said
-        assert f"before:  {command.format('deploy')} {folder} -P model_uri=models:/cars/1 -P port={port}" in said
+        assert (
+            f"previous version:  {command.format('deploy')} {folder} -P model_uri=models:/cars/1 -P port={port}" in said
+        )
         assert f"{command.format('status')} {folder}" in said and f"{command.format('delete')} {folder}" in said
         said = registered.deploy(**given, action="status", photo=tmp_path / "photo.jpg")
         assert "local vans: running" in said and "answers a photo with" in said
@@ -109,33 +111,36 @@ def test_the_same_command_beside_itself_waits_for_the_server_that_is_starting(re
             assert first.poll() is None
             time.sleep(0.05)
         assert "local twins: starting" in registered.deploy(target="local", name="twins", action="status")
-        assert "models:/cars/1 already" in registered.deploy(**given)
+        assert "serve models:/cars/1" in registered.deploy(**given)
         said, _ = first.communicate(timeout=120)
         assert first.returncode == 0, said
     finally:
         registered.deploy(target="local", name="twins", action="delete")
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
-    theirs = tmp_path / "local-cars"
-    theirs.mkdir()
-    (theirs / "thesis.txt").write_text("precious")
-    asked = Wanted("local", "cars", "models:/cars/1", Path(), theirs, free_port(), 10, 60.0)
+def local_server(folder: Path) -> Deploy:
+    return Deploy(target="local", name="cars", model_uri="models:/cars/1", folder=str(folder), port=free_port())
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "local-cars"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("precious")
     for act in (local.deploy, local.delete):
-        with pytest.raises(InputError, match="holds something else; choose another one"):
-            act(asked, print)
-    assert (theirs / "thesis.txt").read_text() == "precious"
+        with pytest.raises(InputError, match="holds other files; choose another folder"):
+            act(local_server(tmp_path))
+    assert (folder / "thesis.txt").read_text() == "precious"
     with pytest.raises(InputError, match=r"folder=.*thesis.txt: Not a directory; choose another one"):
-        local.deploy(asked._replace(folder=theirs / "thesis.txt" / "local-cars"), print)
+        local.deploy(local_server(folder / "thesis.txt"))
 
 
-def test_a_note_of_a_server_that_was_cut_short_is_no_server(tmp_path: Path) -> None:
-    (tmp_path / "server.json").write_text("")
-    asked = Wanted("local", "cars", "models:/cars/1", Path(), tmp_path, free_port(), 10, 60.0)
+def test_a_record_of_a_server_that_was_cut_short_is_no_server(tmp_path: Path) -> None:
+    (tmp_path / "local-cars").mkdir()
+    (tmp_path / "local-cars" / "server.json").write_text("")
     with pytest.raises(InputError, match="there is no server cars"):
-        local.status(asked, print)
-    assert local.delete(asked, print) is False
-    assert not tmp_path.exists()
+        local.status(local_server(tmp_path))
+    assert local.delete(local_server(tmp_path)) is False
+    assert not (tmp_path / "local-cars").exists()
 
 
 @pytest.mark.slow
@@ -149,7 +154,7 @@ def test_an_interrupted_deployment_says_what_is_there_and_how_to_end_it(register
             break
     started.send_signal(signal.SIGINT)
     rest, _ = started.communicate(timeout=60)
-    assert "deploy: interrupted: what was begun may go on" in rest, "".join(lines) + rest
+    assert "deploy: interrupted: operations that were started may continue" in rest, "".join(lines) + rest
     assert "-P name=trucks -P action=status" in rest and "-P name=trucks -P action=delete" in rest
     registered.deploy(target="local", name="trucks", action="delete")
     with socket.create_server(("127.0.0.1", given["port"])):
@@ -172,7 +177,7 @@ def test_a_password_in_the_tracking_uri_is_not_shown(
     finally:
         mlflow.set_tracking_uri(before)
     said = f"{ended.value.code}{''.join(capsys.readouterr())}"
-    assert "http://…@127.0.0.1" in said and "can't be reached" in said
+    assert "http://…@127.0.0.1" in said and "cannot be reached" in said
     assert "pass-word" not in said
 
 
@@ -181,11 +186,11 @@ def test_a_password_in_the_tracking_uri_is_not_shown(
     [
         ({"target": "local"}, "model_uri"),
         ({"target": "local", "model_uri": "models:/cars/7"}, "cars"),
-        ({"target": "local", "model_uri": "models:/cars@champion"}, "no version of cars is called champion"),
+        ({"target": "local", "model_uri": "models:/cars@champion"}, "no version of cars has the alias champion"),
         ({"target": "local", "model_uri": "runs:/0/model"}, "deploy.model_uri='runs:/0/model'"),
         ({"target": "local", "model_uri": "models:/cars/1", "photo": "no.jpg"}, "photo='no.jpg'"),
         ({"target": "local", "action": "promote"}, "action=promote is for online and kubernetes-online"),
-        ({"target": "online", "model_uri": "models:/cars/1"}, "MLFLOW_TRACKING_URI names no Azure ML workspace"),
+        ({"target": "online", "model_uri": "models:/cars/1"}, "names no Azure ML workspace"),
         ({"target": "aci", "model_uri": "models:/cars/1"}, "MLFLOW_TRACKING_URI"),
         ({"target": "online", "settings_file": "no.yml", "model_uri": "models:/cars/1"}, "settings_file='no.yml'"),
         ({"target": "moon"}, "deploy.target='moon'"),

@@ -1,5 +1,6 @@
 """The docker target: what it asks the `docker` command, and the context, whose start command is carried out without Docker."""
 
+import io
 import json
 import os
 import re
@@ -19,9 +20,11 @@ import pytest
 import requests
 
 from carmodel.deploy import docker
-from carmodel.deploy.smoke import drawn_car, smoke
-from carmodel.deploy.wanted import Deployed, DeployError, Wanted
+from carmodel.deploy.docker_image import write_context
+from carmodel.deploy.smoke import drawn_car, smoke_test
+from carmodel.deploy.status import DeployError, Status
 from carmodel.errors import InputError
+from carmodel.parameters import Deploy
 from tests.cloud import docker_cli
 from tests.tiny import Endpoint, free_port
 
@@ -29,17 +32,19 @@ IN_IMAGE = Path("/opt/ml/model")
 
 
 @pytest.fixture
-def wanted(endpoint: Endpoint, tmp_path: Path) -> Wanted:
-    # A logged model's folder stands for a registered version: MLflow takes any address here.
-    return Wanted("docker", "cars", str(endpoint.model), Path(), tmp_path / "docker-cars", free_port(), 10, 60.0)
+def settings(endpoint: Endpoint) -> Deploy:
+    return of_model(Deploy(target="docker", name="cars", port=free_port(), timeout=60), str(endpoint.model))
+
+
+def of_model(settings: Deploy, folder: str) -> Deploy:
+    """The settings with a logged model's folder in place of a registered version: MLflow reads both."""
+    return settings.model_copy(update={"model_uri": folder})
 
 
 @pytest.fixture
-def other(wanted: Wanted) -> str:
-    """The same model, as another version."""
-    copy = Path(wanted.model_uri).with_name("other")
-    shutil.copytree(wanted.model_uri, copy, dirs_exist_ok=True)
-    return str(copy)
+def other(settings: Deploy, tmp_path: Path) -> Deploy:
+    """The settings with another version."""
+    return of_model(settings, shutil.copytree(settings.model_uri, tmp_path / "other"))
 
 
 class Engine:
@@ -77,160 +82,145 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
             os.kill(container["pid"], signal.SIGKILL)
 
 
-def image(wanted: Wanted) -> str:
-    return f"cars:{Path(wanted.model_uri).name}"
+def image(settings: Deploy) -> str:
+    return f"cars:{Path(settings.model_uri).name}"
 
 
-@pytest.fixture
-def no_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An address where no Docker engine answers, whatever this machine has."""
+def test_without_an_engine_the_step_stops_and_names_mlflow_s_command(
+    settings: Deploy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no-docker.sock")
+    for act in (docker.deploy, docker.status, docker.delete):
+        with pytest.raises(InputError, match=r"none answers here: (?s:.*)mlflow models generate-dockerfile"):
+            act(settings)
 
 
-@pytest.mark.usefixtures("no_engine")
-def test_without_an_engine_the_context_is_left_and_the_commands_are_told(wanted: Wanted) -> None:
-    made = docker.deploy(wanted, lambda line: None)
-    assert (made.state, made.address) == ("context made, not built", "")
-    assert "no Docker engine answers here" in made.detail
-    assert f"docker build --tag {image(wanted)} {wanted.folder}" in made.detail
-    assert f"docker run --detach --name cars --publish 127.0.0.1:{wanted.port}:8080 {image(wanted)}" in made.detail
-    assert "\nUSER serving\n" in (wanted.folder / "Dockerfile").read_text()
-    before = (wanted.folder / "Dockerfile").stat().st_mtime_ns
-    docker.deploy(wanted, lambda line: None)
-    assert (wanted.folder / "Dockerfile").stat().st_mtime_ns == before, "a context of this version is not made again"
-    assert docker.status(wanted, lambda line: None).state == "context made, not built"
-    docker.delete(wanted, lambda line: None)
-    assert list(wanted.folder.parent.glob("*docker-cars*")) == []
-    with pytest.raises(InputError, match="there is no cars"):
-        docker.status(wanted, lambda line: None)
+def test_a_model_that_does_not_exist_is_named_before_the_build(
+    settings: Deploy, engine: Engine, tmp_path: Path
+) -> None:
+    with pytest.raises(DeployError, match="downloading .*nothing"):
+        docker.deploy(of_model(settings, str(tmp_path / "nothing")))
+    assert engine.asked("build") == []
 
 
-@pytest.mark.usefixtures("no_engine")
-def test_a_context_that_can_t_be_made_leaves_nothing(wanted: Wanted, tmp_path: Path) -> None:
-    with pytest.raises(DeployError, match="fetching .*nothing"):
-        docker.deploy(wanted._replace(model_uri=str(tmp_path / "nothing")), lambda line: None)
-    assert list(wanted.folder.parent.glob("*docker-cars*")) == []
+def test_the_server_in_the_image_is_no_root_and_one_process(settings: Deploy, tmp_path: Path) -> None:
+    write_context(settings.model_uri, tmp_path / "context")
+    lines = (tmp_path / "context" / "Dockerfile").read_text().splitlines()
+    assert {"USER serving", "ENV MLFLOW_MODELS_WORKERS=1", f'LABEL carmodel.model="{settings.model_uri}"'} <= set(lines)
 
 
-@pytest.mark.usefixtures("no_engine")
-def test_a_folder_of_somebody_else_is_left_alone(wanted: Wanted) -> None:
-    wanted.folder.mkdir()
-    (wanted.folder / "Dockerfile").write_text("FROM scratch\n")
-    for act in (docker.deploy, docker.delete):
-        with pytest.raises(InputError, match="holds something else"):
-            act(wanted, lambda line: None)
-    assert (wanted.folder / "Dockerfile").read_text() == "FROM scratch\n"
-
-
-def test_the_same_version_again_asks_docker_for_nothing_new(wanted: Wanted, engine: Engine) -> None:
-    said: list[str] = []
-    made = docker.deploy(wanted, said.append)
-    assert (made.state, made.address) == ("running", f"http://127.0.0.1:{wanted.port}/invocations")
-    assert any(re.match(r"  Step 1/\d+ : FROM python:3", line) for line in said), "the build's steps are shown"
+def test_a_rerun_asks_docker_for_nothing_new(
+    settings: Deploy, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployed = docker.deploy(settings)
+    assert (deployed.state, deployed.url) == ("running", f"http://127.0.0.1:{settings.port}/invocations")
+    assert re.search(r"  Step 1/\d+ : FROM python:3", capsys.readouterr().out), "the steps of the build are printed"
     before = engine.asked("build", "run", "rm", "rmi")
-    assert docker.deploy(wanted, said.append) == made
+    assert docker.deploy(settings) == deployed
     assert engine.asked("build", "run", "rm", "rmi") == before
-    assert docker.status(wanted._replace(port=1, model_uri=""), said.append) == made, "the container knows its port"
+    elsewhere = settings.model_copy(update={"port": 1, "model_uri": ""})
+    assert docker.status(elsewhere) == deployed, "the container knows its port"
 
 
-def test_another_version_takes_the_place_of_the_one_before(wanted: Wanted, other: str, engine: Engine) -> None:
-    docker.deploy(wanted, lambda line: None)
-    newer = wanted._replace(model_uri=other)
-    made = docker.deploy(newer, lambda line: None)
-    assert made.detail == other and f"-P model_uri={wanted.model_uri}" in made.back
-    assert engine.images == {image(wanted), image(newer)}, "the image before is kept until a photo was answered"
-    assert docker.release(newer, lambda line: None).detail == other
-    assert engine.images == {image(newer)}, "the image before is gone, not left without a name"
-    assert f'LABEL carmodel.model="{other}"' in (wanted.folder / "Dockerfile").read_text()
-    docker.delete(newer._replace(model_uri=""), lambda line: None)
-    assert (engine.images, engine.containers, wanted.folder.exists()) == (set(), set(), False)
-    docker.delete(newer, lambda line: None)
+def test_another_version_replaces_the_previous_one(settings: Deploy, other: Deploy, engine: Engine) -> None:
+    docker.deploy(settings)
+    deployed = docker.deploy(other)
+    assert deployed.detail == other.model_uri and f"-P model_uri={settings.model_uri}" in deployed.undo
+    assert engine.images == {image(settings), image(other)}, "the previous image is kept until a photo was answered"
+    assert docker.release(other).detail == other.model_uri
+    assert engine.images == {image(other)}
+    assert docker.delete(settings) is True
+    assert (engine.images, engine.containers) == (set(), set())
+    assert docker.delete(settings) is False
 
 
-def test_what_somebody_else_calls_so_is_left_alone(wanted: Wanted, engine: Engine) -> None:
+def test_a_container_of_another_program_is_left_alone(settings: Deploy, engine: Engine) -> None:
     engine.change(containers={"cars": {"image": "theirs", "labels": {}, "state": "running", "port": "1", "pid": 0}})
     for act in (docker.deploy, docker.status, docker.delete):
-        with pytest.raises(InputError, match="this step has not made"):
-            act(wanted, lambda line: None)
+        with pytest.raises(InputError, match="another program owns the container"):
+            act(settings)
     assert engine.containers == {"cars"}
 
 
-def test_a_build_that_fails_is_told_in_docker_s_words_and_a_rerun_goes_on(wanted: Wanted, engine: Engine) -> None:
+def test_a_failed_build_is_reported_in_docker_s_words_and_a_rerun_goes_on(settings: Deploy, engine: Engine) -> None:
     engine.change(faults={"build": "ERROR: No matching distribution found for tensorflow==2.18.1"})
     with pytest.raises(
-        DeployError, match=r"docker build: .*No matching distribution(?s:.*)now: context made(?s:.*)action=delete"
+        DeployError, match=r"docker build: .*No matching distribution(?s:.*)status: nothing(?s:.*)action=delete"
     ):
-        docker.deploy(wanted, lambda line: None)
+        docker.deploy(settings)
     engine.change(faults={})
-    said: list[str] = []
-    assert docker.deploy(wanted, said.append).state == "running"
-    assert any("already" in line for line in said), "the context is not made again"
+    assert docker.deploy(settings).state == "running"
 
 
-def test_an_interrupted_build_ends_with_the_step(wanted: Wanted, engine: Engine) -> None:
+def test_an_interrupted_build_ends_with_the_step(
+    settings: Deploy, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine.change(faults={"hold": "yes"})
 
-    def interrupt(line: str) -> None:
-        if "Step 1/" in line:
-            raise SystemExit(143)
+    class InterruptingOutput(io.StringIO):
+        def write(self, text: str) -> int:
+            if "Step 1/" in text:
+                raise SystemExit(143)
+            return len(text)
 
+    monkeypatch.setattr(sys, "stdout", InterruptingOutput())
     began = time.monotonic()
     with pytest.raises(SystemExit):
-        docker.deploy(wanted._replace(timeout=300.0), interrupt)
+        docker.deploy(settings.model_copy(update={"timeout": 300.0}))
     assert time.monotonic() - began < 60
-    # Those of clients that earlier tests used are daemons, which no program waits for.
+    # Clients of other tests leave daemon threads, which no program waits for.
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and not thread.daemon]
 
 
-def test_a_container_that_can_t_start_is_not_left(wanted: Wanted, engine: Engine) -> None:
+def test_a_container_that_cannot_start_is_removed(settings: Deploy, engine: Engine) -> None:
     engine.change(faults={"run": "docker: Error response from daemon: no space left on device"})
-    with pytest.raises(DeployError, match=r"docker run: .*no space left(?s:.*)now: built image"):
-        docker.deploy(wanted, lambda line: None)
+    with pytest.raises(DeployError, match=r"docker run: .*no space left(?s:.*)status: image built"):
+        docker.deploy(settings)
     assert engine.containers == set()
 
 
-def test_a_version_that_ends_shows_its_lines_and_the_way_back(wanted: Wanted, other: str, engine: Engine) -> None:
-    docker.deploy(wanted, lambda line: None)
+def test_a_version_that_exits_shows_its_log_and_how_to_restore_the_previous_one(
+    settings: Deploy, other: Deploy, engine: Engine
+) -> None:
+    docker.deploy(settings)
     engine.change(faults={"logs": "ModuleNotFoundError: keras"})
     with pytest.raises(DeployError, match="ModuleNotFoundError: keras") as failed:
-        docker.deploy(wanted._replace(model_uri=other), lambda line: None)
-    back = f"-P folder={wanted.folder.parent} -P model_uri={wanted.model_uri} -P port={wanted.port}"
-    assert f"-P action=deploy {back}" in str(failed.value)
-    assert docker.status(wanted, lambda line: None).state == "exited"
+        docker.deploy(other)
+    assert f"-P action=deploy -P model_uri={settings.model_uri} -P port={settings.port}" in str(failed.value)
+    assert docker.status(settings).state == "exited"
     engine.change(faults={})
     builds = engine.asked("build")
-    assert docker.deploy(wanted, lambda line: None).detail == wanted.model_uri
-    assert engine.asked("build") == builds, "the image before was kept"
+    assert docker.deploy(settings).detail == settings.model_uri
+    assert engine.asked("build") == builds, "the previous image was kept"
 
 
-def test_a_port_that_is_taken_is_told_before_anything_is_built(wanted: Wanted, engine: Engine) -> None:
-    with socket.create_server(("127.0.0.1", wanted.port)), pytest.raises(InputError, match="choose another port"):
-        docker.deploy(wanted, lambda line: None)
+def test_a_port_that_is_taken_is_reported_before_the_build(settings: Deploy, engine: Engine) -> None:
+    with socket.create_server(("127.0.0.1", settings.port)), pytest.raises(InputError, match="choose another port"):
+        docker.deploy(settings)
     assert engine.asked("build") == []
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_engine")
 @pytest.mark.skipif(
     os.geteuid() != 0 or IN_IMAGE.exists(), reason="copies the model to /opt/ml/model: wants root, and nothing there"
 )
 def test_the_image_s_start_command_answers_photos_in_an_environment_of_the_image_s_packages(
-    wanted: Wanted, tmp_path: Path
+    settings: Deploy, tmp_path: Path
 ) -> None:
-    docker.deploy(wanted, lambda line: None)
-    lines = (wanted.folder / "Dockerfile").read_text()
+    write_context(settings.model_uri, context := tmp_path / "context")
+    lines = (context / "Dockerfile").read_text()
     (command,) = re.findall(r"^ENTRYPOINT (\[.*\])$", lines, re.MULTILINE)
     (mlflow,) = re.findall(r"^RUN pip install (mlflow==\S+)$", lines, re.MULTILINE)
     (folder,) = re.findall(rf"^COPY (\S+) {IN_IMAGE}$", lines, re.MULTILINE)
-    model, uv = wanted.folder / folder, [sys.executable, "-m", "uv", "--quiet"]
+    model, uv = context / folder, [sys.executable, "-m", "uv", "--quiet"]
     subprocess.run([*uv, "venv", "--python", sys.executable, str(tmp_path / "env")], check=True)
     install = [*uv, "pip", "install", "--constraint", "requirements.lock", "--python", str(tmp_path / "env/bin/python")]
     subprocess.run([*install, mlflow, "-r", str(model / "requirements.txt")], check=True)
     with copied(model), started(json.loads(command), tmp_path) as address:
-        assert "was answered with" in smoke(Deployed("running", address), drawn_car())
+        assert "was answered with" in smoke_test(Status("running", address), drawn_car())
         if folder := os.environ.get("CARMODEL_PHOTOS"):
             real = next(Path(folder).rglob("*.jpg"))
-            assert "was answered with" in smoke(Deployed("running", address), real.read_bytes())
+            assert "was answered with" in smoke_test(Status("running", address), real.read_bytes())
 
 
 @contextmanager

@@ -41,9 +41,8 @@ class Cloud:
         return said
 
     def run(self, *actions: str, version: int, target: str, **changed: Any) -> tuple[int, str]:
-        wanted = {"target": target, "name": "cars", "model_uri": f"models:/cars/{version}", "port": 1}
-        wanted |= {"traffic": 10, "timeout": 60.0} | changed
-        code, said = online_client.run(wanted, actions, TRACKING_URI, self.environment)
+        settings = {"target": target, "name": "cars", "model_uri": f"models:/cars/{version}", "timeout": 60} | changed
+        code, said = online_client.run(settings, actions, TRACKING_URI, self.environment)
         for secret in (self.identity.secret, *self.identity.tokens, *self.keys()):
             assert secret not in said
         return code, said
@@ -85,13 +84,13 @@ def test_versions_come_as_canaries_and_are_promoted_or_taken_back(cloud: Cloud, 
     assert json.loads(created.body)["properties"]["authMode"] == "Key"
 
     made = len(cloud.arm.seen("PUT", "/deployments/"))
-    assert "serves models:/cars/1 already" in cloud.act("deploy", "smoke", "release", target=target)
+    assert "already serves models:/cars/1" in cloud.act("deploy", "smoke", "release", target=target)
     assert len(cloud.arm.seen("PUT", "/deployments/")) == made, "a rerun makes nothing anew"
 
     said = cloud.act("deploy", "smoke", "release", "status", version=2, target=target)
     assert cloud.traffic == {"blue": 90, "green": 10}
     assert "green (models:/cars/2) Succeeded, 10% of the requests, canary" in said
-    assert "requests: blue 100%" in cloud.act("rollback", "release version=2", "promote", target=target)
+    assert "traffic: blue 100%" in cloud.act("rollback", "release version=2", "promote", target=target)
     assert cloud.traffic == {"green": 100}
     cloud.act("rollback", target=target)
     assert cloud.traffic == {"blue": 100}
@@ -111,9 +110,9 @@ def test_a_command_given_twice_does_the_same_once(cloud: Cloud) -> None:
     assert "no canary; blue (models:/cars/1) gets all requests" in cloud.refuse("rollback", "promote")
     cloud.act("deploy", "release", version=2)
     said = cloud.act("promote", "promote", "deploy version=2", "release")
-    assert "green (models:/cars/2) was promoted already" in said
+    assert "green (models:/cars/2) is already promoted" in said
     assert cloud.traffic == {"green": 100}, "the stable version stays what it is"
-    assert "green (models:/cars/2) was rolled back already" in cloud.act("rollback", "rollback")
+    assert "green (models:/cars/2) is already rolled back" in cloud.act("rollback", "rollback")
     assert cloud.traffic == {"blue": 100}
 
 
@@ -124,7 +123,7 @@ def test_the_share_of_a_canary_is_what_is_asked_for_and_it_is_never_taken_for_th
     assert cloud.traffic == {"blue": 5, "green": 95}
     cloud.act("rollback")
     assert cloud.traffic == {"blue": 100}
-    assert "requests: green 100%" in cloud.act("deploy", "release", "rollback", version=2, traffic=100)
+    assert "traffic: green 100%" in cloud.act("deploy", "release", "rollback", version=2, traffic=100)
     assert cloud.traffic == {"blue": 100}
 
 
@@ -132,7 +131,7 @@ def test_nothing_leads_back_to_a_version_that_was_replaced(cloud: Cloud) -> None
     cloud.act("deploy", "release", "deploy version=2", "release", "promote")
     cloud.workspace.broken = "out of memory"
     cloud.refuse("deploy", version=3)
-    assert "neither a canary nor a version before: green (models:/cars/2)" in cloud.refuse("rollback")
+    assert "no canary and no previous version: green (models:/cars/2)" in cloud.refuse("rollback")
     assert cloud.traffic == {"green": 100}
 
 
@@ -150,7 +149,7 @@ def test_traffic_that_was_changed_by_hand_says_which_version_is_stable(cloud: Cl
     cloud.act("promote")
     assert cloud.traffic == {"green": 100}
     endpoint.traffic = {"blue": 50, "green": 50}
-    assert "was promoted already" in cloud.act("promote")
+    assert "is already promoted" in cloud.act("promote")
     assert cloud.traffic == {"green": 100}
 
 
@@ -229,7 +228,7 @@ def test_an_operation_that_takes_too_long_is_said_to_go_on(cloud: Cloud) -> None
     [
         (401, "az login"),
         (403, "AzureML Data Scientist"),
-        (404, "no such workspace"),
+        (404, "there is no such workspace"),
         (409, "another operation"),
         (400, "refuses"),
     ],
@@ -272,13 +271,13 @@ def test_a_token_that_expires_midway_is_asked_for_again(cloud: Cloud) -> None:
 def test_settings_that_the_service_would_not_take_are_refused_with_their_file(text: str, tmp_path: Path) -> None:
     from azure.ai.ml import load_online_endpoint
 
-    from carmodel.deploy.online_service import read
+    from carmodel.deploy.online_service import load
     from carmodel.errors import InputError
 
     file = tmp_path / "endpoint.yml"
     file.write_text(Path("backends/online/endpoint.yml").read_text().replace("auth_mode: key\n", "") + text)
     with pytest.raises(InputError, match="endpoint.yml"):
-        read(load_online_endpoint, file, {"name": "cars"})
+        load(load_online_endpoint, file, {"name": "cars"})
 
 
 def test_what_is_not_there_is_named(cloud: Cloud) -> None:

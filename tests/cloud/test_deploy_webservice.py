@@ -12,13 +12,13 @@ from typing import NamedTuple
 import mlflow
 import pytest
 import yaml
-from azureml.mlflow.deploy._mms.webservice.aci.aci import AciServiceDeploymentConfiguration
-from azureml.mlflow.deploy._mms.webservice.aks.aks import AksServiceDeploymentConfiguration
 
-from carmodel.deploy import aks_tls, webservice
-from carmodel.deploy.smoke import smoke
-from carmodel.deploy.wanted import DeployError, Wanted
+from carmodel.cloud.azureml_private import parse_webservice_settings
+from carmodel.deploy import webservice
+from carmodel.deploy.smoke import smoke_test
+from carmodel.deploy.status import DeployError
 from carmodel.errors import InputError
+from carmodel.parameters import Deploy
 from tests.cloud.azureml_services import Services, endpoints_service, region_service, scoring_service
 from tests.cloud.azureml_tracking import Workspace, management_service
 from tests.cloud.blobs import Blobs, blob_service
@@ -97,31 +97,27 @@ def cloud(workspace: Cloud, monkeypatch) -> Iterator[Cloud]:
     for kept in (
         workspace.services.kept,
         workspace.services.keys,
-        workspace.services.tags,
         workspace.region.sent,
         workspace.region.faults,
     ):
         kept.clear()
     workspace.management.sent.clear()
     workspace.services.ends_as("Healthy")
-    workspace.services.pace, workspace.services.cluster_end = 2, "Succeeded"
-    workspace.services.computes["cars-aks"] = {}
-    monkeypatch.setattr(webservice, "PAUSE", 0.05)
-    monkeypatch.setattr(aks_tls, "PAUSE", 0.05)
+    workspace.services.pace = 2
+    monkeypatch.setattr(webservice, "POLL_SECONDS", 0.05)
     with mlflow.start_run(experiment_id=mlflow.get_experiment_by_name("cars").experiment_id):
         workspace.region.sent.clear()
         yield workspace
 
 
-def wanted(target: str, version: int = 1, **changed) -> Wanted:
-    settings = BACKENDS / f"{target}.yml"
-    return Wanted(target, "cars", f"models:/carmodel/{version}", settings, Path(), 0, 0, 60)._replace(**changed)
+def settings(target: str, version: int = 1, **changed) -> Deploy:
+    uri = f"models:/carmodel/{version}"
+    return Deploy(**{"target": target, "name": "cars", "model_uri": uri, "timeout": 60} | changed)
 
 
 @pytest.mark.parametrize("target", ["aci", "aks"])
 def test_it_is_created_answers_is_left_alone_updated_and_deleted(cloud, target, authority, sample, capfd):
-    lines: list[str] = []
-    made = webservice.deploy(wanted(target), lines.append)
+    made = webservice.deploy(settings(target))
     assert made.state == "Healthy"
     (body,) = cloud.sent("POST", "/services$")
     assert body["name"] == "cars"
@@ -130,51 +126,52 @@ def test_it_is_created_answers_is_left_alone_updated_and_deleted(cloud, target, 
     assert body["environmentImageRequest"]["modelIds"] == ["carmodel-webservice:1"]
     conda = body["environmentImageRequest"]["environment"]["python"]["condaDependencies"]["dependencies"]
     assert [one for one in conda[-1]["pip"] if "inference-server" in one] == [webservice.SERVER]
-    settings = yaml.safe_load((BACKENDS / f"{target}.yml").read_text())
-    assert body["containerResourceRequirements"] == settings["containerResourceRequirements"]
-    assert body.get("computeName") == settings.get("computeTargetName")
-    assert any("Transitioning" in line for line in lines)
-    assert any("Healthy" in line for line in lines)
+    file = yaml.safe_load((BACKENDS / f"{target}.yml").read_text())
+    assert body["containerResourceRequirements"] == file["containerResourceRequirements"]
+    assert body.get("computeName") == file.get("computeTargetName")
+    printed = capfd.readouterr().out
+    assert "cars is Transitioning" in printed and "cars is Healthy" in printed
 
     photo = next((sample / "cars_test").glob("*.jpg")).read_bytes()
-    assert re.match(r"a photo was answered with '(.+)' \(0\.\d+\) in", said := smoke(made, photo))
+    assert re.match(r"a photo was answered with '(.+)' \(0\.\d+\) in", said := smoke_test(made, photo))
     assert any(name in said for name in NAMES)
     with pytest.raises(DeployError, match="answers 401"):
-        smoke(made._replace(headers={}), photo)
+        smoke_test(made._replace(headers={}), photo)
 
     with pytest.raises(DeployError, match="answers 500"):
-        smoke(made._replace(envelope="dataframe_split"), photo)
+        smoke_test(made._replace(rows_key="dataframe_split"), photo)
 
-    again = webservice.deploy(wanted(target), lines.append)
-    assert (again.address, again.headers) == (made.address, made.headers)
-    assert lines[-2] == "cars serves models:/carmodel/1 already"
+    again = webservice.deploy(settings(target))
+    assert (again.url, again.headers) == (made.url, made.headers)
+    printed += (out := capfd.readouterr().out)
+    assert "cars already serves models:/carmodel/1" in out
     assert len(cloud.sent("POST", "/services$")) == 1
     assert cloud.sent("PATCH") == []
 
-    newer = webservice.deploy(wanted(target, version=2), lines.append)
+    newer = webservice.deploy(settings(target, version=2))
     (patches,) = cloud.sent("PATCH")
     changed = {patch["path"]: patch["value"] for patch in patches}
     assert changed["/environmentImageRequest"]["modelIds"] == ["carmodel-webservice:2"]
     assert "carmodel-webservice:2" in newer.detail
-    assert newer.address == made.address
-    smoke(newer, photo)
+    assert newer.url == made.url
+    smoke_test(newer, photo)
 
-    there = webservice.status(wanted(target), lines.append)
-    assert (there.state, there.address, there.headers) == ("Healthy", made.address, made.headers)
+    there = webservice.status(settings(target))
+    assert (there.state, there.url, there.headers) == ("Healthy", made.url, made.headers)
 
-    webservice.delete(wanted(target), lines.append)
+    webservice.delete(settings(target))
     assert cloud.services.kept == {}
-    webservice.delete(wanted(target), lines.append)
+    webservice.delete(settings(target))
     with pytest.raises(InputError, match=rf"no web service cars.*-P target={target} .*-P action=deploy"):
-        webservice.status(wanted(target), lines.append)
+        webservice.status(settings(target))
 
     out, err = capfd.readouterr()
     for secret in [made.headers["Authorization"].removeprefix("Bearer "), *cloud.services.workspace.identity.tokens]:
-        assert secret not in "".join(lines) + out + err + repr(made)
+        assert secret not in printed + out + err + repr(made)
 
 
 def test_every_request_for_services_is_authorised_and_names_its_version(cloud):
-    webservice.deploy(wanted("aci"), print)
+    webservice.deploy(settings("aci"))
     for sent in cloud.region.seen("GET", MMS) + cloud.region.seen("POST", MMS):
         assert sent.headers["authorization"].startswith("Bearer ")
     assert {sent.query for sent in cloud.management.seen("GET", "/onlineEndpoints/")} == {
@@ -182,18 +179,18 @@ def test_every_request_for_services_is_authorised_and_names_its_version(cloud):
     }
 
 
-def settings(folder: Path, target: str, **changed) -> Path:
+def settings_file(folder: Path, target: str, **changed) -> str:
     """A settings file that differs from ours."""
     file = folder / f"{target}.yml"
     file.write_text(yaml.safe_dump(yaml.safe_load((BACKENDS / f"{target}.yml").read_text()) | changed))
-    return file
+    return str(file)
 
 
 def test_our_settings_are_what_the_clients_own_parser_makes_of_them():
     aci, aks = (yaml.safe_load((BACKENDS / f"{target}.yml").read_text()) for target in ("aci", "aks"))
-    parsed = AciServiceDeploymentConfiguration._create_deploy_config_from_dict(aci)
+    parsed = parse_webservice_settings("aci", aci)
     assert (parsed.auth_enabled, parsed.cpu_cores, parsed.memory_gb) == (True, 2, 4)
-    parsed = AksServiceDeploymentConfiguration._create_deploy_config_from_dict(aks)
+    parsed = parse_webservice_settings("aks", aks)
     assert (parsed.auth_enabled, parsed.cpu_cores, parsed.compute_target_name) == (True, 1, "cars-aks")
     assert (parsed.num_replicas, parsed.scoring_timeout_ms, parsed.initial_delay_seconds) == (1, 60000, 120)
 
@@ -202,18 +199,18 @@ def test_keys_are_asked_for_unless_the_settings_say_otherwise(cloud, tmp_path):
     without = yaml.safe_load((BACKENDS / "aci.yml").read_text())
     del without["authEnabled"]
     (tmp_path / "aci.yml").write_text(yaml.safe_dump(without))
-    made = webservice.deploy(wanted("aci", settings_file=tmp_path / "aci.yml"), print)
+    made = webservice.deploy(settings("aci", settings_file=str(tmp_path / "aci.yml")))
     assert cloud.sent("POST", "/services$")[0]["authEnabled"] is True
     assert made.headers
 
 
 def test_a_changed_setting_updates_and_one_that_cannot_change_says_so(cloud, tmp_path):
-    webservice.deploy(wanted("aks"), print)
-    webservice.deploy(wanted("aks", settings_file=settings(tmp_path, "aks", numReplicas=3)), print)
+    webservice.deploy(settings("aks"))
+    webservice.deploy(settings("aks", settings_file=settings_file(tmp_path, "aks", numReplicas=3)))
     assert cloud.services.kept["cars"]["numReplicas"] == 3
     for changed in ({"containerResourceRequirements": {"cpu": 4, "memoryInGB": 4}}, {"computeTargetName": "other"}):
         with pytest.raises(InputError, match=f"{next(iter(changed))}.*delete it first.*action=delete"):
-            webservice.deploy(wanted("aks", settings_file=settings(tmp_path, "aks", **changed)), print)
+            webservice.deploy(settings("aks", settings_file=settings_file(tmp_path, "aks", **changed)))
     assert len(cloud.sent("PATCH")) == 1
 
 
@@ -228,46 +225,42 @@ def test_a_changed_setting_updates_and_one_that_cannot_change_says_so(cloud, tmp
 )
 def test_settings_that_cannot_be_are_refused_before_any_request(cloud, tmp_path, target, changed, said):
     with pytest.raises(InputError, match=said):
-        webservice.deploy(wanted(target, settings_file=settings(tmp_path, target, **changed)), print)
-    with pytest.raises(InputError, match="3 to 32 lower-case"):
-        webservice.deploy(wanted(target, name="My_Cars"), print)
+        webservice.deploy(settings(target, settings_file=settings_file(tmp_path, target, **changed)))
     assert cloud.region.sent == []
 
 
-def test_a_service_that_failed_is_explained_and_made_anew_by_the_same_command(cloud):
+def test_a_service_that_failed_is_explained_and_created_again_by_a_rerun(cloud, capsys):
     cloud.services.ends_as("Failed", "AciDeploymentFailed", "Aci Deployment failed.", "Your container crashed.")
     with pytest.raises(DeployError) as caught:
-        webservice.deploy(wanted("aci"), print)
+        webservice.deploy(settings("aci"))
     said = str(caught.value)
     assert "cars is Failed: Aci Deployment failed. Your container crashed." in said
     assert "-P target=aci -P name=cars -P action=delete" in said
     assert "may cost money" in said
-    there = webservice.status(wanted("aci"), print)
-    assert (there.state, there.address, there.headers) == ("Failed", "", {})
+    there = webservice.status(settings("aci"))
+    assert (there.state, there.url, there.headers) == ("Failed", "", {})
     assert "Your container crashed." in there.detail
 
     cloud.services.ends_as("Healthy")
-    lines: list[str] = []
-    assert webservice.deploy(wanted("aci"), lines.append).state == "Healthy"
-    assert lines[0] == "cars has Failed and never answered: deleting it"
+    assert webservice.deploy(settings("aci")).state == "Healthy"
+    assert "cars has failed before its first answer: deleting it" in capsys.readouterr().out
     assert len(cloud.sent("POST", "/services$")) == 2
 
 
-def test_an_update_that_failed_is_made_again_by_the_same_command_and_says_what_was_there(cloud):
-    webservice.deploy(wanted("aci"), print)
+def test_a_failed_update_names_the_previous_version_and_is_repeated_by_a_rerun(cloud, capsys):
+    webservice.deploy(settings("aci"))
     cloud.services.ends_as("Failed", "AciDeploymentFailed", "Out of memory.")
-    with pytest.raises(DeployError, match="(?s)Out of memory.*back to the version before:  .*models:/carmodel/1"):
-        webservice.deploy(wanted("aci", version=2), print)
+    with pytest.raises(DeployError, match="(?s)Out of memory.*restore the previous version:  .*models:/carmodel/1"):
+        webservice.deploy(settings("aci", version=2))
     cloud.services.ends_as("Healthy")
-    lines: list[str] = []
-    webservice.deploy(wanted("aci", version=2), lines.append)
-    assert "updating cars: it has Failed" in lines
-    assert "-P model_uri=models:/carmodel/2" in webservice.deploy(wanted("aci"), print).back
+    webservice.deploy(settings("aci", version=2))
+    assert "updating cars: it has failed" in capsys.readouterr().out
+    assert "-P model_uri=models:/carmodel/2" in webservice.deploy(settings("aci")).undo
 
 
 def test_the_copy_is_kept_in_the_run_of_the_deployment(cloud):
     client = mlflow.MlflowClient()
-    webservice.deploy(wanted("aci"), print)
+    webservice.deploy(settings("aci"))
     copies = client.search_model_versions("name = 'carmodel-webservice'")
     (copy,) = [copy for copy in copies if copy.tags["copy_of"] == "models:/carmodel/1"]
     packaged = client.get_model_version("carmodel", "1").run_id
@@ -276,16 +269,15 @@ def test_the_copy_is_kept_in_the_run_of_the_deployment(cloud):
 
 
 @pytest.mark.parametrize("state", ["Unhealthy", "Transitioning", "Unschedulable"])
-def test_one_that_never_gets_healthy_is_named_with_what_deletes_it_and_a_rerun_waits_on(cloud, state):
+def test_a_service_that_never_gets_healthy_is_named_and_a_rerun_waits_on(cloud, state, capsys):
     cloud.services.ends_as(state, "ContainerNotReady", "The container does not answer.")
     cloud.services.pace = 1000 if state == "Transitioning" else 0
     with pytest.raises(DeployError, match=rf"(?s)cars is {state} after timeout=1 seconds: .*-P action=delete"):
-        webservice.deploy(wanted("aci", timeout=1), print)
+        webservice.deploy(settings("aci", timeout=1))
     cloud.services.kept["cars"] |= {"state": "Transitioning", "left": 1}
     cloud.services.ends_as("Healthy")
-    lines: list[str] = []
-    assert webservice.deploy(wanted("aci"), lines.append).state == "Healthy"
-    assert lines[0] == "cars is being changed already"
+    assert webservice.deploy(settings("aci")).state == "Healthy"
+    assert "waiting for an earlier operation on cars" in capsys.readouterr().out
     assert len(cloud.sent("POST", "/services$")) == 1
 
 
@@ -305,109 +297,54 @@ def test_one_that_never_gets_healthy_is_named_with_what_deletes_it_and_a_rerun_w
 def test_what_the_service_refuses_is_said_in_its_words_and_a_rerun_finishes(cloud, status, body, said):
     cloud.region.fail("POST", f"{MMS}.*/services$", status, body=json.dumps(body).encode())
     with pytest.raises(DeployError, match=f"(?s){said}"):
-        webservice.deploy(wanted("aci"), print)
-    assert webservice.deploy(wanted("aci"), print).state == "Healthy"
+        webservice.deploy(settings("aci"))
+    assert webservice.deploy(settings("aci")).state == "Healthy"
 
 
 @pytest.mark.parametrize(
     ("status", "headers"), [(429, {"Retry-After": "1"}), (503, {"Retry-After": "1"}), (500, {}), (0, {})]
 )
 def test_a_passing_fault_is_tried_again(cloud, status, headers):
-    webservice.deploy(wanted("aci"), print)
+    webservice.deploy(settings("aci"))
     cloud.region.fail("GET", f"{MMS}.*/services/cars$", status, headers=headers)
-    assert webservice.status(wanted("aci"), print).state == "Healthy"
+    assert webservice.status(settings("aci")).state == "Healthy"
     assert cloud.region.faults[0].times == 0
 
 
 def test_a_deletion_that_another_operation_holds_up_is_tried_again(cloud):
-    webservice.deploy(wanted("aci"), print)
+    webservice.deploy(settings("aci"))
     cloud.region.fail("DELETE", f"{MMS}.*/services/cars$", 409, body=b'{"title": "Conflict"}')
-    webservice.delete(wanted("aci"), print)
+    webservice.delete(settings("aci"))
     assert cloud.services.kept == {}
-    webservice.deploy(wanted("aci"), print)
+    webservice.deploy(settings("aci"))
     cloud.region.fail("DELETE", f"{MMS}.*/services/cars$", 409, body=b'{"title": "Conflict"}', times=1000)
-    with pytest.raises(DeployError, match="(?s)still there after timeout=1 seconds.*may cost money.*action=delete"):
-        webservice.delete(wanted("aci", timeout=1), print)
+    with pytest.raises(DeployError, match="(?s)still exists after timeout=1 seconds.*may cost money.*action=delete"):
+        webservice.delete(settings("aci", timeout=1))
 
 
 def test_a_name_of_something_else_is_left_alone(cloud):
-    webservice.deploy(wanted("aci"), print)
+    webservice.deploy(settings("aci"))
     for act in (webservice.deploy, webservice.delete):
         with pytest.raises(InputError, match="a service on ACI: choose another name"):
-            act(wanted("aks"), print)
+            act(settings("aks"))
     assert cloud.services.kept["cars"]["computeType"] == "ACI"
     endpoint = {"name": "cars", "location": "eastus", "properties": {"authMode": "Key", "traffic": {"blue": 100}}}
     for act in (webservice.deploy, webservice.delete):
         cloud.management.fail("GET", "/onlineEndpoints/cars$", 200, body=json.dumps(endpoint).encode())
         with pytest.raises(InputError, match="an online endpoint of this workspace: choose another name"):
-            act(wanted("aci"), print)
+            act(settings("aci"))
     assert cloud.sent("DELETE") == []
 
 
-def test_the_cluster_uses_tls_as_the_settings_ask_before_a_service_is_made(cloud, tmp_path, authority):
-    file = settings(tmp_path, "aks", tls={"leafDomainLabel": "cars"})
-    webservice.deploy(wanted("aks", settings_file=file), print)
-    wanted_by_us = {"status": "Auto", "leafDomainLabel": "cars", "overwriteExistingDomain": False}
-    (sent,) = cloud.management.seen("PUT", "/computes/cars-aks$")
-    assert json.loads(sent.body)["properties"]["properties"]["sslConfiguration"] == wanted_by_us
-    assert cloud.services.computes["cars-aks"] == wanted_by_us
-    webservice.deploy(wanted("aks", settings_file=file), print)
-    assert len(cloud.management.seen("PUT", "/computes/")) == 1
-
-    own = {"cname": "cars.example.com", "cert": str(authority.certificate), "key": str(authority.key)}
-    lines: list[str] = []
-    webservice.deploy(wanted("aks", settings_file=settings(tmp_path, "aks", tls=own)), lines.append)
-    assert cloud.services.computes["cars-aks"]["key"] == authority.key.read_text()
-    assert "turning TLS on for cluster cars-aks" in lines
-    assert authority.key.read_text().splitlines()[1] not in "".join(lines)
-
-
-def test_a_cluster_whose_change_failed_is_changed_again_before_a_service_is_made(cloud, tmp_path):
-    file = settings(tmp_path, "aks", tls={"leafDomainLabel": "cars"})
-    cloud.services.cluster_end = "Failed"
-    with pytest.raises(DeployError, match="TLS for cluster cars-aks: Failed"):
-        webservice.deploy(wanted("aks", settings_file=file), print)
-    assert cloud.services.kept == {}
-    cloud.services.cluster_end = "Succeeded"
-    webservice.deploy(wanted("aks", settings_file=file), print)
-    assert len(cloud.management.seen("PUT", "/computes/")) == 2
-    cloud.services.clusters["cars-aks"] = "Updating"  # a run that was cut off
-    lines: list[str] = []
-    webservice.deploy(wanted("aks", settings_file=file), lines.append)
-    assert lines[0] == "cluster cars-aks is being changed already"
-    assert len(cloud.management.seen("PUT", "/computes/")) == 2
-
-
-def test_a_renewed_certificate_is_given_to_the_cluster_or_the_service(cloud, tmp_path, authority):
+def test_a_renewed_certificate_updates_the_service(cloud, tmp_path, authority):
     certificate = tmp_path / "cert.pem"
-    files = {"cname": "cars.example.com", "cert": str(certificate), "key": str(authority.key)}
-    aks = settings(tmp_path, "aks", tls=files)
-    aci_files = {"sslCertificate": files["cert"], "sslKey": files["key"], "cname": files["cname"]}
-    aci = settings(tmp_path, "aci", sslEnabled=True, **aci_files)
+    files = {"sslCertificate": str(certificate), "sslKey": str(authority.key), "cname": "cars.example.com"}
+    file = settings_file(tmp_path, "aci", sslEnabled=True, **files)
     for renewed in ("", "\n", "\n"):
         certificate.write_text(authority.certificate.read_text() + renewed)
-        webservice.deploy(wanted("aks", settings_file=aks), print)
-        webservice.deploy(wanted("aci", settings_file=aci, name="small"), print)
-    assert [
-        json.loads(sent.body)["properties"]["properties"]["sslConfiguration"]["cert"]
-        for sent in cloud.management.seen("PUT", "/computes/")
-    ] == [authority.certificate.read_text(), certificate.read_text()]
+        webservice.deploy(settings("aci", settings_file=file))
     (patches,) = cloud.sent("PATCH")
     assert {patch["path"]: patch["value"] for patch in patches}["/sslCertificate"] == certificate.read_text()
-
-
-@pytest.mark.parametrize("tls", [{"cname": "cars.example.com"}, {"cname": "a", "cert": "none.pem", "key": "none.pem"}])
-def test_a_tls_section_that_cannot_be_is_refused_before_any_request(cloud, tmp_path, tls):
-    with pytest.raises(InputError, match=r"tls( is leafDomainLabel, or cname|: none\.pem: No such file)"):
-        webservice.deploy(wanted("aks", settings_file=settings(tmp_path, "aks", tls=tls)), print)
-    assert cloud.management.sent == []
-
-
-def test_a_cluster_that_is_not_there_is_said_before_anything_is_made(cloud, tmp_path):
-    file = settings(tmp_path, "aks", tls={"leafDomainLabel": "cars"}, computeTargetName="nowhere")
-    with pytest.raises(DeployError, match="404: The specified resource nowhere was not found"):
-        webservice.deploy(wanted("aks", settings_file=file), print)
-    assert cloud.services.kept == {}
 
 
 def test_it_needs_a_workspace():
@@ -416,5 +353,5 @@ def test_it_needs_a_workspace():
         mlflow.set_tracking_uri("sqlite:///nowhere.db")
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         with pytest.raises(InputError, match="MLFLOW_TRACKING_URI=azureml://"):
-            webservice.deploy(wanted("aci"), print)
+            webservice.deploy(settings("aci"))
         mlflow.set_tracking_uri(before)

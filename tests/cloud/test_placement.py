@@ -66,8 +66,8 @@ def test_the_example_is_valid_and_no_placement_is_none() -> None:
         ({"deploy": {"backend": "databricks", "backend_config": "x.json"}}, "no step 'deploy'; the steps are"),
         ({"train": {"backend": "slurm", "backend_config": "x.json"}}, "'databricks', 'azureml' or 'azureml-job'"),
         ({"train": {"backend": "databricks"}}, "train: backend_config: Field required"),
-        ({"train": {"backend": "databricks", "backend_config": "x.json"}}, "backend_config='x.json' is no .json file"),
-        ({"train": {"backend": "azureml-job", "backend_config": "backends/azureml.json"}}, "is no .yaml file"),
+        ({"train": {"backend": "databricks", "backend_config": "x.json"}}, "no such .json file: backend_config='x.json'"),
+        ({"train": {"backend": "azureml-job", "backend_config": "backends/azureml.json"}}, "no such .yaml file"),
         ({"train": "databricks"}, "train: "),
         (["train"], "must map steps to backends"),
     ],
@@ -112,7 +112,7 @@ def test_the_tracking_server_must_be_one_that_the_machines_reach(backend: str, t
 @pytest.mark.parametrize("data_uri", ["/data/cars", "cars", "file:///data/cars"])
 def test_a_local_path_is_no_input_of_a_step_elsewhere(data_uri: str) -> None:
     settings = resolve("", "", {"preprocess": {"data_uri": data_uri}})
-    with pytest.raises(InputError, match=f"preprocess.data_uri={data_uri}: a path of this machine"):
+    with pytest.raises(InputError, match=f"preprocess.data_uri={data_uri} is a path of this machine"):
         check_placement({"preprocess": ON_DATABRICKS}, settings, "databricks")
     check_placement({"augment": ON_DATABRICKS}, settings, "databricks")
 
@@ -133,7 +133,7 @@ def test_artifacts_in_a_folder_of_this_machine_can_not_be_shared() -> None:
 def test_main_says_so_before_any_work(tmp_path: Path) -> None:
     started = main(tmp_path, {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}, {"train": dict(ON_DATABRICKS)})
     said, _ = started.communicate(timeout=120)
-    assert "main: error: placement: train on databricks can't log to sqlite" in said
+    assert "main: error: placement: train on databricks cannot log to sqlite" in said
     assert "Running command 'python -m steps.preprocess" not in said
 
 
@@ -156,7 +156,7 @@ def test_main_over_databricks_azure_ml_and_here_fails_in_words_and_a_rerun_finis
     assert "main: preprocess ran, run " in failed, failed
     assert "main: train is Azure ML job " in failed and "https://ml.azure.com/runs/" in failed
     assert "main: stopped: train ended as Failed" in failed and "no_such_backend" in failed
-    assert "give the same command again" in failed
+    assert "run the same command again" in failed
 
     del cloud.jobs.environment["KERAS_BACKEND"]
     again, _ = main(tmp_path, environment, placement).communicate(timeout=300)
