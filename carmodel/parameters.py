@@ -302,7 +302,7 @@ class Deploy(Settings):
     name: str = Field(
         "carmodel",
         pattern=r"^[a-z][a-z0-9-]{1,30}[a-z0-9]$",
-        description="name of the service or endpoint: 3 to 32 of a-z, 0-9, -",
+        description="the name of the service or endpoint: 3 to 32 of a-z, 0-9, -",
     )
     traffic: int = Field(
         10, ge=0, le=100, description="percent of requests to a new version of an online endpoint until it is promoted"

@@ -194,7 +194,10 @@ def test_a_password_in_the_tracking_uri_is_not_shown(
         ({"target": "aci", "model_uri": "models:/cars/1"}, "MLFLOW_TRACKING_URI"),
         ({"target": "online", "settings_file": "no.yml", "model_uri": "models:/cars/1"}, "settings_file='no.yml'"),
         ({"target": "moon"}, "deploy.target='moon'"),
-        ({"target": "local", "name": "My Cars"}, "deploy.name='My Cars': invalid format; name is of the service"),
+        (
+            {"target": "local", "name": "My Cars"},
+            "deploy.name='My Cars': invalid format; name is the name of the service",
+        ),
     ],
 )
 def test_what_can_t_be_done_is_said_before_anything_is(

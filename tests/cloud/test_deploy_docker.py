@@ -44,7 +44,7 @@ def of_model(settings: Deploy, folder: str) -> Deploy:
 @pytest.fixture
 def other(settings: Deploy, tmp_path: Path) -> Deploy:
     """The settings with another version."""
-    return of_model(settings, shutil.copytree(settings.model_uri, tmp_path / "other"))
+    return of_model(settings, str(shutil.copytree(settings.model_uri, tmp_path / "other")))
 
 
 class Engine:

@@ -352,6 +352,6 @@ def test_it_needs_a_workspace():
         before = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri("sqlite:///nowhere.db")
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with pytest.raises(InputError, match="MLFLOW_TRACKING_URI=azureml://"):
+        with pytest.raises(InputError, match="MLFLOW_TRACKING_URI=sqlite:.* names no Azure ML workspace"):
             webservice.deploy(settings("aci"))
         mlflow.set_tracking_uri(before)
