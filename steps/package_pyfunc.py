@@ -2,6 +2,7 @@
 
 import base64
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 from carmodel.errors import InputError
@@ -20,11 +21,15 @@ CHECKED_PHOTOS = 256
 
 
 def work(settings: PackagePyfunc, step: "StepRun") -> None:
-    """Log the output `classifier`: a new version of the registered model, which has answered a request."""
+    """Log the output `classifier`: a new version of the registered model, which has answered a request.
+
+    Its probabilities are calibrated on the validation photos of train.h5, cropped and whole.
+    """
     import mlflow
 
     from carmodel.data.pictures import class_examples
     from carmodel.data.store import content_digest, open_store
+    from carmodel.serving.calibration import calibrate_on_stores
     from carmodel.serving.examples import EXAMPLES
     from carmodel.serving.packaging import log_classifier
     from carmodel.serving.registry import promote, register
@@ -33,17 +38,19 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     require("package_pyfunc", "model_uri", settings.model_uri, "train")
     store_uri = require("package_pyfunc", "store_uri", settings.store_uri, "preprocess")
     report = require("package_pyfunc", "evaluation_uri", settings.evaluation_uri, "evaluate")
-    top1 = json.loads((fetch(report) / "metrics.json").read_text())["top1"]
+    measured = json.loads((fetch(report) / "metrics.json").read_text())
+    accuracy = {f"test_{name}": measured[name] for name in ("top1", "whole_top1", "rows") if name in measured}
     stores = fetch(store_uri)
     store = open_store(stores / "test.h5")
 
-    info, served = log_classifier(settings, store.take(spread(len(store), CHECKED_PHOTOS)))
+    photos = store.take(spread(len(store), CHECKED_PHOTOS))
+    info, served = log_classifier(settings, photos, partial(calibrate_on_stores, stores), accuracy)
     for note in served.notes:
         print(f"package_pyfunc: {note}")
     answer = check(info.model_uri, store)
     print(f"package_pyfunc: the classifier answered {answer['label']!r} ({answer['probability']:.3f})")
     name = settings.registered_model_name
-    version = register(info.model_uri, name, top1, content_digest(store))
+    version = register(info.model_uri, name, measured["top1"], content_digest(store))
     promotion = promote(mlflow.MlflowClient(), name, version, settings.min_accuracy)
 
     if settings.example_pictures and (train := stores / "train.h5").is_file():

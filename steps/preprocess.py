@@ -19,7 +19,7 @@ SYNTHETIC = "built-in synthetic sample: drawn cars, no photos"
 
 
 def work(settings: Preprocess, step: "StepRun") -> None:
-    """Log the output `data` (train.h5, test.h5), the data report and a contact sheet."""
+    """Log the output `data` (train.h5, test.h5 and whole photos), the data report and a contact sheet."""
     import mlflow
 
     from carmodel.data.pictures import contact_sheet
@@ -44,11 +44,11 @@ def work(settings: Preprocess, step: "StepRun") -> None:
 
 
 def write(settings: Preprocess, data: Path) -> "Report":
-    """Write train.h5 and test.h5 into the directory `data`, and return the data report."""
+    """Write the stores into the directory `data`, and return the data report."""
     import mlflow
 
     from carmodel.data.memory_map import copy_store
-    from carmodel.data.preprocessing import check_stores, write_stores
+    from carmodel.data.preprocessing import WHOLE, check_stores, write_stores
     from carmodel.data.sources import ReadyStores, open_folder
     from carmodel.tracking.artifacts import fetch
     from steps.engine import open_engine, shared_with_executors
@@ -59,8 +59,9 @@ def write(settings: Preprocess, data: Path) -> "Report":
     source = open_folder(folder, data.parent, settings.seed)
     if isinstance(source, ReadyStores):
         report = check_stores(source.folder)
-        for name in ("train.h5", "test.h5"):
-            copy_store(source.folder / name, data)
+        for name in ("train.h5", "test.h5", *WHOLE.values()):
+            if (source.folder / name).is_file():
+                copy_store(source.folder / name, data)
         return report
     with open_engine(settings) as engine:
         began = time.perf_counter()

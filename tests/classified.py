@@ -80,4 +80,5 @@ def check_refused(row: dict[str, Any], words: str) -> None:
     """The row holds a short error with these words, and nothing else."""
     assert words in row["error"]
     assert len(row["error"]) < 120
-    assert (row["label"], row["class_id"], row["probability"], row["top_k"]) == (None, None, None, [])
+    empty = {"label": None, "class_id": None, "probability": None, "top_k": [], "certain": None}
+    assert {name: row[name] for name in empty} == empty

@@ -36,7 +36,7 @@ from tests.endpoint import Endpoint, serve
 from tests.fuzz_endpoint import GOOD, fuzz
 from tests.tracked import tracked_in
 
-COLUMNS = ["label", "class_id", "probability", "top_k", "error"]
+COLUMNS = ["label", "class_id", "probability", "top_k", "certain", "error"]
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_photos_are_served_at_another_size_and_with_their_mirror_image(served: A
     from carmodel.serving.packaging import log_classifier
 
     given = PackagePyfunc(model_uri=served.metadata.metadata["trained_model"], image_size=48, flip=True, **LIMITS)
-    info, _ = log_classifier(given, np.zeros((1, SIZE, SIZE, 3), np.uint8), name="mirrored")
+    info, _ = log_classifier(given, np.zeros((1, SIZE, SIZE, 3), np.uint8))
     photo_bytes = photo(2)
     image = prepare(photo_bytes, 48, None, MARGIN)[None]
     wanted = (network.predict_on_batch(image) + network.predict_on_batch(image[:, :, ::-1]))[0] / 2

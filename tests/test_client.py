@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from carmodel.serving.client import EndpointError, ask, classify_folder, connect, row_of
+from carmodel.data.stanford_cars import read
+from carmodel.serving.client import BoxError, EndpointError, ask, classify_folder, connect, read_boxes, row_of
 from tests.tiny import Endpoint, free_port
 
 Respond = Callable[[BaseHTTPRequestHandler, list[dict[str, Any]]], None]
@@ -25,8 +27,8 @@ def answers(rows: list[dict[str, Any]]) -> bytes:
     said = []
     for row in rows:
         label = base64.b64decode(row["image"]).decode()
-        good = {"label": label, "class_id": 3, "probability": 0.5, "top_k": [], "error": None}
-        said.append(good | ({"label": None, "error": "damaged"} if label == "bad" else {}))
+        good = {"label": label, "class_id": 3, "probability": 0.5, "top_k": [], "certain": True, "error": None}
+        said.append(good | ({"label": None, "certain": None, "error": "damaged"} if label == "bad" else {}))
     return json.dumps({"predictions": said}).encode()
 
 
@@ -79,7 +81,7 @@ def test_every_photo_at_any_depth_gets_a_line_and_an_error_is_counted(folder: Pa
     assert requests == [2, 2, 1]
     lines = lines_of(tmp_path / "answers.csv")
     assert list(lines) == ["a.jpg", "b.JPEG", "bad.bmp", "d.webp", "more/c.png"]
-    assert lines["more/c.png"] == {"label": "c", "class_id": "3", "probability": "0.5", "error": ""}
+    assert lines["more/c.png"] == {"label": "c", "class_id": "3", "probability": "0.5", "certain": "True", "error": ""}
     assert (lines["bad.bmp"]["label"], lines["bad.bmp"]["error"]) == ("", "damaged")
 
 
@@ -101,6 +103,75 @@ def test_a_request_that_fails_is_sent_again(fault: Respond) -> None:
         (answer,) = ask(connect(), endpoint, [row_of(b"car")])
     assert answer["label"] == "car"
     assert requests == [1, 1, 1]
+
+
+def test_a_model_of_an_earlier_version_answers_without_certain(folder: Path, tmp_path: Path) -> None:
+    def old(handler: BaseHTTPRequestHandler, rows: list[dict[str, Any]]) -> None:
+        said = json.loads(answers(rows))["predictions"]
+        for answer in said:
+            del answer["certain"]
+        send(handler, 200, json.dumps({"predictions": said}).encode())
+
+    with server(old) as (endpoint, _):
+        classify_folder(folder, tmp_path / "answers.csv", endpoint)
+    assert {line["certain"] for line in lines_of(tmp_path / "answers.csv").values()} == {""}
+
+
+def test_boxes_of_a_csv_file_go_along(folder: Path, tmp_path: Path) -> None:
+    (table := tmp_path / "boxes.csv").write_text("file,x1,y1,x2,y2\nmore/c.png,1,2,30,40\na.jpg,,,,\n")
+    assert read_boxes(table, folder) == {(folder / "more" / "c.png").resolve(): (1, 2, 30, 40)}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("file,x1,y1,x2\n", "no column y2"),
+        ("file,x1,y1,x2,y2\na.jpg,1,2,3,\n", "line 2"),
+        ("file,x1,y1,x2,y2\na.jpg,1,2,3,4.5\n", "whole numbers"),
+    ],
+)
+def test_a_table_of_boxes_that_is_malformed_names_the_line(tmp_path: Path, text: str, words: str) -> None:
+    (table := tmp_path / "boxes.csv").write_text(text)
+    with pytest.raises(BoxError, match=words):
+        read_boxes(table, tmp_path)
+
+
+def test_the_boxes_of_a_devkit_are_those_that_preprocess_reads(sample: Path) -> None:
+    expected = {Path(row.path).resolve(): (row.x1, row.y1, row.x2, row.y2) for row in read(sample).photos.itertuples()}
+    assert read_boxes(sample, sample / "cars_test") == expected
+
+
+def test_an_endpoint_that_is_away_from_the_start_is_reported_within_seconds(folder: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(EndpointError, match="does not answer"):
+        classify_folder(folder, tmp_path / "answers.csv", f"http://127.0.0.1:{free_port()}")
+    assert time.monotonic() - began < 10
+
+
+def test_an_endpoint_that_goes_away_after_an_answer_is_waited_for(folder: Path, tmp_path: Path) -> None:
+    def away(handler: BaseHTTPRequestHandler, rows: list[dict[str, Any]]) -> None:
+        send(handler, 503, b"")
+
+    first: Respond = lambda handler, rows: send(handler, 200, answers(rows))  # noqa: E731
+    with server(first, *[away] * 4) as (endpoint, requests):
+        assert classify_folder(folder, tmp_path / "answers.csv", endpoint, batch=3) == 1
+    assert requests == [3, 2, 2, 2, 2, 2]
+
+
+def test_a_client_that_is_stopped_leaves_no_partial_file(folder: Path, tmp_path: Path) -> None:
+    asked = threading.Event()
+
+    def slow(handler: BaseHTTPRequestHandler, rows: list[dict[str, Any]]) -> None:
+        asked.set()
+        time.sleep(5)
+
+    with server(slow) as (endpoint, _):
+        command = [sys.executable, "-m", "carmodel.serving.client", folder, tmp_path / "answers.csv"]
+        process = subprocess.Popen([*command, "--endpoint", endpoint], stderr=subprocess.DEVNULL)
+        assert asked.wait(30)
+        process.terminate()
+        process.wait(10)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
 def test_a_server_that_is_not_up_yet_is_waited_for() -> None:
@@ -151,7 +222,7 @@ def test_without_a_server_the_command_says_so_and_leaves_no_table(folder: Path, 
 def test_a_folder_that_is_not_there_is_an_error_in_words(tmp_path: Path) -> None:
     done = run(str(tmp_path / "none"), str(tmp_path / "answers.csv"))
     assert done.returncode == 2
-    assert "is no folder" in done.stderr
+    assert "is not a folder" in done.stderr
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -164,8 +235,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "said"),
     [
         (["{empty}", "{out}"], "has no photos"),
-        (["{photos}", "{out}", "--endpoint", "localhost:5001"], "needs http:// or https:// before it"),
-        (["{photos}", "{out}/nowhere/answers.csv"], "is no folder to write to"),
+        (["{photos}", "{out}", "--endpoint", "localhost:5001"], "must begin with http:// or https://"),
+        (["{photos}", "{out}/nowhere/answers.csv"], "is not a folder to write to"),
     ],
 )
 def test_what_cannot_be_sent_is_an_error_in_words(

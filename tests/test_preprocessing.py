@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from carmodel.data.data_report import Report
 from carmodel.data.images import prepare
 from carmodel.data.local_engine import map_batches, rows_per_batch
-from carmodel.data.preprocessing import check_stores, decode_batch, write_stores
+from carmodel.data.preprocessing import WHOLE, check_stores, decode_batch, write_stores
 from carmodel.data.split import hold_out, hold_out_test
 from carmodel.data.stanford_cars import read
 from carmodel.data.store import StoreError, open_store
@@ -66,12 +66,46 @@ def test_stores_contain_each_photo_as_the_classifier_sees_it(sample: Path, tmp_p
     assert (report["settings"]["image_size"], report["bad_fraction"], report["notes"]) == (32, 0, [])
 
 
+def test_validation_and_test_photos_are_also_written_whole(sample: Path, tmp_path: Path) -> None:
+    written(read(sample), tmp_path, margin=0.1, validation_fraction=0.25)
+    for split, name in WHOLE.items():
+        cropped, whole = open_store(tmp_path / f"{split}.h5"), open_store(tmp_path / name)
+        rows = np.flatnonzero(cropped.validation | (split == "test"))
+        assert whole.source_index.tolist() == rows.tolist()
+        assert whole.labels.tolist() == cropped.labels[rows].tolist()
+        assert whole.attrs["crop"] == "none"
+        photo = (sample / f"cars_{split}" / whole.source[0]).read_bytes()
+        assert np.array_equal(whole.take([0])[0], prepare(photo, 32))
+        whole.verify()
+
+
+def test_with_crop_both_each_training_photo_is_there_cropped_and_whole(sample: Path, tmp_path: Path) -> None:
+    report = written(read(sample), tmp_path, crop="both", margin=0.1, validation_fraction=0.25)
+    train, test = open_store(tmp_path / "train.h5"), open_store(tmp_path / "test.h5")
+    assert (len(train), len(test), train.attrs["crop"]) == (48, 6, "box")
+    for of_both in (train.source, train.labels, train.validation):
+        assert of_both[:24].tolist() == of_both[24:].tolist()
+    photo = (sample / "cars_train" / train.source[24]).read_bytes()
+    assert np.array_equal(train.take([24])[0], prepare(photo, 32))
+    assert len(open_store(tmp_path / WHOLE["train"])) == 6
+    assert (report["photos"], report["identical_photos"]["groups"]) == (30, 0)
+
+
+def test_a_bad_photo_counts_once_with_crop_both(copied: Path, tmp_path: Path) -> None:
+    (copied / "cars_train" / "00002.jpg").write_bytes(b"not a photo")
+    table = with_box(read(copied), 0, x2=10_000)
+    report = written(table, tmp_path, crop="both", max_bad_fraction=0.1)
+    assert sorted(item["problem"] for item in report["listed"]) == ["out_of_frame", "unreadable"]
+    assert (len(open_store(tmp_path / "train.h5")), len(open_store(tmp_path / "test.h5"))) == (2 * 23, 5)
+
+
 def test_without_crop_the_whole_photo_is_used_and_boxes_are_still_checked(sample: Path, tmp_path: Path) -> None:
     report = written(with_box(read(sample), 0, x2=10_000), tmp_path, crop="none", max_bad_fraction=0.1)
     assert [item["problem"] for item in report["listed"]] == ["out_of_frame"]
     store = open_store(tmp_path / "train.h5")
     assert np.array_equal(store.take([0])[0], prepare((sample / "cars_train" / store.source[0]).read_bytes(), 32))
     assert store.attrs["crop"] == "none"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["test.h5", "train.h5"]
 
 
 def test_photos_without_boxes_are_not_cropped(sample: Path, tmp_path: Path) -> None:
@@ -207,11 +241,11 @@ def test_holding_out_respects_groups_and_fractions_in_any_order(
 
 
 def test_a_batch_alone_gives_what_the_whole_table_gives(sample: Path) -> None:
-    photos = read(sample).photos
+    photos = read(sample).photos.assign(whole=False)
     whole, part = np.empty((len(photos), 24, 24, 3), np.uint8), np.empty((4, 24, 24, 3), np.uint8)
-    outcomes = decode_batch(photos, whole, "box", 0.0)
+    outcomes = decode_batch(photos, whole, 0.0)
     assert outcomes["problem"].eq("").all()
-    assert decode_batch(photos.iloc[7:11], part, "box", 0.0).equals(outcomes.iloc[7:11])
+    assert decode_batch(photos.iloc[7:11], part, 0.0).equals(outcomes.iloc[7:11])
     assert np.array_equal(part, whole[7:11])
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from carmodel.data.images import ImageError
+from carmodel.serving.calibration import apply_temperature
 from carmodel.serving.classifier import CarClassifier
 from carmodel.serving.rows import box_of, image_bytes
 from tests.classified import (
@@ -218,3 +219,19 @@ def test_any_request_gets_a_json_row_for_a_row(classifier: Any, rows: list[tuple
     assert len(out) == len(rows)
     for row in json.loads(json.dumps(out.to_dict("records"), allow_nan=False)):
         assert (row["error"] is None) == (row["label"] in NAMES) == (len(row["top_k"]) == 5)
+
+
+def test_an_answer_is_certain_above_the_threshold_of_its_calibrated_probability(
+    network: keras.Model, tmp_path: Path
+) -> None:
+    frame = pd.DataFrame({"image": [text(photo(1)), text(b"no photo")]})
+    warm = small_classifier(network, tmp_path, temperature=3.0, certain_threshold=0.0)
+    good, bad = warm.predict(None, frame).to_dict("records")
+    check_answer(good, apply_temperature(expected(network, photo(1)), 3.0))
+    assert (good["certain"], bad["certain"]) == (True, None)
+    strict = small_classifier(network, tmp_path, temperature=3.0, certain_threshold=good["probability"])
+    assert strict.predict(None, frame).iloc[0]["certain"] is False
+
+
+def test_a_classifier_without_threshold_answers_without_certainty(classifier: CarClassifier) -> None:
+    assert classifier.predict(None, pd.DataFrame({"image": [text(photo())]})).iloc[0]["certain"] is None

@@ -11,7 +11,7 @@ import pandas as pd
 
 from carmodel.data.data_report import Report, report_on_photos, report_on_stores
 from carmodel.data.images import Box, ImageError, check_box, prepare, read_header
-from carmodel.data.local_engine import OUTCOME_COLUMNS, Engine, local_engine
+from carmodel.data.local_engine import OUTCOME_COLUMNS, Engine, MakeImages, local_engine
 from carmodel.data.near_duplicates import group_duplicates, perceptual_hash
 from carmodel.data.split import digest, hold_out
 from carmodel.data.store import StoreError, open_store
@@ -22,17 +22,26 @@ from carmodel.parameters import Preprocess
 
 CREATED_BY = "carmodel preprocess"
 
+WHOLE = {"train": "validation_whole.h5", "test": "test_whole.h5"}
+"""Stores of the validation and test photos without cropping, for photos that are sent without a box, by split."""
 
-def decode_batch(photos: pd.DataFrame, images: np.ndarray, crop: str, margin: float) -> pd.DataFrame:
-    """Read and prepare each photo once, as `carmodel.data.local_engine.MakeImages` describes."""
+
+def decode_batch(photos: pd.DataFrame, images: np.ndarray, margin: float) -> pd.DataFrame:
+    """Read and prepare each photo once, as `carmodel.data.local_engine.MakeImages` describes.
+
+    Args:
+        photos: path, box and `whole`, whether the photo is kept whole instead of cropped to its box.
+        images: uint8 (n, H, W, 3) to fill.
+        margin: context around the boxes.
+    """
     outcomes = []
     boxes = zip(*(photos[corner].tolist() for corner in ("x1", "y1", "x2", "y2")), strict=True)
-    for i, (path, box) in enumerate(zip(photos["path"], boxes, strict=True)):
+    for i, (path, box, whole) in enumerate(zip(photos["path"], boxes, photos["whole"].tolist(), strict=True)):
         content, look, problem, detail = b"", b"", "", ""
         try:
             data = Path(path).read_bytes()
             content = digest(data)
-            _prepare(data, None if box == NO_BOX else box, crop, margin, images[i])
+            _prepare(data, None if box == NO_BOX else box, whole, margin, images[i])
             look = perceptual_hash(images[i])
         except ImageError as error:
             problem, detail = error.problem, str(error)
@@ -47,9 +56,12 @@ def write_stores(
 ) -> Report:
     """Write train.h5 and test.h5 into a directory: both or none.
 
+    If photos are cropped, the validation and test photos are also written whole, to the files in `WHOLE`. With crop
+    "both", each training photo is in train.h5 twice: cropped photos first, then whole ones.
+
     Photos that cannot be used are left out and listed in the report. Rows are in the order of their source names. Part
     of the training rows of each class is marked as validation, and near-duplicates share a side. If no photo has a box,
-    the stores have crop "none" whatever the settings are.
+    the stores have crop "none" whatever the settings are, otherwise "box" or "none".
 
     Args:
         table: the photos.
@@ -62,40 +74,71 @@ def write_stores(
         InputError: too many photos cannot be used, or a class has no training photo, or there is no test photo.
     """
     table = table.first_classes(settings.classes)
-    crop = settings.crop
+    crop = "none" if settings.crop == "none" else "box"
     if crop == "box" and (table.photos[["x1", "y1", "x2", "y2"]] == NO_BOX).all(axis=None):
         crop = "none"
         table = replace(table, notes=[*table.notes, "No photo has a box, so whole photos are used, as with crop=none."])
-    photos = table.photos.sort_values(["split", "source"], ignore_index=True)
+    photos = table.photos.assign(whole=crop == "none")
+    if settings.crop == "both" and crop == "box":
+        photos = pd.concat([photos, photos[photos["split"] == "train"].assign(whole=True)])
+    photos = photos.sort_values(["split", "whole", "source"], ignore_index=True)
     if lacking := _lacking(photos, table.class_names):
         raise InputError(lacking + _summary_of(table.problems))
-    decode = partial(decode_batch, crop=settings.crop, margin=settings.margin)
-    attrs = {"crop": crop, "margin": settings.margin, "seed": settings.seed, "note": note, "created_by": CREATED_BY}
+    decode = partial(decode_batch, margin=settings.margin)
+    common = settings.image_size, table.class_names
+    attrs = {"margin": settings.margin, "seed": settings.seed, "note": note, "created_by": CREATED_BY}
     problems, kept = [table.problems], []
 
     def describe(rows: pd.DataFrame, fraction: float, outcomes: pd.DataFrame) -> StoreColumns:
         usable = rows.join(outcomes)[outcomes["problem"] == ""]
-        kept.append(usable)
         labels, digests = usable["label"].to_numpy(), usable["digest"].tolist()
         if fraction:
             groups = group_duplicates(digests, usable["perceptual_hash"].tolist())
             validation = hold_out(labels, digests, fraction, settings.seed, groups=groups)
         else:
             validation = np.zeros(len(labels), np.bool_)
+        measured = (validation | (usable["split"] == "test")) & ~usable["whole"]
+        kept.append(usable.assign(measured=measured))
         return StoreColumns(labels, usable["source"].tolist(), np.arange(len(usable)), validation)
 
     with TemporaryDirectory(prefix=".", dir=out) as unfinished:
         for split, fraction in {"train": settings.validation_fraction, "test": 0.0}.items():
             path, rows = Path(unfinished) / f"{split}.h5", photos[photos["split"] == split]
-            spec = StoreSpec(path, settings.image_size, table.class_names, split=split, **attrs)
+            spec = StoreSpec(path, *common, split=split, crop=crop, **attrs)
             engine(spec, decode, rows, problems.append, partial(describe, rows, fraction))
-        all_problems = pd.concat([found[PROBLEM_COLUMNS] for found in problems], ignore_index=True)
-        _check_problems(all_problems, pd.concat(kept), table, settings.max_bad_fraction)
-        # train before test, and the parts of a store before the file that names them.
-        for item in sorted(Path(unfinished).iterdir(), reverse=True):
+            if crop == "box":
+                spec = StoreSpec(path.with_name(WHOLE[split]), *common, split=split, crop="none", **attrs)
+                _write_whole(spec, decode, kept[-1], engine)
+        # A training photo that is there twice counts once.
+        all_problems, usable_photos = (
+            pd.concat(frames, ignore_index=True).drop_duplicates(["split", "source", "problem"], ignore_index=True)
+            for frames in ([frame[PROBLEM_COLUMNS] for frame in problems], kept)
+        )
+        _check_problems(all_problems, usable_photos, table, settings.max_bad_fraction)
+        # train before test before whole photos, and the parts of a store before the file that names them.
+        for item in sorted(
+            Path(unfinished).iterdir(),
+            key=lambda item: ("whole" in item.name, item.name.startswith("test"), item.suffix == ".h5"),
+        ):
             item.replace(out / item.name)
     stores = open_store(out / "train.h5"), open_store(out / "test.h5")
-    return report_on_photos(stores, table, pd.concat(kept), all_problems, settings)
+    return report_on_photos(stores, table, usable_photos, all_problems, settings)
+
+
+def _write_whole(spec: StoreSpec, decode: MakeImages, photos: pd.DataFrame, engine: Engine) -> None:
+    """Write the measured rows of a store again, as whole photos; source_index is the row in that store."""
+    rows = np.flatnonzero(photos["measured"])
+    if len(rows) == 0:
+        return
+    table = photos.iloc[rows].drop(columns=[*OUTCOME_COLUMNS, "measured"]).assign(whole=True)
+    labels, sources = table["label"].to_numpy(), table["source"].tolist()
+    columns = StoreColumns(labels, sources, rows, np.full(len(rows), spec.path.name == WHOLE["train"]))
+    engine(spec, decode, table, _raise_changed, lambda _: columns)
+
+
+def _raise_changed(problems: pd.DataFrame) -> None:
+    first = problems.iloc[0]
+    raise InputError(f"{first['path']} changed while it was read: {first['detail']}")
 
 
 def check_stores(folder: Path) -> Report:
@@ -114,9 +157,9 @@ def check_stores(folder: Path) -> Report:
     return report_on_stores(train, test, ["The stores exist already. They were checked, not written."])
 
 
-def _prepare(data: bytes, box: Box | None, crop: str, margin: float, out: np.ndarray) -> None:
+def _prepare(data: bytes, box: Box | None, whole: bool, margin: float, out: np.ndarray) -> None:
     size = len(out)
-    if crop == "box":
+    if not whole:
         prepare(data, size, box, margin, out=out)
         return
     if box is not None:  # a box outside its photo shows that one of the two is wrong, even if the box is not used

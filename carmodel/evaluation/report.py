@@ -73,6 +73,11 @@ def evaluate(
     return Evaluation(store.labels, probabilities, list(store.class_names))
 
 
+def summary_of(evaluation: Evaluation) -> dict[str, float]:
+    """Return the numbers of `carmodel.evaluation.metrics.summary`."""
+    return metrics.summary(evaluation.labels, evaluation.probabilities)
+
+
 def write_report(
     folder: Path, evaluation: Evaluation, store: Store, mistakes: int = 16, subtitle: str = ""
 ) -> dict[str, float]:
@@ -90,7 +95,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     labels, probabilities, names = evaluation.labels, evaluation.probabilities, np.array(evaluation.class_names)
-    numbers = metrics.summary(labels, probabilities)
+    numbers = summary_of(evaluation)
     (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
 
     table = metrics.per_class(labels, probabilities, evaluation.class_names)

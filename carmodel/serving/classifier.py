@@ -17,6 +17,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 # Registers the layer, so that a saved model with it loads.
 import carmodel.model.scale  # noqa: F401
 from carmodel.data.images import ImageError, prepare, read_header
+from carmodel.serving.calibration import apply_temperature
 from carmodel.serving.forward import Forward
 from carmodel.serving.memory import BYTES_A_PIXEL, Budget
 from carmodel.serving.rows import BOX_COLUMNS, box_of, image_bytes
@@ -27,6 +28,11 @@ TOP_K = 5
 AHEAD = 32
 """Rows of a request that are decoded, or about to be, before the network needs them."""
 
+EMPTY: dict[str, object] = {
+    "label": None, "class_id": None, "probability": None, "top_k": [], "certain": None, "error": None
+}  # fmt: skip
+"""The columns of an answer."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -34,8 +40,9 @@ class CarClassifier(PythonModel):
     """Name the car in each photo of a request.
 
     Needs of its MLflow context the artifacts ``model``, a ``.keras`` file (uint8 (B, H, W, 3) in, probabilities (B, C)
-    out), and ``settings``, a JSON file with class_names, image_size, crop, margin, precision and the limits max_rows,
-    max_bytes, max_pixels and max_decoded_bytes. `carmodel.serving.packaging` provides both.
+    out), and ``settings``, a JSON file with class_names, image_size, crop, margin, precision, the limits max_rows,
+    max_bytes, max_pixels and max_decoded_bytes and, optionally, temperature and certain_threshold (see
+    `carmodel.serving.calibration`). `carmodel.serving.packaging` provides both.
 
     Any number of threads may call `predict`: the network is never traced anew, decoding shares a pool of threads and a
     budget of memory, and nothing else is shared.
@@ -52,6 +59,9 @@ class CarClassifier(PythonModel):
         self.image_size: int = settings["image_size"]
         self.crops: bool = settings["crop"] == "box"
         self.margin: float = settings["margin"]
+        # Classifiers of earlier versions have neither of these two.
+        self.temperature: float = settings.get("temperature", 1.0)
+        self.certain_threshold: float | None = settings.get("certain_threshold")
         self.max_rows: int = settings["max_rows"]
         self.max_bytes: int = settings["max_bytes"]
         self.max_pixels: int = settings["max_pixels"]
@@ -83,9 +93,10 @@ class CarClassifier(PythonModel):
             params: `top_k`, how many classes to list, 5 unless given; less than 1 counts as 1, more than C as C.
 
         Returns:
-            A row for a row, same index and order: `label` str, `class_id` int, `probability` float, `top_k` list of
-            ``{"label", "class_id", "probability"}``, most probable first, `error` null. Where `error` is a text, the
-            others are null and `top_k` is empty. The columns are of dtype object, so that JSON has null and not NaN.
+            One row per row, with the same index and order: `label` str, `class_id` int, `probability` float
+            (calibrated), `top_k` list of ``{"label", "class_id", "probability"}``, most probable first, `certain` bool
+            (null if no threshold is known), `error` null. Where `error` is a text, the others are null and `top_k` is
+            empty. The columns are of dtype object, so that JSON has null and not NaN.
 
         Raises:
             MlflowException: `model_input` has no `image` column, or `top_k` is not a whole number.
@@ -101,10 +112,9 @@ class CarClassifier(PythonModel):
         answers: list[dict[str, object]] = [{"error": refused}] * len(rows)
         for i, outcome in self._outcomes(rows[: self.max_rows]):
             answers[i] = {"error": outcome} if isinstance(outcome, str) else self._answer(outcome, top_k)
-        empty: dict[str, object] = {"label": None, "class_id": None, "probability": None, "top_k": [], "error": None}
-        complete = [empty | answer for answer in answers]
+        complete = [EMPTY | answer for answer in answers]
         return pd.DataFrame(
-            {name: pd.Series([row[name] for row in complete], model_input.index, object) for name in empty}
+            {name: pd.Series([row[name] for row in complete], model_input.index, object) for name in EMPTY}
         )
 
     def _top_k(self, params: dict[str, object]) -> int:
@@ -171,6 +181,9 @@ class CarClassifier(PythonModel):
             return f"the photo could not be read ({type(error).__name__})"
 
     def _answer(self, probabilities: np.ndarray, top_k: int) -> dict[str, object]:
+        probabilities = apply_temperature(probabilities, self.temperature)
         best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
         ranked = [{"label": self.class_names[i], "class_id": i, "probability": float(probabilities[i])} for i in best]
-        return ranked[0] | {"top_k": ranked}
+        threshold = self.certain_threshold
+        certain = None if threshold is None else bool(probabilities[best[0]] > threshold)
+        return ranked[0] | {"top_k": ranked, "certain": certain}

@@ -1,46 +1,60 @@
-"""Send a folder of photos to the endpoint and write its answers as a CSV.
+"""Send a folder of photos to the endpoint and write its answers to a CSV file.
 
-    python -m carmodel.serving.client photos answers.csv --endpoint http://localhost:5001
+    carmodel-client photos answers.csv --endpoint http://localhost:5001
 
-This file needs nothing else of carmodel, only urllib3 and tqdm: copy it to where the photos are.
+To use it on another machine, copy this file: it needs only urllib3 and tqdm, and SciPy for boxes from a devkit.
 """
 
 import argparse
 import base64
 import csv
 import os
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from urllib3 import PoolManager, Retry
+from urllib3 import PoolManager, Retry, Timeout
 from urllib3.exceptions import HTTPError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-COLUMNS = ("file", "label", "class_id", "probability", "error")
+CORNERS = ("x1", "y1", "x2", "y2")
+REQUIRED = ("label", "class_id", "probability", "error")
+COLUMNS = ("file", "label", "class_id", "probability", "certain", "error")
+
 BATCH = 16
-"""Photos a request: some megabytes, answered in seconds."""
+"""Photos per request: some megabytes, answered in seconds."""
+
+FIRST_RETRIES = 2
+"""Retries before the first answer: about a second, so that a wrong URL is reported at once."""
 
 RETRIES = 20
-"""With pauses of up to ten seconds: two and a half minutes, in which a server starts again."""
+"""Retries after the first answer: two and a half minutes, in which a server can restart."""
+
+Box = tuple[int, int, int, int]
 
 
 class EndpointError(RuntimeError):
-    """The endpoint does not answer, or not as the classifier does; the text holds nothing of what was sent."""
+    """The endpoint does not answer, or not as the classifier does. The message never repeats a photo."""
+
+
+class BoxError(ValueError):
+    """The boxes cannot be read. The message names the file and the row."""
 
 
 def connect(retries: int = RETRIES, connections: int = 1) -> PoolManager:
-    """Return connections that ask again, after growing pauses, when the server is away, broken or slow.
+    """Return a connection pool that retries, after growing pauses, while the server is away, broken or slow.
 
-    Asking again is safe, since the endpoint keeps nothing of a request.
+    Retries are safe, since the endpoint stores nothing.
 
     Args:
-        retries: how often to ask again: after a refused or broken connection, no answer within two minutes, a status
-            of 429 (wait) or of 5xx (the server's fault).
-        connections: threads that will ask at the same time.
+        retries: number of retries after a refused or broken connection, no answer within two minutes, status 429 (too
+            many requests) or 5xx (a fault of the server).
+        connections: threads that send requests at the same time.
     """
-    again = Retry(
+    policy = Retry(
         retries,
         allowed_methods=None,  # POST too
         status_forcelist=(429, 500, 502, 503, 504),
@@ -48,23 +62,23 @@ def connect(retries: int = RETRIES, connections: int = 1) -> PoolManager:
         backoff_jitter=0.25,
         backoff_max=10.0,
     )
-    return PoolManager(maxsize=connections, retries=again, timeout=120.0)
+    return PoolManager(maxsize=connections, retries=policy, timeout=Timeout(connect=5.0, read=120.0))
 
 
 def row_of(photo: bytes, box: Sequence[int] | None = None) -> dict[str, Any]:
-    """Return a request's row: the photo's file as Base64, and the box (x1, y1, x2, y2) where there is one."""
-    corners = {} if box is None else dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))
+    """Return a row of a request: the file as Base64, and the box (x1, y1, x2, y2) if there is one."""
+    corners = {} if box is None else dict(zip(CORNERS, box, strict=True))
     return {"image": base64.b64encode(photo).decode()} | corners
 
 
 def ask(http: PoolManager, endpoint: str, rows: Sequence[dict[str, Any]], top_k: int = 1) -> list[dict[str, Any]]:
-    """Return the endpoint's answer to each row: label, class_id, probability, top_k and error.
+    """Return the answer to each row: label, class_id, probability, top_k, error and, except for old models, certain.
 
     Args:
-        http: of `connect`.
-        endpoint: the server's address, such as http://localhost:5001.
-        rows: of `row_of`.
-        top_k: how many classes each answer lists.
+        http: from `connect`.
+        endpoint: URL of the server, such as http://localhost:5001.
+        rows: from `row_of`.
+        top_k: number of classes that each answer lists.
 
     Raises:
         EndpointError: no answer after all retries, a refused request, or an answer that is not the classifier's.
@@ -74,42 +88,101 @@ def ask(http: PoolManager, endpoint: str, rows: Sequence[dict[str, Any]], top_k:
         response = http.request("POST", f"{endpoint.rstrip('/')}/invocations", json=body)
     except HTTPError as error:
         raise EndpointError(f"{endpoint} does not answer: {getattr(error, 'reason', None) or error}") from None
-    # MLflow's text of a refusal may repeat the whole request: its status has to do.
+    # MLflow's text of a refusal may repeat the whole request, so only the status is reported.
     if response.status != 200:
         raise EndpointError(f"{endpoint} refuses the request with HTTP status {response.status}")
     try:
         answers = response.json()["predictions"]
-        whole = len(answers) == len(rows) and all({*COLUMNS[1:]} <= set(answer) for answer in answers)
+        complete = len(answers) == len(rows) and all({*REQUIRED} <= set(answer) for answer in answers)
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
+        complete = False
+    if not complete:
         raise EndpointError(f"{endpoint} does not answer as the classifier does; is another model served there?")
     return answers
 
 
-def classify_folder(folder: Path, table: Path, endpoint: str, batch: int = 16, retries: int = RETRIES) -> int:
-    """Write a CSV with a line for each photo of a folder: file, label, class_id, probability, error.
-
-    The table gets its name when it is whole.
+def read_boxes(source: Path, folder: Path) -> dict[Path, Box]:
+    """Return the boxes of photos by their resolved path.
 
     Args:
-        folder: photos at any depth, by their suffix.
-        table: the CSV to write.
-        endpoint: the server's address.
-        batch: photos a request.
-        retries: see `connect`.
+        source: a CSV file with the columns file, x1, y1, x2, y2 (0-based pixels, x2 and y2 exclusive, file relative to
+            `folder`), or a folder in the layout of Stanford Cars, with cars_train/, cars_test/ and devkit/.
+        folder: the photos.
+
+    Raises:
+        BoxError: neither of the two, or a corner that is not a whole number.
+    """
+    return _devkit_boxes(source) if source.is_dir() else _csv_boxes(source, folder)
+
+
+def _csv_boxes(table: Path, folder: Path) -> dict[Path, Box]:
+    boxes = {}
+    with table.open(newline="", encoding="utf-8-sig") as stream:
+        lines = csv.DictReader(stream)
+        if missing := {"file", *CORNERS} - set(lines.fieldnames or ()):
+            raise BoxError(f"{table} has no column {', '.join(sorted(missing))}; it needs file, {', '.join(CORNERS)}")
+        for line in lines:
+            corners = [line[corner] for corner in CORNERS]
+            if not any(corners):
+                continue
+            try:
+                x1, y1, x2, y2 = (int(corner) for corner in corners)
+            except (ValueError, TypeError):
+                raise BoxError(f"{table}, line {lines.line_num}: {', '.join(CORNERS)} must be whole numbers") from None
+            boxes[(folder / line["file"]).resolve()] = (x1, y1, x2, y2)
+    return boxes
+
+
+def _devkit_boxes(folder: Path) -> dict[Path, Box]:
+    from scipy.io import loadmat
+
+    boxes = {}
+    for split in ("train", "test"):
+        for annotations in sorted(folder.glob(f"**/devkit/cars_{split}_annos.mat")):
+            photos = folder / f"cars_{split}"
+            nested = photos / photos.name  # as some archives unpack
+            for row in loadmat(annotations, squeeze_me=True)["annotations"].reshape(-1):
+                x1, y1, x2, y2 = (int(row[f"bbox_{corner}"]) for corner in CORNERS)
+                path = (nested if nested.is_dir() else photos) / str(row["fname"])
+                boxes[path.resolve()] = (x1 - 1, y1 - 1, x2, y2)  # the devkit counts from 1 and includes x2 and y2
+    if not boxes:
+        raise BoxError(f"{folder} has no devkit/cars_train_annos.mat or cars_test_annos.mat")
+    return boxes
+
+
+def classify_folder(
+    folder: Path,
+    table: Path,
+    endpoint: str,
+    *,
+    batch: int = BATCH,
+    retries: int = RETRIES,
+    boxes: Mapping[Path, Box] | None = None,
+) -> int:
+    """Write a CSV file with a row for each photo of a folder: file, label, class_id, probability, certain, error.
+
+    The file gets its name when it is complete.
+
+    Args:
+        folder: photos at any depth, recognised by their suffix.
+        table: the CSV file to write.
+        endpoint: URL of the server.
+        batch: photos per request.
+        retries: after the first answer; see `connect`. Before it, an endpoint that is away is reported within seconds.
+        boxes: from `read_boxes`.
 
     Returns:
-        How many photos got an error.
+        The number of photos with an error.
 
     Raises:
         EndpointError: see `ask`.
-        OSError: there are no photos, one can't be read, or the table can't be written.
+        OSError: there are no photos, one cannot be read, or the table cannot be written.
     """
     photos = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not photos:
         raise FileNotFoundError(f"{folder} has no photos ({', '.join(SUFFIXES)})")
-    http = connect(retries)
+    boxes = boxes or {}
+    http = connect(min(FIRST_RETRIES, retries))
     errors = 0
     partial = table.with_name(f".{table.name}.{os.getpid()}.partial")
     try:
@@ -121,7 +194,10 @@ def classify_folder(folder: Path, table: Path, endpoint: str, batch: int = 16, r
             lines.writeheader()
             for start in range(0, len(photos), batch):
                 part = photos[start : start + batch]
-                answers = ask(http, endpoint, [row_of(photo.read_bytes()) for photo in part])
+                rows = [row_of(photo.read_bytes(), boxes.get(photo.resolve())) for photo in part]
+                answers = ask(http, endpoint, rows)
+                if start == 0:
+                    http = connect(retries)
                 for photo, answer in zip(part, answers, strict=True):
                     lines.writerow({"file": photo.relative_to(folder).as_posix()} | answer)
                     errors += answer["error"] is not None
@@ -133,29 +209,42 @@ def classify_folder(folder: Path, table: Path, endpoint: str, batch: int = 16, r
 
 
 def main() -> None:
-    """Read the command line and write the table; what can't be done ends with exit code 2 and a line that says why."""
-    parser = argparse.ArgumentParser(description="Send a folder of photos to the endpoint; write its answers as a CSV.")
+    """Read the command line and write the table. If that is impossible, print why and exit with code 2."""
+    parser = argparse.ArgumentParser(description="Send a folder of photos to the endpoint; write its answers to a CSV.")
     parser.add_argument("folder", type=Path, help="photos, at any depth")
-    parser.add_argument("table", type=Path, help="the CSV to write")
-    parser.add_argument("--endpoint", default="http://localhost:5001", help="the server's address (%(default)s)")
-    parser.add_argument("--batch", type=int, default=BATCH, help="photos a request (%(default)s)")
+    parser.add_argument("table", type=Path, help="the CSV file to write")
+    parser.add_argument("--endpoint", default="http://localhost:5001", help="URL of the server (%(default)s)")
     parser.add_argument(
-        "--retries", type=int, default=RETRIES, help="how often to ask again when there is no answer (%(default)s)"
+        "--boxes",
+        type=Path,
+        help="boxes around the cars: a CSV file with the columns file,x1,y1,x2,y2, or a folder in the layout of "
+        "Stanford Cars (default: whole photos)",
+    )
+    parser.add_argument("--batch", type=int, default=BATCH, help="photos per request (%(default)s)")
+    parser.add_argument(
+        "--retries", type=int, default=RETRIES, help="retries while a server that has answered is away (%(default)s)"
     )
     given = parser.parse_args()
     if not given.folder.is_dir():
-        parser.error(f"{given.folder} is no folder")
+        parser.error(f"{given.folder} is not a folder")
     if given.batch < 1:
-        parser.error("--batch is at least 1")
+        parser.error("--batch must be at least 1")
     if not given.endpoint.startswith(("http://", "https://")):
-        parser.error(f"--endpoint {given.endpoint} needs http:// or https:// before it")
+        parser.error(f"--endpoint {given.endpoint} must begin with http:// or https://")
     if not given.table.parent.is_dir():
-        parser.error(f"{given.table.parent} is no folder to write to")
+        parser.error(f"{given.table.parent} is not a folder to write to")
+    # So that the partial file is removed when the process is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        errors = classify_folder(given.folder, given.table, given.endpoint, given.batch, given.retries)
-    except (EndpointError, OSError) as error:
+        boxes = read_boxes(given.boxes, given.folder) if given.boxes else {}
+        errors = classify_folder(
+            given.folder, given.table, given.endpoint, batch=given.batch, retries=given.retries, boxes=boxes
+        )
+    except (EndpointError, BoxError, OSError) as error:
         parser.error(str(error))
-    print(f"{given.table} is written; {errors} photos got an error")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; nothing is written")
+    print(f"{given.table} is written; {errors} photos have an error")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +22,9 @@ from carmodel.model.head import with_mirror_image
 from carmodel.model.scale import Scale
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving import served as entry
+from carmodel.serving.calibration import Calibration, Predict
 from carmodel.serving.classifier import TOP_K
+from carmodel.serving.forward import Forward
 from carmodel.serving.inference_model import Served, lower
 from carmodel.serving.rows import BOX_COLUMNS
 from carmodel.tracking.artifacts import fetch
@@ -58,6 +61,7 @@ def signature() -> ModelSignature:
                 ColSpec(DataType.long, "class_id", required=False),
                 ColSpec(DataType.double, "probability", required=False),
                 ColSpec(Array(candidate), "top_k"),
+                ColSpec(DataType.boolean, "certain", required=False),
                 ColSpec(DataType.string, "error", required=False),
             ]
         ),
@@ -79,18 +83,26 @@ def input_example() -> tuple[pd.DataFrame, dict[str, int]]:
     return pd.DataFrame({"image": [text, text], **boxes}, dtype=object), {"top_k": 3}
 
 
-def log_classifier(settings: PackagePyfunc, photos: np.ndarray, name: str = "classifier") -> tuple[ModelInfo, Served]:
-    """Log the classifier of a Keras model in the active run, with what was measured of its network as metrics.
+def log_classifier(
+    settings: PackagePyfunc,
+    photos: np.ndarray,
+    calibrate: Callable[[Predict], Calibration] = lambda _: Calibration(),
+    accuracy: Mapping[str, float] | None = None,
+) -> tuple[ModelInfo, Served]:
+    """Log the classifier of a Keras model in the active run, with the measures of its network as metrics.
 
-    Its metadata are class_names, image_size, crop and margin of the Keras model, `trained_model`, where that model is,
-    `folded` and `precision`, as they came out, and the limits.
+    Its metadata are class_names, image_size, crop and margin of the Keras model, `trained_model` (the URI of that
+    model), `folded`, `precision` and `flip`, as they came out, the limits, `temperature`, `certain_threshold` and, where
+    it was measured, `certain_coverage`.
 
     Args:
         settings: `model_uri` names a Keras model logged with `mlflow.tensorflow`, with the metadata class_names,
             image_size, crop and margin: any URI that MLflow can download, or its folder. `folded`, `precision` and the
             limits are used.
-        photos: uint8 (N, H, W, 3) of the network's size, on which folding and precision are checked.
-        name: the logged model's name.
+        photos: uint8 (N, H, W, 3), on which folding and precision are checked.
+        calibrate: fits temperature and threshold to the network that is packaged.
+        accuracy: measures on the test photos, kept as metadata: test_top1, test_rows and, for photos that are sent
+            without a box, test_whole_top1.
 
     Raises:
         InputError: `model_uri` is no such model, or takes photos of another size.
@@ -107,21 +119,24 @@ def log_classifier(settings: PackagePyfunc, photos: np.ndarray, name: str = "cla
     size = settings.image_size or facts["image_size"]
     if any(side not in (None, size) for side in trained.input_shape[1:3]):
         raise InputError(f"image_size={size}: the network takes photos of {trained.input_shape[1]} px alone")
-    if photos.shape[1] != size:
-        photos = np.stack([resize(photo, size, size) for photo in photos])
-    served = lower(trained, photos, settings.folded, settings.precision)
-    mlflow.log_metrics(served.metrics)
+    served = lower(trained, resized(photos, size), settings.folded, settings.precision)
+    final = with_mirror_image(served.network) if settings.flip else served.network
+    forward = Forward(final, size, served.precision == "bfloat16")
+    calibration = calibrate(lambda images: forward(resized(images, size)))
+    mlflow.log_metrics(served.metrics | calibration.metrics)
     mlflow.log_params({"served_folded": served.folded, "served_precision": served.precision})
     metadata = {fact: facts[fact] for fact in METADATA} | {"folded": served.folded, "precision": served.precision}
     metadata |= settings.model_dump(include=set(LIMITS)) | {"image_size": size, "flip": settings.flip}
-    final = with_mirror_image(served.network) if settings.flip else served.network
+    metadata |= {"temperature": calibration.temperature, "certain_threshold": calibration.threshold}
+    if "certain_coverage" in calibration.metrics:
+        metadata["certain_coverage"] = calibration.metrics["certain_coverage"]
     with TemporaryDirectory(prefix="carmodel-") as scratch:
         final.save(network := Path(scratch, "model.keras"))
         # An artifact, since MLflow would log a `model_config` as parameters of the run, where 196 names are too long.
         texts = Path(scratch, "classifier.json")
         texts.write_text(json.dumps(metadata, indent=2) + "\n")
         info = log_model(
-            name,
+            "classifier",
             mlflow.pyfunc,
             python_model=SERVED,
             artifacts={"model": str(network), "settings": str(texts)},
@@ -129,6 +144,11 @@ def log_classifier(settings: PackagePyfunc, photos: np.ndarray, name: str = "cla
             signature=signature(),
             input_example=input_example(),
             pip_requirements=pinned(*REQUIREMENTS),
-            metadata=metadata | {"trained_model": settings.model_uri},
+            metadata=metadata | {"trained_model": settings.model_uri, **(accuracy or {})},
         )
     return info, served
+
+
+def resized(photos: np.ndarray, size: int) -> np.ndarray:
+    """Resize square photos, uint8 (N, H, H, 3), to uint8 (N, size, size, 3)."""
+    return photos if photos.shape[1] == size else np.stack([resize(photo, size, size) for photo in photos])

@@ -10,6 +10,7 @@ from carmodel.errors import InputError
 from carmodel.mlflow_model import PRETRAINED, log_network
 from carmodel.model.backbone import load_network
 from carmodel.parameters import PackagePyfunc
+from carmodel.serving.calibration import Calibration
 from carmodel.serving.packaging import METADATA, log_classifier
 from carmodel.serving.registry import CANDIDATE, CHAMPION, address_of, register, set_alias, version_for_alias
 from carmodel.tracking.digests import digest_of_path
@@ -40,7 +41,9 @@ def package_pretrained() -> str:
         model = log_network(load_network(PRETRAINED), photos[:1], {fact: facts[fact] for fact in METADATA}, {})
         given = {"model_uri": model.model_uri, "registered_model_name": NAME, "flip": facts["flip"]}
         settings = PackagePyfunc.model_validate(given)
-        info, _ = log_classifier(settings, photos)
+        calibration = Calibration(facts.get("temperature", 1.0), facts.get("certain_threshold"))
+        accuracy = {name: facts[name] for name in ("test_top1", "test_whole_top1", "test_rows") if name in facts}
+        info, _ = log_classifier(settings, photos, lambda _: calibration, accuracy)
         version = register(info.model_uri, NAME, facts["test_top1"], "the photos of the model card")
     client.set_model_version_tag(NAME, version, DIGEST_TAG, digest)
     for alias in (CANDIDATE, CHAMPION):

@@ -33,7 +33,7 @@ def draw_photo(body: Body, rng: np.random.Generator) -> tuple[np.ndarray, Box]:
     behind[:] = cv2.blendLinear(behind, placed[y : y + h, x : x + w, :3].copy(), 1 - alpha, alpha)
     picture = cv2.resize(scene, (width, height), interpolation=cv2.INTER_AREA)
     box = (x // OVERSAMPLING, y // OVERSAMPLING, -(-(x + w) // OVERSAMPLING), -(-(y + h) // OVERSAMPLING))
-    return _light(picture, rng), box
+    return light(picture, rng), box
 
 
 def _random_pose(car: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -68,7 +68,7 @@ def _cast_shadow(scene: np.ndarray, car: Box, rng: np.random.Generator) -> None:
     ground[:] = cv2.multiply(ground, 255 - soft, scale=1 / 255)
 
 
-def _light(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def light(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Change brightness, colour and direction of the light and contrast, and add blur and sensor noise."""
     height, width = picture.shape[:2]
     warmth = rng.uniform(-0.08, 0.08)

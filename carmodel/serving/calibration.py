@@ -1,0 +1,159 @@
+"""Calibrated probabilities, and the threshold above which an answer is certain.
+
+Networks are more confident than they are right. Temperature scaling (Guo et al. 2017, https://arxiv.org/abs/1706.04599)
+divides all logits by one number, fitted on validation photos. It changes no ranking.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from carmodel.data.store import Store
+
+PRECISION = 0.95
+"""Fraction of the certain answers to validation photos that must be right."""
+
+FALSE_ALARMS = 0.05
+"""Largest fraction of the pictures without a car that may get a certain answer."""
+
+NEGATIVES = 200
+"""Number of drawn pictures without a car."""
+
+BATCH = 256
+"""Photos in memory at a time."""
+
+TEMPERATURES = (0.05, 20.0)
+_TINY = 1e-30  # the logarithm of a probability of 0 is not finite
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""Turn photos, uint8 (N, H, W, 3), into probabilities, float32 (N, C)."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a classifier's probabilities become answers.
+
+    Attributes:
+        temperature: divides the logits; 1 changes nothing.
+        threshold: an answer is certain if its calibrated probability is above it; None: nothing is known about that.
+        metrics: measures of both, for the run.
+    """
+
+    temperature: float = 1.0
+    threshold: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Return softmax(logits / temperature), given softmax(logits): float (N, C), or (C,), to float64 of that shape."""
+    logits = np.log(np.maximum(probabilities, _TINY, dtype=np.float64)) / temperature
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def calibrate(
+    labelled: Sequence[tuple[np.ndarray, np.ndarray]], whole: tuple[np.ndarray, np.ndarray], negatives: np.ndarray
+) -> Calibration:
+    """Fit the temperature and the threshold.
+
+    The threshold is the higher of two: the lowest one above which 95% of the answers to whole photos are right, and the
+    lowest one above which at most 5% of the answers to pictures without a car are.
+
+    Args:
+        labelled: (probabilities (N, C), labels (N,)) of validation photos, for the temperature.
+        whole: the same, of validation photos that are sent without a box.
+        negatives: probabilities (M, C) of pictures without a car.
+
+    Returns:
+        The calibration. Its metrics are `temperature`, `certain_threshold`, `certain_coverage` (fraction of the whole
+        photos that get a certain answer), `certain_precision` (fraction of those that are right) and
+        `certain_negatives` (fraction of the pictures without a car that get a certain answer).
+    """
+    temperature = fit_temperature(
+        np.concatenate([probabilities for probabilities, _ in labelled]),
+        np.concatenate([labels for _, labels in labelled]),
+    )
+    answers, labels = apply_temperature(whole[0], temperature), whole[1]
+    confidence, right = answers.max(axis=1), answers.argmax(axis=1) == labels
+    of_negatives = apply_temperature(negatives, temperature).max(axis=1)
+    # A certain answer is above the threshold, so at most 5% of the negatives are above this quantile of theirs.
+    threshold = max(
+        precise_threshold(confidence, right), float(np.quantile(of_negatives, 1 - FALSE_ALARMS, method="higher"))
+    )
+    certain = confidence > threshold
+    metrics = {
+        "temperature": temperature,
+        "certain_threshold": threshold,
+        "certain_coverage": float(certain.mean()),
+        "certain_negatives": float((of_negatives > threshold).mean()),
+    }
+    if certain.any():
+        metrics["certain_precision"] = float(right[certain].mean())
+    return Calibration(temperature, threshold, metrics)
+
+
+def calibrate_on_stores(stores: Path, predict: Predict) -> Calibration:
+    """Calibrate on the validation photos, cropped and whole, and on drawn pictures without a car.
+
+    Args:
+        stores: directory with train.h5 and, if its photos are cropped, validation_whole.h5.
+        predict: the network that is packaged.
+    """
+    from carmodel.data.drawing.negatives import draw_negatives  # not needed for serving
+    from carmodel.data.preprocessing import WHOLE
+    from carmodel.data.store import open_store
+
+    if not (file := stores / "train.h5").is_file() or not (train := open_store(file)).validation.any():
+        print("package_pyfunc: without validation photos, `certain` is null in every answer")
+        return Calibration()
+    cropped = whole = _answers(predict, train, np.flatnonzero(train.validation))
+    if (file := stores / WHOLE["train"]).is_file():
+        store = open_store(file)
+        whole = _answers(predict, store, np.arange(len(store)))
+    return calibrate([cropped, whole], whole, predict(draw_negatives(NEGATIVES, train.image_size)))
+
+
+def _answers(predict: Predict, store: "Store", rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probabilities (n, C) and the labels (n,) of some rows of a store."""
+    parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    return np.concatenate([predict(store.take(part)) for part in parts]), store.labels[rows]
+
+
+def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the temperature with the smallest cross-entropy.
+
+    Args:
+        probabilities: float (N, C).
+        labels: int (N,), 0-based.
+    """
+    from scipy.optimize import minimize_scalar  # not needed for serving
+
+    def cross_entropy(log_temperature: float) -> float:
+        scaled = apply_temperature(probabilities, float(np.exp(log_temperature)))
+        return -float(np.log(np.maximum(scaled[np.arange(len(labels)), labels], _TINY)).mean())
+
+    found = minimize_scalar(cross_entropy, bounds=np.log(TEMPERATURES), method="bounded")
+    return float(np.exp(found.x))
+
+
+def precise_threshold(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Return the lowest threshold above which `PRECISION` of the answers are right; 1 if there is none.
+
+    Args:
+        confidence: float (N,), probability of each answer.
+        right: bool (N,), whether the answer is right.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    levels = confidence[order]
+    precision = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    # Answers of the same confidence are above a threshold together.
+    last_of_level = np.append(levels[1:] < levels[:-1], True)
+    precise = np.flatnonzero(last_of_level & (precision >= PRECISION))
+    if len(precise) == 0:
+        return 1.0
+    below = precise[-1] + 1
+    return float(levels[below]) if below < len(levels) else 0.0
