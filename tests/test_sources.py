@@ -299,4 +299,5 @@ def test_a_photo_that_cannot_be_read_is_left_to_the_decoder(tmp_path: Path) -> N
     rows = [("train", str(tmp_path / f"{i}.jpg"), f"{i}.jpg", i % 2, *NO_BOX) for i in range(10)]
     held = hold_out_test(photo_table(rows), seed=0)
     assert held.groupby(["split", "label"]).size().to_list() == [1, 1, 4, 4]
-    assert set(decode_batch(held.assign(whole=False), np.empty((len(held), 16, 16, 3), np.uint8), 0.0)["problem"]) == {"unreadable"}
+    outcomes = decode_batch(held.assign(whole=False), np.empty((len(held), 16, 16, 3), np.uint8), 0.0)
+    assert set(outcomes["problem"]) == {"unreadable"}
