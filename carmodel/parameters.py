@@ -67,7 +67,8 @@ class Preprocess(OnEngine):
     )
     image_size: int = Field(224, ge=16, le=1024, description="side of the square images, in pixels")
     crop: Literal["box", "none", "both"] = Field(
-        "box", description="crop each photo to its annotated box, use the whole photo, or both: each training photo twice"
+        "box",
+        description="crop each photo to its annotated box, use the whole photo, or both: each training photo twice",
     )
     margin: Fraction = Field(0.0, description="context kept around the box, as a fraction of the box's side")
     classes: int = Field(0, ge=0, description="number of classes to keep, for quick trials (0: all)")
