@@ -284,11 +284,7 @@ SETTINGS_FILES = {
 
 
 class Deploy(Settings):
-    """Deploy a registered classifier and test it with one photo; show its status, promote, roll back or delete it.
-
-    Deploys are idempotent: rerunning resumes an interrupted one and otherwise changes nothing. On failure or Ctrl-C it prints
-    the commands to inspect, roll back or delete the deployment.
-    """
+    """Deploy a registered classifier and test it with one photo; show its status, promote, roll back or delete it."""
 
     target: Literal["local", "docker", "aci", "aks", "online", "kubernetes-online"] = Field(
         "local",

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A package or module of carmodel imports only from earlier layers, and from itself.
 LAYERS = (
     {"errors", "parameters"},
-    {"data", "model", "recipe", "service_errors"},
+    {"data", "model", "parameter_table", "recipe", "service_errors"},
     {"training", "evaluation", "tracking"},
     {"mlflow_model"},
     {"serving"},
