@@ -1,7 +1,7 @@
-"""Runs a step in a Databricks Spark job: `databricks_job.py TRACKING_URI STEP --name value …`, in the project's folder.
+"""Run a step in a Databricks Spark job: `databricks_job.py TRACKING_URI STEP --name value …`, in the project's directory.
 
-MLflow pastes this text into the job's file, splits the step's command at blanks and leaves its quotes in the pieces. The steps
-that `main` starts on the driver are started by a shell, as commands of this file, and come as they are.
+MLflow copies this file into the file of the job. It splits the command of the step at blanks and keeps the quotes, so this
+file joins the arguments and splits them again. A shell starts the steps that `main` runs on the driver, without that problem.
 """
 
 import os

@@ -1,5 +1,6 @@
 """Deploy a registered classifier and test it with one photo; show its status, promote, roll back or delete it."""
 
+import logging
 from typing import TYPE_CHECKING
 
 from carmodel.parameters import Deploy
@@ -16,6 +17,7 @@ def work(settings: Deploy, step: "StepRun") -> None:
     from carmodel.deploy.actions import run_action
     from carmodel.deploy.messages import command, next_commands, say
 
+    logging.getLogger("azure").setLevel(logging.ERROR)  # the SDK warns of each experimental class
     try:
         status = run_action(settings)
     except (KeyboardInterrupt, SystemExit):

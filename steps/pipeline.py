@@ -1,5 +1,6 @@
 """The chain of steps that main runs: each one a child run of main, reused if it was done before, here or elsewhere."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 
 from carmodel.cloud.placement import Place, check_artifacts, check_placement
-from carmodel.cloud.waiting import wait
+from carmodel.cloud.waiting import cancel, wait
 from carmodel.parameters import Recipe, Settings
 from carmodel.service_errors import RERUN, without_secrets
 from carmodel.tracking.cache import cache_key, find_reusable
@@ -117,7 +118,11 @@ def run_elsewhere(name: str, given: dict[str, str], place: Place, experiment_id:
     remote = submit(name, given, Path(place.backend_config), experiment_id)
     try:
         wait(name, remote)
-    except BaseException:
+    except BaseException as first_error:
+        # MLflow sends an interrupted main a second signal, which must not end this.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if isinstance(first_error, KeyboardInterrupt | SystemExit):
+            cancel(name, remote)
         try:
             mlflow.MlflowClient().set_terminated(remote.run_id, "FAILED")
         except Exception as error:  # the first error is the one to report

@@ -11,7 +11,6 @@ command with a backend that works::
 """
 
 import json
-import logging
 import os
 import re
 import sys
@@ -76,7 +75,6 @@ def workspace_client() -> "MLClient":
         from azure.identity import DefaultAzureCredential
     except ImportError:
         raise InputError(f"this needs azure-ai-ml: {INSTALL}") from None
-    logging.getLogger("azure").setLevel(logging.ERROR)
     return MLClient(DefaultAzureCredential(), *workspace, enable_telemetry=False, show_progress=False)
 
 

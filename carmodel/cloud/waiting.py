@@ -1,6 +1,5 @@
-"""Wait for a step on another machine: print its progress and its page, explain a failure, cancel it on an interrupt."""
+"""Wait for a step on another machine, print its progress and explain its failure, or cancel it."""
 
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,14 +57,24 @@ def wait(step: str, remote: RemoteStep) -> None:
         ExecutionException: it failed or was cancelled, with the service's message.
     """
     print(f"main: {step} is {remote.job}: {remote.page}", flush=True)
-    try:
-        state = _wait_until_ended(step, remote)
-    except (KeyboardInterrupt, SystemExit):
-        _cancel(step, remote)
-        raise
+    state = _wait_until_ended(step, remote)
     if not state.succeeded:
         message = without_secrets(" ".join(state.message.split())) or "the service gives no reason"
         raise ExecutionException(f"{step} ended as {state.name} on {remote.job}: {message}\n  its page: {remote.page}")
+
+
+def cancel(step: str, remote: RemoteStep) -> None:
+    """Cancel the step, and print whether that worked."""
+    try:
+        remote.cancel()
+        print(f"\nmain: {step}: cancelled {remote.job}", flush=True)
+    except Exception as error:
+        reason = without_secrets(error)
+        print(
+            f"\nmain: {step}: {remote.job} could NOT be cancelled and is still running: {reason}\n"
+            f"  cancel it at {remote.page}",
+            flush=True,
+        )
 
 
 def _wait_until_ended(step: str, remote: RemoteStep) -> JobState:
@@ -90,18 +99,3 @@ def _wait_until_ended(step: str, remote: RemoteStep) -> JobState:
             return state
         time.sleep(pause)
         pause = min(1.5 * pause, LONGEST_PAUSE)
-
-
-def _cancel(step: str, remote: RemoteStep) -> None:
-    # MLflow sends an interrupted `main` a second signal, which must not end this.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        remote.cancel()
-        print(f"\nmain: {step}: cancelled {remote.job}", flush=True)
-    except Exception as error:
-        reason = without_secrets(error)
-        print(
-            f"\nmain: {step}: {remote.job} could NOT be cancelled and is still running: {reason}\n"
-            f"  cancel it at {remote.page}",
-            flush=True,
-        )
