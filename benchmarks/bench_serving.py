@@ -38,7 +38,7 @@ from carmodel.serving.forward import Forward
 from carmodel.serving.packaging import log_classifier
 from carmodel.tracking.digests import ROOT
 from carmodel.training.precision import fast_bfloat16, onednn_bfloat16
-from tests.endpoint import Endpoint, serve
+from tests.endpoint import Server, serve
 
 CLASSES = 196
 BATCHES = (1, 8, 32)
@@ -165,7 +165,7 @@ def scratch(folder: Path, name: str) -> Path:
     return folder
 
 
-def ask(server: Endpoint, texts: list[str], rows: int) -> None:
+def ask(server: Server, texts: list[str], rows: int) -> None:
     """Request answers for the first rows over HTTP."""
     body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[text] for text in texts[:rows]]}}).encode()
     status, answer = server.post(body)

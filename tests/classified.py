@@ -14,12 +14,9 @@ from PIL import Image
 
 from carmodel.data.images import prepare
 from carmodel.model.folding import fold
-from carmodel.model.resnet import resnet
 from carmodel.serving.classifier import CarClassifier
+from tests.tiny import MARGIN, NAMES, SIZE, tiny_network
 
-SIZE = 32
-NAMES = [f"Maker Model {i}" for i in range(7)]
-MARGIN = 0.1
 BOX = {"x1": 10, "y1": 8, "x2": 50, "y2": 40}
 NO_BOX = dict.fromkeys(BOX)
 LIMITS = {"max_rows": 40, "max_bytes": 40_000, "max_pixels": 100_000, "max_decoded_bytes": 10_000_000}
@@ -27,8 +24,7 @@ LIMITS = {"max_rows": 40, "max_bytes": 40_000, "max_pixels": 100_000, "max_decod
 
 def small_network() -> keras.Model:
     """A folded residual network whose random weights tell photos apart."""
-    keras.utils.set_random_seed(3)
-    return fold(resnet(14, len(NAMES), width=8))
+    return fold(tiny_network())
 
 
 def small_classifier(network: keras.Model, folder: Path, **changed: object) -> CarClassifier:

@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(variable, "1")
 
 from carmodel.data import sample as built_in
-from carmodel.data.writer import StoreColumns, StoreSpec, Writer
+from tests.stores import store_of
 from tests.tiny import Endpoint, tiny_endpoint
 
 # Tests interrupt programs, which would inherit that a shell's background jobs ignore it.
@@ -118,11 +118,8 @@ def train(tmp_path: Path) -> Path:
             for i in range(12)
         ]
     )
-    attrs = {"split": "train", "crop": "box", "margin": 0.1, "seed": 0, "created_by": "a test", "note": "synthetic"}
-    with Writer(StoreSpec(path, 16, ["a", "b"], **attrs), 12) as writer:
-        rows = np.arange(12)
-        writer.append(images.astype(np.uint8))
-        writer.describe(StoreColumns(rows % 2, [f"{i}.jpg" for i in rows], rows, rows % 4 == 0))
+    rows = np.arange(12)
+    store_of(path, images.astype(np.uint8), rows % 2, ["a", "b"], rows % 4 == 0, note="synthetic")
     return path
 
 

@@ -26,17 +26,9 @@ OPTIMIZERS = {
     "SGD, EMA": lambda: optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=2),
     "SGD, static loss scale": lambda: optimizers.SGD(0.1, loss_scale_factor=64.0),
     "SGD, accumulation": lambda: optimizers.SGD(0.1, gradient_accumulation_steps=2, global_clipnorm=0.01),
-    "Adam": lambda: optimizers.Adam(0.01),
     "AdamW": lambda: optimizers.AdamW(0.01, weight_decay=0.1),
     "AdamW, accumulation": lambda: optimizers.AdamW(0.01, gradient_accumulation_steps=2),
-    "RMSprop": lambda: optimizers.RMSprop(0.01),
-    "Adagrad": lambda: optimizers.Adagrad(0.01),
-    "Adadelta": lambda: optimizers.Adadelta(0.01),
-    "Adamax": lambda: optimizers.Adamax(0.01),
-    "Nadam": lambda: optimizers.Nadam(0.01),
-    "Ftrl": lambda: optimizers.Ftrl(0.01),
     "Lamb": lambda: optimizers.Lamb(0.01),
-    "Adafactor": lambda: optimizers.Adafactor(0.01),
     "LossScaleOptimizer": lambda: optimizers.LossScaleOptimizer(optimizers.SGD(0.1), dynamic_growth_steps=2),
     "LossScaleOptimizer, accumulation": lambda: optimizers.LossScaleOptimizer(
         optimizers.SGD(0.1, gradient_accumulation_steps=2, global_clipnorm=0.01)

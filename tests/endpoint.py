@@ -16,7 +16,7 @@ from tests.tiny import free_port
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class Server:
     """A running server: its address, the seconds it took to answer, and the leader of its processes."""
 
     address: str
@@ -45,11 +45,11 @@ class Endpoint:
 
 
 @contextmanager
-def serve(model: str, folder: Path) -> Iterator[Endpoint]:
+def serve(model: str, folder: Path) -> Iterator[Server]:
     """Serve the model in a folder, with its log in `folder`, and end the server afterwards."""
     began = time.perf_counter()
     with (folder / "log").open("wb") as log, served(model, free_port(), log) as (address, process):
-        yield Endpoint(address, time.perf_counter() - began, process.pid)
+        yield Server(address, time.perf_counter() - began, process.pid)
 
 
 def _group(process: Path) -> int | None:

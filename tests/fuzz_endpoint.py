@@ -19,14 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import mlflow
-import numpy as np
 from tqdm import tqdm
 
-from carmodel.parameters import PackagePyfunc
-from carmodel.serving.packaging import log_classifier
-from tests.classified import LIMITS, MARGIN, NAMES, NO_BOX, SIZE, photo, small_network, text
-from tests.endpoint import Endpoint, serve
+from tests.classified import NO_BOX, photo, text
+from tests.endpoint import Server
+from tests.tiny import tiny_endpoint
 
 KINDS = (".jpg", ".png", ".webp", ".bmp")
 MARK = "SECRETPAYLOAD"
@@ -198,32 +195,16 @@ def same(row: dict[str, Any], alone: dict[str, Any]) -> bool:
     )
 
 
-def package(folder: Path) -> str:
-    """Log a small classifier in a store of its own and return its folder."""
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.set_experiment(
-        experiment_id=mlflow.create_experiment("fuzz", artifact_location=(folder / "artifacts").as_uri())
-    )
-    facts = {"class_names": NAMES, "image_size": SIZE, "crop": "box", "margin": MARGIN}
-    with mlflow.start_run():
-        trained = mlflow.tensorflow.log_model(
-            small_network(), name="model", metadata=facts, pip_requirements=["keras"]
-        ).model_uri
-        photos = np.zeros((1, SIZE, SIZE, 3), np.uint8)
-        info, _ = log_classifier(PackagePyfunc(model_uri=trained, **LIMITS), photos)
-    return mlflow.artifacts.download_artifacts(info.model_uri)
-
-
-def fuzz(endpoint: Endpoint, requests: int, seeds: list[bytes]) -> tuple[Counter[int], list[str], list[int]]:
+def fuzz(server: Server, requests: int, seeds: list[bytes]) -> tuple[Counter[int], list[str], list[int]]:
     """Send the requests: how often each status came, the broken rules, and the server's memory along the way."""
-    alone = [endpoint.predict({"inputs": [{"image": text(data)}]})[0] for data in GOOD]
+    alone = [server.predict({"inputs": [{"image": text(data)}]})[0] for data in GOOD]
     statuses: Counter[int] = Counter()
     broken: list[str] = []
     memory: list[int] = []
 
     def send(number: int) -> tuple[int, list[str]]:
         request = make(number, seeds)
-        status, answer = endpoint.post(request.body)
+        status, answer = server.post(request.body)
         return status, [f"request {number}: {fault}" for fault in faults(request, status, answer, alone)]
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -232,8 +213,8 @@ def fuzz(endpoint: Endpoint, requests: int, seeds: list[bytes]) -> tuple[Counter
             statuses[status] += 1
             broken += faulty
             if number % max(1, requests // 20) == 0:
-                memory.append(endpoint.memory())
-    memory.append(endpoint.memory())
+                memory.append(server.memory())
+    memory.append(server.memory())
     return statuses, broken, memory
 
 
@@ -243,12 +224,11 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000)
     arguments = parser.parse_args()
     seeds = photos_to_mutate(os.environ.get("CARMODEL_PHOTOS"))
-    with TemporaryDirectory(prefix="carmodel-fuzz-") as scratch:
-        folder = Path(scratch)
-        with serve(package(folder), folder) as endpoint:
-            began = time.perf_counter()
-            statuses, broken, memory = fuzz(endpoint, arguments.requests, seeds)
-            seconds = time.perf_counter() - began
+    with TemporaryDirectory(prefix="carmodel-fuzz-") as scratch, tiny_endpoint(Path(scratch)) as endpoint:
+        server = Server(endpoint.address, 0.0, endpoint.process.pid)
+        began = time.perf_counter()
+        statuses, broken, memory = fuzz(server, arguments.requests, seeds)
+        seconds = time.perf_counter() - began
     settled = memory[min(2, len(memory) - 1)]
     if memory[-1] - settled > GROWTH:
         broken.append(f"the server's memory grew from {settled:,} to {memory[-1]:,} bytes")

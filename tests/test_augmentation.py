@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from carmodel.data.augmentation import augment, augment_store, check_augmented, cut_sides, mirror, pad_sides, rng_for
 from carmodel.data.pictures import before_after, class_examples, contact_sheet
 from carmodel.data.store import Store, open_store
-from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 from carmodel.errors import InputError
+from tests.stores import store_of
 
 STRENGTHS = {"crop": 0.2, "pad": 0.2, "flip": 0.5}
 
@@ -129,12 +129,7 @@ def test_copies_of_validation_rows_or_of_another_store_are_refused(
 
 def test_copies_of_rows_beyond_the_store_are_refused(train: Path) -> None:
     copies = augmented(train)
-    with Writer(
-        StoreSpec(train, 16, ["a", "b"], split="train", crop="box", margin=0.1, seed=0, created_by="a test"), 1
-    ) as writer:
-        rows = np.array([0])
-        writer.append(np.zeros((1, 16, 16, 3), np.uint8))
-        writer.describe(StoreColumns(rows, ["0.jpg"], rows, np.array([False])))
+    store_of(train, np.zeros((1, 16, 16, 3), np.uint8), [0], ["a", "b"])
     with pytest.raises(InputError, match=r"row 0 \(1\.jpg\) is not a copy of row 1"):
         check_augmented(open_store(train), copies)
 

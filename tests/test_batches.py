@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carmodel.data.store import Store, open_store
-from carmodel.data.writer import StoreColumns, StoreSpec, Writer
+from carmodel.data.store import Store
 from carmodel.errors import InputError
 from carmodel.parameters import Train
 from carmodel.training.batches import Batches, permutation, shard
 from carmodel.training.device_augmentation import COLUMNS, UNCHANGED, draw
+from tests.stores import store_of
 
 ROWS, CLASSES = 43, 3
 DRAW = partial(draw, params=Train(random_crop=0.5, random_flip=True, mixup=0.4))
@@ -25,12 +25,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """43 rows of 16 px, every fifth for validation; all pixels of a row hold its number."""
     path = tmp_path_factory.mktemp("store") / "train.h5"
     rows = np.arange(ROWS)
-    attributes: dict[str, str | int | float] = {"crop": "none", "margin": 0.0, "seed": 0, "created_by": "a test"}
-    with Writer(StoreSpec(path, 16, ["a", "b", "c"], split="train", **attributes), ROWS) as writer:
-        images = np.broadcast_to(rows[:, None, None, None], (ROWS, 16, 16, 3)).astype(np.uint8)
-        writer.append(images)
-        writer.describe(StoreColumns(rows % CLASSES, [f"{row}.jpg" for row in rows], rows, rows % 5 == 0))
-    return open_store(path)
+    images = np.broadcast_to(rows[:, None, None, None], (ROWS, 16, 16, 3)).astype(np.uint8)
+    return store_of(path, images, rows % CLASSES, ["a", "b", "c"], rows % 5 == 0)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Horovod for Keras 3, on two and three real ranks over Gloo: every rank runs tests/distributed_ranks.py, once."""
+"""Horovod for Keras 3, on three real ranks over Gloo: every rank runs tests/distributed_ranks.py, once."""
 
 import json
 import subprocess
@@ -23,36 +23,34 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
-def ranks(request: pytest.FixtureRequest) -> int:
-    return request.param
+RANKS = 3
 
 
 @pytest.fixture(scope="module")
-def folder(ranks: int, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """What `distributed_ranks.contract` left, on so many ranks."""
-    out = tmp_path_factory.mktemp(f"ranks{ranks}")
-    run("tests.distributed_ranks:contract", [str(out)], [Host("localhost", ranks)], out / "logs", NO_GPU)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `distributed_ranks.contract` left."""
+    out = tmp_path_factory.mktemp("ranks")
+    run("tests.distributed_ranks:contract", [str(out)], [Host("localhost", RANKS)], out / "logs", NO_GPU)
     return out
 
 
 @pytest.fixture(scope="module")
-def seen(folder: Path, ranks: int) -> list[dict[str, Any]]:
-    return [json.loads((folder / f"seen-{rank}.json").read_text()) for rank in range(ranks)]
+def seen(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"seen-{rank}.json").read_text()) for rank in range(RANKS)]
 
 
 @pytest.fixture(scope="module")
-def five_steps(folder: Path, ranks: int) -> Callable[[str], list[dict[str, np.ndarray]]]:
-    return lambda kind: [dict(np.load(folder / f"five_steps-{kind}-{rank}.npz")) for rank in range(ranks)]
+def five_steps(folder: Path) -> Callable[[str], list[dict[str, np.ndarray]]]:
+    return lambda kind: [dict(np.load(folder / f"five_steps-{kind}-{rank}.npz")) for rank in range(RANKS)]
 
 
-def test_ranks_times_batch_8_is_one_process_with_the_batches_together(five_steps: Any, ranks: int) -> None:
+def test_ranks_times_batch_8_is_one_process_with_the_batches_together(five_steps: Any) -> None:
     """With normalisation frozen the sums are the same but for their order.
 
     float32 sums of some thousand terms in another order differ by about 1e-6 of their size; five steps of a network
     with weights below 1 stay within 1e-5. Without the averaging the weights are 1e-2 apart.
     """
-    alone = distributed_ranks.five_steps(ranks, frozen=True)
+    alone = distributed_ranks.five_steps(RANKS, frozen=True)
     for rank in five_steps("frozen"):
         np.testing.assert_allclose(rank["gradient"], alone["gradient"], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(rank["weights"], alone["weights"], rtol=1e-5, atol=1e-5)
@@ -100,20 +98,20 @@ def test_compression_keeps_within_its_rounding(kind: str, bound: float, seen: li
     assert len(set(errors)) == 1, "every rank must get the same averages"
 
 
-def test_metrics_are_averages_weighted_by_rows(seen: list[dict[str, Any]], ranks: int) -> None:
+def test_metrics_are_averages_weighted_by_rows(seen: list[dict[str, Any]]) -> None:
     logs = seen[0]["logs"]
-    values, rows = 10.0 ** np.arange(ranks), np.arange(1, ranks + 1)
+    values, rows = 10.0 ** np.arange(RANKS), np.arange(1, RANKS + 1)
     assert logs["loss"] == pytest.approx(values.mean())
     assert logs["val_loss"] == pytest.approx((values * rows).sum() / rows.sum())
-    assert logs["images_per_second"] == sum(5.0 + rank for rank in range(ranks))
-    assert [logs[f"images_per_second_rank_{rank}"] for rank in range(ranks)] == [5.0 + rank for rank in range(ranks)]
-    assert all(f"all_reduce_seconds_rank_{rank}" in logs for rank in range(ranks))
+    assert logs["images_per_second"] == sum(5.0 + rank for rank in range(RANKS))
+    assert [logs[f"images_per_second_rank_{rank}"] for rank in range(RANKS)] == [5.0 + rank for rank in range(RANKS)]
+    assert all(f"all_reduce_seconds_rank_{rank}" in logs for rank in range(RANKS))
     assert all(rank["logs"] == logs for rank in seen)
 
 
-def test_moving_statistics_become_the_average_where_they_train(seen: list[dict[str, Any]], ranks: int) -> None:
+def test_moving_statistics_become_the_average_where_they_train(seen: list[dict[str, Any]]) -> None:
     for rank, saw in enumerate(seen):
-        assert saw["moving"] == pytest.approx([(ranks - 1) / 2, rank])
+        assert saw["moving"] == pytest.approx([(RANKS - 1) / 2, rank])
 
 
 def test_a_model_that_would_not_train_with_the_others_is_refused(seen: list[dict[str, Any]]) -> None:
@@ -133,7 +131,6 @@ def test_rank_0_and_the_first_of_a_machine_speak_for_the_others(seen: list[dict[
     assert all(rank["shared"] == [{"epoch": 0}, "found by process 0"] for rank in seen)
 
 
-@pytest.mark.parametrize("ranks", [2], indirect=True)
 def test_the_model_loads_with_its_optimizer_where_horovod_and_carmodel_are_not_installed(folder: Path) -> None:
     program = f"""
 import sys

@@ -1,8 +1,6 @@
-"""Whole trainings on real ranks: equal steps for any number of rows, death and resume, one MLflow run a step."""
+"""Whole trainings on real ranks: equal steps for any number of rows, death and resume."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 import time
@@ -10,12 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pytest
 
 from carmodel.model.network import build
-from carmodel.parameters import STEPS, Train
+from carmodel.parameters import Train
 from carmodel.training.launch import Host, RankError, run
 from carmodel.training.optimizer import make_optimizer
 
@@ -121,51 +118,3 @@ def test_the_learning_rate_grows_with_the_ranks_unless_switched_off() -> None:
 def test_one_process_imports_nothing_of_horovod() -> None:
     program = "import sys, steps.train_rank; assert not [name for name in sys.modules if name.startswith('horovod')]"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=ROOT)
-
-
-def test_main_on_two_processes_makes_one_run_a_step(tmp_path: Path) -> None:
-    for name in ("carmodel", "steps", "configs"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("MLproject", "conda.yaml", "requirements.lock"):
-        shutil.copy(ROOT / name, tmp_path)
-    tiny = (
-        "preprocess.sample_classes=3,preprocess.sample_photos=10,preprocess.image_size=32,augment.copies=0,"
-        "train.width=4,train.epochs=1,train.batch_size=4"
-    )
-    folder = Path(sys.executable).parent
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    done = subprocess.run(
-        [
-            folder / "mlflow",
-            "run",
-            ".",
-            "-e",
-            "main",
-            "--env-manager",
-            "local",
-            "-P",
-            "processes=2",
-            "-P",
-            f"set={tiny}",
-        ],
-        cwd=tmp_path,
-        env=kept | NO_GPU | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    runs = client.search_runs(["0"])
-    assert sorted(run.info.run_name for run in runs) == sorted(["main", *STEPS.keys() - {"augment"}])
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    train = next(run for run in runs if run.info.run_name == "train")
-    metrics = train.data.metrics
-    assert {f"{name}_rank_{rank}" for name in ("images_per_second", "all_reduce_seconds") for rank in (0, 1)} <= set(
-        metrics
-    )
-    assert metrics["val_loss"] == pytest.approx(metrics["validation_loss"])
-    logs = {file.path for file in client.list_artifacts(train.info.run_id, "ranks")}
-    assert logs == {"ranks/rank-0.log", "ranks/rank-1.log"}
-    assert "[0] train: " in done.stdout

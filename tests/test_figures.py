@@ -1,19 +1,20 @@
 """Pictures and the report: every case draws, nothing global is left, and the files say what the numbers say."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from carmodel.data.store import Store, open_store
-from carmodel.data.writer import StoreColumns, StoreSpec, Writer
+from carmodel.data.store import Store
 from carmodel.errors import InputError
 from carmodel.evaluation import figures, metrics
+from tests.stores import store_of
+from tests.tracked import tracked_in
 
 SIZE = 8
 NAMES = ["red", "green", "blue"]
@@ -32,12 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     colours = np.array([0, 1, 2, 0, 1, 2])
     images = np.zeros((6, SIZE, SIZE, 3), np.uint8)
     images[np.arange(6), :, :, colours] = 255
-    attrs = {"split": "test", "crop": "box", "margin": 0.0, "seed": 0, "created_by": "test"}
-    with Writer(StoreSpec(path, SIZE, NAMES, **attrs), 6) as writer:
-        labels = np.array([0, 1, 2, 0, 1, 0])
-        writer.append(images)
-        writer.describe(StoreColumns(labels, [f"{i}.jpg" for i in range(6)], np.arange(6), np.zeros(6, bool)))
-    return open_store(path)
+    return store_of(path, images, [0, 1, 2, 0, 1, 0], NAMES, split="test")
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +92,9 @@ def test_per_class_bars_show_the_worst_and_the_best(classes: int) -> None:
 
 
 def test_figures_leave_no_pyplot_state() -> None:
+    before = pyplot.get_fignums()
     figures.confusion_matrix(np.eye(2, dtype=int), ["a", "b"])
-    if pyplot := sys.modules.get("matplotlib.pyplot"):
-        assert pyplot.get_fignums() == []
+    assert pyplot.get_fignums() == before
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
@@ -115,29 +111,35 @@ def test_a_network_trained_in_bfloat16_is_evaluated_in_float32_on_a_cpu(
     store: Store, colour_model: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import keras
+    import mlflow
 
+    from carmodel.evaluation.report import evaluate
+    from carmodel.mlflow_model import log_network
+    from carmodel.model.folding import in_float32
     from carmodel.parameters import Evaluate
-    from carmodel.tracking.runs import StepRun
-    from steps import evaluate as step
+    from carmodel.tracking.runs import step_run
+    from steps.evaluate import work
 
-    class ReachedError(Exception):
-        """The evaluation was reached."""
-
-    def measure(network: keras.Model, *_: object, **__: object) -> None:
-        raise ReachedError({layer.compute_dtype for layer in network.layers})
-
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         network = colour_model()
     finally:
         keras.config.set_dtype_policy("float32")
-    monkeypatch.setattr(step, "load_network", lambda uri: (network, {"class_names": NAMES}))
-    monkeypatch.setattr(step, "open_store", lambda path: store)
-    monkeypatch.setattr(step, "fetch", lambda uri: tmp_path)
-    monkeypatch.setattr(step, "gpus", lambda: 0)
-    monkeypatch.setattr(step, "evaluate", measure)
-    with pytest.raises(ReachedError, match="^{'float32'}$"):
-        step.work(Evaluate(store_uri="store", model_uri="model"), StepRun("evaluate", "run", tmp_path))
+    with tracked_in(tmp_path):
+        with mlflow.start_run():
+            uri = log_network(network, store.take([0]), {"class_names": NAMES}, {}).model_uri
+        settings = Evaluate(store_uri=str(store.paths[0].parent), model_uri=uri)
+        with step_run("evaluate", settings) as step:
+            work(settings, step)
+        measured = mlflow.get_run(step.run_id).data.metrics["test_log_loss"]
+
+    def log_loss(network: keras.Model) -> float:
+        evaluation = evaluate(network, store, 6, NAMES)
+        return metrics.summary(evaluation.labels, evaluation.probabilities)["log_loss"]
+
+    assert measured == pytest.approx(log_loss(in_float32(network)), rel=1e-6)
+    assert measured != pytest.approx(log_loss(network), rel=1e-5)
 
 
 def test_the_report_holds_numbers_tables_and_pictures(store: Store, colour_model: Callable, tmp_path: Path) -> None:

@@ -46,9 +46,8 @@ def left_over(model: keras.Model) -> list[str]:
     return [layer.name for layer in model._flatten_layers() if isinstance(layer, AFFINE)]
 
 
-@pytest.mark.parametrize("depth", [14, 26])
-def test_the_folded_residual_network_answers_alike_and_has_no_normalisation_left(depth: int) -> None:
-    model = randomised(resnet(depth, 5, width=8), depth)
+def test_the_folded_residual_network_answers_alike_and_has_no_normalisation_left() -> None:
+    model = randomised(resnet(26, 5, width=8), 26)
     folded = fold(model)
     np.testing.assert_allclose(predict(folded, photos(64)), predict(model, photos(64)), atol=1e-5)
     assert np.ptp(predict(model, photos(64))) > 1e-3
@@ -56,14 +55,16 @@ def test_the_folded_residual_network_answers_alike_and_has_no_normalisation_left
     assert len(folded.layers) == len(model.layers) - len(left_over(model))
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50V2", "EfficientNetV2B0", "DenseNet121"])
-def test_networks_of_keras_applications_answer_alike_and_what_cannot_fold_stays(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "wholly"),
+    [("MobileNetV2", True), ("ResNet50V2", False)],  # which normalises also after additions
+)
+def test_networks_of_keras_applications_answer_alike_and_what_cannot_fold_stays(name: str, wholly: bool) -> None:
     model = randomised(application(name, 5), 1)
     folded = fold(model)
     np.testing.assert_allclose(predict(folded, photos(64)), predict(model, photos(64)), atol=1e-5)
     assert len(left_over(folded)) < len(left_over(model))
-    # MobileNetV2 and EfficientNetV2 normalise after every convolution; the other two also after additions and joins.
-    assert (left_over(folded) == []) == (name in ("MobileNetV2", "EfficientNetV2B0"))
+    assert (left_over(folded) == []) == wholly
 
 
 def test_channels_that_never_varied_fold_exactly() -> None:

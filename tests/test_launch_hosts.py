@@ -4,7 +4,6 @@ import getpass
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,10 +14,12 @@ import mlflow
 import numpy as np
 import pytest
 
-from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 from carmodel.errors import InputError
 from carmodel.training.launch import Host, RankError, check, run
+from tests.stores import store_of
 from tests.test_launch import ROOT, alive, wait_until
+from tests.tiny import free_port
+from tests.tracked import new_database
 
 pytestmark = [pytest.mark.hosts, pytest.mark.slow]
 
@@ -31,9 +32,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
     folder = tmp_path_factory.mktemp("ssh")
     for key in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.2\nListenAddress 127.0.0.3\nHostKey {folder}/host\nPidFile none\n"
         f"AuthorizedKeysFile {folder}/user.pub\nStrictModes no\nUsePAM no\n"
@@ -104,20 +103,16 @@ def test_a_training_on_two_hosts_is_one_run(tmp_path: Path) -> None:
 
 def train_small(folder: Path, *parameters: str) -> None:
     """Train on two ranks, started as the parameters say, and check the run."""
-    attributes: dict[str, str | int | float] = {"crop": "none", "margin": 0.0, "seed": 0, "created_by": "a test"}
     numbers = np.random.default_rng(0)
     images, labels = numbers.integers(0, 256, (40, 32, 32, 3), np.uint8), numbers.integers(0, 3, 40)
-    with Writer(StoreSpec(folder / "train.h5", 32, ["a", "b", "c"], split="train", **attributes), 40) as writer:
-        writer.append(images)
-        writer.describe(StoreColumns(labels, ["photo.jpg"] * 40, np.arange(40), np.arange(40) % 5 == 0))
-    uri = f"sqlite:///{folder}/mlflow.db"
+    store_of(folder / "train.h5", images, labels, ["a", "b", "c"], np.arange(40) % 5 == 0)
+    uri = new_database(folder)
     client = mlflow.MlflowClient(uri)
-    experiment = client.create_experiment("hosts", (folder / "artifacts").as_uri())
     common = ["--store_uri", str(folder), "--set", "train.depth=14,train.width=4,train.epochs=2,train.batch_size=8"]
     done = subprocess.run(
         [sys.executable, "-m", "steps.train", *common, *parameters],
         cwd=ROOT,
-        env=os.environ | {"MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_ID": experiment, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env=os.environ | {"MLFLOW_TRACKING_URI": uri, "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
         timeout=400,
@@ -125,7 +120,7 @@ def train_small(folder: Path, *parameters: str) -> None:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "[0] Epoch 2/2" in done.stdout
-    (train,) = client.search_runs([experiment])
+    (train,) = client.search_runs(["0"])
     assert train.info.status == "FINISHED"
     assert {"val_loss", "images_per_second_rank_1", "all_reduce_seconds_rank_1"} <= set(train.data.metrics)
     logs = {file.path for file in client.list_artifacts(train.info.run_id, "ranks")}

@@ -29,14 +29,13 @@ def test_sixteen_clients_get_every_row_answered_right(endpoint: Endpoint) -> Non
         near = answer["probability"] == pytest.approx(float(probabilities[best]), abs=1e-4)
         return near and (answer["label"], answer["class_id"], answer["error"]) == (NAMES[best], best, None)
 
-    outcome = load(endpoint.address, rows, right, clients=16, seconds=15.0)
+    outcome = load(endpoint.address, rows, right, clients=16, seconds=6.0)
     assert outcome.faults == []
     assert outcome.rows > 16 * 8
-    print(outcome)
 
 
 def test_clients_come_through_a_server_that_is_killed_and_started_again(endpoint: Endpoint) -> None:
-    outcome = load_through_restart(str(endpoint.model), free_port(), clients=16, seconds=15.0)
+    outcome = load_through_restart(str(endpoint.model), free_port(), clients=16, seconds=9.0)
     assert outcome.faults == []
     # Some requests waited for the new server, and many did not.
     assert outcome.latencies.max() > 1.0

@@ -20,10 +20,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from carmodel.data.images import decode
 from carmodel.data.pictures import class_examples
-from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 from carmodel.serving.examples import EXAMPLES
 from carmodel.serving.page import preview
 from carmodel.serving.registry import CANDIDATE
+from tests.stores import store_of
 from tests.tiny import NAMES, SIZE, free_port, log_tiny, tiny_network
 from tests.tracked import tracked_in
 
@@ -52,17 +52,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tracking store, in which a packaged classifier with example pictures is the candidate."""
     folder = tmp_path_factory.mktemp("page")
     store = folder / "train.h5"
-    header = StoreSpec(store, SIZE, NAMES, split="train", crop="box", margin=0.1, seed=0, created_by="a test")
-    with Writer(header, 16) as writer:
-        images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), np.uint8)
-        rows = np.arange(16)
-        writer.append(images)
-        writer.describe(StoreColumns(rows % len(NAMES), [f"{row}.jpg" for row in rows], rows, rows < 0))
+    images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), np.uint8)
+    store_of(store, images, np.arange(16) % len(NAMES), NAMES)
     (pictures := folder / EXAMPLES).mkdir()
     class_examples(store, pictures, 2, side=50)
     with tracked_in(folder):
-        experiment = mlflow.create_experiment("page", artifact_location=(folder / "artifacts").as_uri())
-        with mlflow.start_run(experiment_id=experiment):
+        with mlflow.start_run():
             version = mlflow.register_model(log_tiny(tiny_network()), "tiny").version
             mlflow.log_artifacts(str(pictures), EXAMPLES)
         mlflow.MlflowClient().set_registered_model_alias("tiny", CANDIDATE, version)
@@ -116,10 +111,15 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(params=list(WINDOWS))
-def page(request: pytest.FixtureRequest, browser: Browser, serving: Serving) -> Iterator[Page]:
-    """The open page, in each size of window; it may talk to its own server alone, and its scripts must not fail."""
-    context = browser.new_context(viewport=WINDOWS[request.param], has_touch=request.param == "phone")
+@pytest.fixture
+def window() -> str:
+    return "desk"
+
+
+@pytest.fixture
+def page(window: str, browser: Browser, serving: Serving) -> Iterator[Page]:
+    """The open page; it may talk to its own server alone, and its scripts must not fail."""
+    context = browser.new_context(viewport=WINDOWS[window], has_touch=window == "phone")
     page = context.new_page()
     asked, faults = list[str](), list[str]()
     page.on("request", lambda request: asked.append(request.url))
@@ -144,6 +144,7 @@ def likeliest(page: Page, place: int = 0) -> str:
     return page.locator(".q-card").nth(place).get_by_text("Synthetic").first.inner_text()
 
 
+@pytest.mark.parametrize("window", WINDOWS)
 def test_chosen_photos_get_five_bars_each_and_a_bad_file_its_error(page: Page, sample: Path, tmp_path: Path) -> None:
     (bad := tmp_path / "bad.jpg").write_text("no photo")
     choose(page, drawn(sample), bad, drawn(sample, 1))

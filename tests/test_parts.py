@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,10 +17,10 @@ from carmodel.data.local_engine import OUTCOME_COLUMNS, slices
 from carmodel.data.memory_map import copy_store
 from carmodel.data.parts import link_parts, parts_folder, write_part
 from carmodel.data.store import Store, StoreError, open_store
-from carmodel.data.writer import StoreColumns, StoreSpec, Writer
+from carmodel.data.writer import StoreColumns, StoreSpec
+from tests.stores import ATTRS, store_of
 
 SIZE = 4
-ATTRS = {"split": "train", "crop": "box", "margin": 0.1, "seed": 3, "created_by": "a test"}
 
 
 def images_of(rows: Iterable[int]) -> np.ndarray:
@@ -55,10 +56,7 @@ def linked(path: Path, rows: int = 10, batch_rows: int = 4, bad: frozenset[int] 
 
 def test_it_reads_as_a_store_of_one_file(tmp_path: Path) -> None:
     parts, rows = linked(tmp_path / "parts.h5"), np.arange(10)
-    with Writer(StoreSpec(tmp_path / "one.h5", SIZE, ["a", "b"], **ATTRS), 10) as writer:
-        writer.append(images_of(rows))
-        writer.describe(described(10))
-    one = open_store(tmp_path / "one.h5")
+    one = store_of(tmp_path / "one.h5", images_of(rows), rows % 2, ["a", "b"], rows % 3 == 0)
     assert np.array_equal(parts.take(rows[::-1]), one.take(rows[::-1]))
     assert parts.attrs == one.attrs
     for column in ("labels", "crc32", "source", "source_index", "validation"):
@@ -81,8 +79,9 @@ def test_rows_without_an_image_are_left_out_however_the_table_is_cut(
 def test_the_same_work_makes_the_same_files(tmp_path: Path) -> None:
     for name in ("first", "again"):
         (tmp_path / name).mkdir()
-        linked(tmp_path / name / "train.h5")
-        time.sleep(1.1)  # HDF5 can save the time, in seconds
+    linked(tmp_path / "first" / "train.h5")
+    time.sleep(1.1)  # HDF5 can save the time, in seconds
+    linked(tmp_path / "again" / "train.h5")
     first, again = (sorted(file for file in (tmp_path / name).rglob("*.h5")) for name in ("first", "again"))
     assert [file.name for file in first] == [file.name for file in again]
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(first, again, strict=True))
@@ -118,6 +117,25 @@ def test_it_can_be_moved_and_copied(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "copied")
     for folder in ("moved", "copied again"):
         assert np.array_equal(open_store(tmp_path / folder / "train.h5").take(np.arange(10)), images)
+
+
+def test_it_is_not_copied_without_a_part_or_with_one_from_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "original").mkdir()
+    (tmp_path / "copy").mkdir()
+    original = tmp_path / "original" / "train.h5"
+    linked(original)
+    part = next(parts_folder(original).iterdir())
+    for elsewhere in (f"../{part.name}", str(part)):
+        layout = h5py.VirtualLayout((4, SIZE, SIZE, 3), np.uint8)
+        layout[:] = h5py.VirtualSource(elsewhere, "images", (4, SIZE, SIZE, 3))
+        with h5py.File(tmp_path / "linked.h5", "w") as file:
+            file.create_virtual_dataset("images", layout)
+        with pytest.raises(StoreError, match=rf"its part {elsewhere} is not inside"):
+            copy_store(tmp_path / "linked.h5", tmp_path / "copy")
+    part.unlink()
+    with pytest.raises(StoreError, match=rf"train\.h5 cannot be copied: .*{part.name}"):
+        copy_store(original, tmp_path / "copy")
+    assert not (tmp_path / "copy" / "train.h5").exists()
 
 
 def test_a_part_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:

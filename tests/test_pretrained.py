@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from carmodel.model.pretrained import copy_weights, load_resnet_weights
 from carmodel.model.resnet import resnet
 from carmodel.model.weights import find_weights
 
-DEPTHS = [50, 101, pytest.param(152, marks=pytest.mark.slow)]
 SIZE = 64
 
 
@@ -26,9 +26,9 @@ def photos() -> np.ndarray:
     return np.clip(coarse + rng.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
 
 
-def keras_resnet(depth: int, seed: int = 0, **arguments) -> keras.Model:
+def keras_resnet(depth: int, **arguments) -> keras.Model:
     """Make a randomly initialised network of keras.applications."""
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(0)
     return getattr(keras.applications, f"ResNet{depth}")(weights=None, input_shape=(SIZE, SIZE, 3), **arguments)
 
 
@@ -62,33 +62,18 @@ def perturb(model: keras.Model, photos: np.ndarray, seed: int = 1) -> None:
         norm.set_weights([gamma, beta, mean, variance * rng.uniform(0.7, 1.5, variance.shape) + 1e-3])
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_a_randomly_initialised_keras_network_gives_the_same_answers_here(depth: int, photos: np.ndarray) -> None:
-    source, target = keras_resnet(depth, include_top=False, pooling="avg"), resnet(depth, 5)
-    copy_weights(source, target)
-    wanted = theirs(source, photos)
-    np.testing.assert_allclose(ours(features_of(target), photos), wanted, atol=1e-3 * wanted.max())
-
-
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_a_keras_network_with_every_weight_perturbed_gives_the_same_answers_here(
+@pytest.mark.parametrize("depth", [50, 101])
+def test_all_but_the_head_of_a_keras_network_is_copied_and_gives_the_same_answers(
     depth: int, photos: np.ndarray
 ) -> None:
-    source, target = keras_resnet(depth), resnet(depth, 5)
+    source, target = keras_resnet(depth, classes=10), resnet(depth, 5)
     perturb(source, photos)
-    copy_weights(source, target)
-    pooled = theirs(keras.Model(source.input, source.get_layer("avg_pool").output), photos)
-    np.testing.assert_allclose(ours(features_of(target), photos), pooled, atol=5e-4 * pooled.max())
-
-
-def test_all_but_the_head_is_copied(photos: np.ndarray) -> None:
-    source, target = keras_resnet(50, classes=10), resnet(50, 7)
     head = target.get_layer("logits").get_weights()
     copy_weights(source, target)
     for before, after in zip(head, target.get_layer("logits").get_weights(), strict=True):
         np.testing.assert_array_equal(after, before)
     pooled = theirs(keras.Model(source.input, source.get_layer("avg_pool").output), photos)
-    np.testing.assert_allclose(ours(features_of(target), photos), pooled, rtol=1e-3, atol=1e-4 * pooled.max())
+    np.testing.assert_allclose(ours(features_of(target), photos), pooled, atol=5e-4 * pooled.max())
 
 
 def test_another_depth_or_width_is_refused_and_nothing_is_copied() -> None:
@@ -101,8 +86,7 @@ def test_another_depth_or_width_is_refused_and_nothing_is_copied() -> None:
             np.testing.assert_array_equal(new, old)
 
 
-@pytest.mark.parametrize("top", [True, False])
-@pytest.mark.parametrize("form", ["legacy", "weights", "keras"])
+@pytest.mark.parametrize(("form", "top"), [("legacy", True), ("weights", False), ("keras", True)])
 def test_files_of_keras_applications_load_with_or_without_top(
     form: str, top: bool, photos: np.ndarray, tmp_path: Path
 ) -> None:
@@ -129,7 +113,6 @@ def save(model: keras.Model, folder: Path, form: str) -> Path:
 
 def write_legacy(model: keras.Model, path: Path) -> None:
     """Write Keras 2's HDF5 layout: a group a layer, names in attributes."""
-    h5py = pytest.importorskip("h5py")
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
         for layer in model.layers:
@@ -140,8 +123,7 @@ def write_legacy(model: keras.Model, path: Path) -> None:
                 group[name] = weight
 
 
-@pytest.mark.parametrize("form", ["weights", "keras"])
-@pytest.mark.parametrize("classes", [6, 4])
+@pytest.mark.parametrize(("form", "classes"), [("weights", 6), ("keras", 4)])
 def test_files_of_this_projects_network_load_without_the_head(
     form: str, classes: int, photos: np.ndarray, tmp_path: Path
 ) -> None:

@@ -43,7 +43,6 @@ def test_on_200_real_photos_the_network_is_as_good_as_its_card_says(photos: Path
 
 def test_it_is_packaged_once_and_answers(tmp_path: Path) -> None:
     with tracked_in(tmp_path):
-        mlflow.set_experiment("pretrained")
         uri = package_pretrained()
         assert uri == "models:/carmodel-pretrained@champion"
         request = pd.DataFrame({"image": [base64.b64encode(photo()).decode()]})

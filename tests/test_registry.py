@@ -24,9 +24,9 @@ class Echo(PythonModel):
 def model_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("registry")
     with tracked_in(folder):
-        experiment = mlflow.create_experiment("registry", artifact_location=(folder / "artifacts").as_uri())
-        with mlflow.start_run(experiment_id=experiment):
-            yield mlflow.pyfunc.log_model(name="echo", python_model=Echo(), pip_requirements=["mlflow"]).model_uri
+        with mlflow.start_run():
+            info = mlflow.pyfunc.log_model(name="echo", python_model=Echo(), pip_requirements=["mlflow"])
+        yield info.model_uri
 
 
 @pytest.fixture

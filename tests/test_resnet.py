@@ -34,14 +34,13 @@ def test_an_identity_block_keeps_the_shape() -> None:
     assert identity_block(keras.Input((7, 5, 32)), 8, "a").shape == (None, 7, 5, 32)
 
 
-@pytest.mark.parametrize("depth", BLOCKS)
-def test_the_depth_counts_the_layers_with_kernels(depth: int) -> None:
-    model = resnet(depth, 10, width=4)
-    count = Counter(type(layer) for layer in model.layers)
-    shortcuts = len(BLOCKS[depth])
-    assert count[keras.layers.Conv2D] - shortcuts + count[keras.layers.Dense] == depth
+def test_the_depth_counts_the_layers_with_kernels() -> None:
+    assert all(1 + 3 * sum(blocks) + 1 == depth for depth, blocks in BLOCKS.items())
+    count = Counter(type(layer) for layer in resnet(26, 10, width=4).layers)
+    shortcuts = len(BLOCKS[26])
+    assert count[keras.layers.Conv2D] - shortcuts + count[keras.layers.Dense] == 26
     assert count[Scale] == count[keras.layers.BatchNormalization] == count[keras.layers.Conv2D]
-    assert count[keras.layers.Add] == sum(BLOCKS[depth])
+    assert count[keras.layers.Add] == sum(BLOCKS[26])
 
 
 def test_an_unknown_depth_is_an_error_that_names_those_there_are() -> None:

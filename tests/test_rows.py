@@ -18,7 +18,6 @@ from carmodel.serving.classifier import CarClassifier
 from carmodel.serving.rows import box_of, image_bytes
 from tests.classified import (
     BOX,
-    NAMES,
     NO_BOX,
     check_answer,
     check_refused,
@@ -28,6 +27,7 @@ from tests.classified import (
     small_classifier,
     text,
 )
+from tests.tiny import NAMES
 
 
 def picture(mode: str = "RGB", width: int = 40, height: int = 24) -> Image.Image:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from PIL import Image
 from carmodel.serving.classifier import CarClassifier
 from carmodel.serving.memory import BYTES_A_PIXEL, Budget
 from tests.classified import (
-    NAMES,
     check_answer,
     check_refused,
     encoded,
@@ -28,6 +28,7 @@ from tests.classified import (
     small_classifier,
     text,
 )
+from tests.tiny import NAMES
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -43,15 +44,15 @@ def png_bomb(side: int) -> bytes:
 
 
 def text_bomb() -> bytes:
-    """A small PNG whose compressed text is 200 MB long."""
+    """A small PNG whose compressed text is 100 MB long."""
     whole = encoded(Image.new("L", (8, 8)), "PNG")
-    return whole[:33] + chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(200_000_000), 1)) + whole[33:]
+    return whole[:33] + chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000), 1)) + whole[33:]
 
 
 def profile_bomb() -> bytes:
-    """A small PNG whose compressed colour profile is 200 MB long."""
+    """A small PNG whose compressed colour profile is 100 MB long."""
     whole = encoded(Image.new("L", (8, 8)), "PNG")
-    return whole[:33] + chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(200_000_000), 1)) + whole[33:]
+    return whole[:33] + chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(100_000_000), 1)) + whole[33:]
 
 
 def webp_bomb() -> bytes:
@@ -76,13 +77,13 @@ def jpeg_bomb() -> bytes:
 
 
 BOMBS = {f.__name__: f for f in (text_bomb, profile_bomb, webp_bomb, bmp_bomb, jpeg_bomb)} | {
-    "png_bomb": lambda: png_bomb(30_000)
+    "png_bomb": lambda: png_bomb(10_000)
 }
 
-# In a process without TensorFlow, whose peak of memory is that of the photo alone. The kernel's ru_maxrss would not do:
-# a new process begins with its parent's.
+# In a process without TensorFlow, whose peak of memory is that of the photo alone. Each photo gets a fork, since what one
+# leaves behind would serve the next. The kernel's ru_maxrss would not do: a new process begins with its parent's.
 COST = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from carmodel.data.images import ImageError, prepare, read_header
 from carmodel.serving.rows import image_bytes
@@ -100,25 +101,39 @@ def cost(cell):
     else:
         said = "answered"
     return megabytes("VmHWM") - before, time.process_time() - began, said
-cells = sys.stdin.read().split()
-cost(cells[0])
-print(*cost(cells[1]))
+first = sys.stdin.readline().strip()
+for line in sys.stdin:
+    if os.fork() == 0:
+        cost(first)
+        print(*cost(line.strip()), flush=True)
+        os._exit(0)
+    os.wait()
 """
+Cost = Callable[[bytes], tuple[float, float, str]]
 
 
-def cost(data: bytes) -> tuple[float, float, str]:
-    """Megabytes and seconds that a photo takes from Base64 to pixels, and what is said to it."""
-    cells = f"{text(photo(kind='.png'))} {text(data)}"
-    done = subprocess.run(
-        [sys.executable, "-c", COST], input=cells, capture_output=True, text=True, timeout=60, check=True
-    )
-    megabytes, seconds, said = done.stdout.strip().split(" ", 2)
-    return float(megabytes), float(seconds), said
+@pytest.fixture(scope="module")
+def cost() -> Iterator[Cost]:
+    """Returns the megabytes and seconds that a photo takes from Base64 to pixels, and what is said to it."""
+
+    def measure(data: bytes) -> tuple[float, float, str]:
+        process.stdin.write(f"{text(data)}\n")
+        process.stdin.flush()
+        megabytes, seconds, said = process.stdout.readline().strip().split(" ", 2)
+        return float(megabytes), float(seconds), said
+
+    command = [sys.executable, "-c", COST]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        process.stdin.write(f"{text(photo(kind='.png'))}\n")
+        yield measure
+        process.stdin.close()
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_bomb_costs_less_than_50_megabytes_and_50_milliseconds(bomb: str) -> None:
-    megabytes, seconds, said = cost(BOMBS[bomb]())
+def test_a_bomb_costs_less_than_50_megabytes_and_50_milliseconds(bomb: str, cost: Cost) -> None:
+    data = BOMBS[bomb]()
+    # The best of three: other programs slow a processor down.
+    megabytes, seconds, said = min((cost(data) for _ in range(3)), key=lambda measured: measured[1])
     assert megabytes < 50
     assert seconds < 0.05
     # What is small once the rest is left out may be answered.
@@ -163,9 +178,8 @@ def test_a_budget_gives_back_what_a_failure_held() -> None:
         pass
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["alpha", "palette", "turned", "cmyk", "sixteen", "grey alpha", "webp"])
-def test_decoding_holds_no_more_than_the_bytes_a_pixel_that_the_budget_counts(kind: str) -> None:
+def test_decoding_holds_no_more_than_the_bytes_a_pixel_that_the_budget_counts(kind: str, cost: Cost) -> None:
     data = large_photo(kind, 3000)
     megabytes, _, said = cost(data)
     assert said == "answered"

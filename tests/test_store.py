@@ -1,6 +1,5 @@
-"""The store contract: what is written is read, whole or not at all, from one file, several, or parts."""
+"""The store contract: what is written is read, whole or not at all, from one file or several."""
 
-import shutil
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -193,92 +192,11 @@ def test_a_store_that_breaks_the_schema_is_refused(tmp_path: Path, damage: objec
         open_store(tmp_path / "train.h5")
 
 
-def linked(path: Path, parts: list[Path]) -> None:
-    """A store whose images are a virtual data set over parts in a folder beside it."""
-    stores = [open_store(part) for part in parts]
-    rows = sum(map(len, stores))
-    layout = h5py.VirtualLayout((rows, *stores[0].image_shape), np.uint8)
-    start = 0
-    for part, store in zip(parts, stores, strict=True):
-        name = str(part.relative_to(path.parent))
-        layout[start : start + len(store)] = h5py.VirtualSource(name, "images", (len(store), *store.image_shape))
-        start += len(store)
-    with h5py.File(path, "w") as file:
-        file.create_virtual_dataset("images", layout)
-        for name in ("labels", "crc32", "validation", "source_index"):
-            file[name] = np.concatenate([getattr(store, name) for store in stores])
-        file["source"] = np.concatenate([store.source for store in stores]).astype(object)
-        file["class_names"] = np.array(NAMES, object)
-        file.attrs.update(stores[0].attrs)
-
-
-def test_a_store_made_of_parts_reads_the_same_wherever_it_is_moved(tmp_path: Path) -> None:
-    (tmp_path / "here" / "parts").mkdir(parents=True)
-    parts = [tmp_path / "here" / "parts" / f"{i}.h5" for i in range(3)]
-    images = np.concatenate([write(part, rows) for part, rows in zip(parts, (5, 1, 4), strict=True)])
-    linked(tmp_path / "here" / "train.h5", parts)
-    moved = (tmp_path / "here").rename(tmp_path / "there")
-    store = open_store(moved / "train.h5")
-    order = np.array([9, 0, 5, 4, 5])
-    assert np.array_equal(store.take(order), images[order])
-    store.verify()
-
-
-def test_a_missing_part_is_named_and_not_read_as_zeros(tmp_path: Path) -> None:
-    parts = [tmp_path / "0.h5", tmp_path / "1.h5"]
-    for part in parts:
-        write(part)
-    linked(tmp_path / "train.h5", parts)
-    parts[1].unlink()
-    with pytest.raises(StoreError, match=r"its part .*1\.h5 cannot be read"):
-        open_store(tmp_path / "train.h5")
-
-
-@pytest.fixture
-def made_of_parts(tmp_path: Path) -> Path:
-    """A store whose images are in two files in a folder beside it."""
-    folder = tmp_path / "original"
-    (folder / "parts").mkdir(parents=True)
-    parts = [folder / "parts" / f"{i}.h5" for i in range(2)]
-    for part, rows in zip(parts, (5, 4), strict=True):
-        write(part, rows)
-    linked(folder / "train.h5", parts)
-    return folder / "train.h5"
-
-
-def test_a_store_made_of_parts_is_copied_with_its_parts(made_of_parts: Path, tmp_path: Path) -> None:
-    images = open_store(made_of_parts).take(np.arange(9))
-    (tmp_path / "copy").mkdir()
-    copy_store(made_of_parts, tmp_path / "copy")
-    shutil.rmtree(made_of_parts.parent)
-    moved = (tmp_path / "copy").rename(tmp_path / "moved")
-    store = open_store(moved / "train.h5")
-    store.verify()
-    assert np.array_equal(store.take(np.arange(9)), images)
-    found = {path.relative_to(moved).as_posix() for path in moved.rglob("*") if path.is_file()}
-    assert found == {"train.h5", "parts/0.h5", "parts/1.h5"}
-
-
 def test_a_store_in_one_file_is_copied_as_it_is(tmp_path: Path) -> None:
     write(tmp_path / "train.h5")
     (tmp_path / "copy").mkdir()
     copy_store(tmp_path / "train.h5", tmp_path / "copy")
     assert (tmp_path / "copy" / "train.h5").read_bytes() == (tmp_path / "train.h5").read_bytes()
-
-
-def test_a_store_is_not_copied_without_a_part_or_with_one_from_elsewhere(made_of_parts: Path, tmp_path: Path) -> None:
-    (tmp_path / "copy").mkdir()
-    for elsewhere in ("../parts/0.h5", str(made_of_parts.parent / "parts" / "0.h5")):
-        layout = h5py.VirtualLayout((5, 4, 4, 3), np.uint8)
-        layout[:] = h5py.VirtualSource(elsewhere, "images", (5, 4, 4, 3))
-        with h5py.File(tmp_path / "linked.h5", "w") as file:
-            file.create_virtual_dataset("images", layout)
-        with pytest.raises(StoreError, match=rf"its part {elsewhere} is not inside"):
-            copy_store(tmp_path / "linked.h5", tmp_path / "copy")
-    (made_of_parts.parent / "parts" / "0.h5").unlink()
-    with pytest.raises(StoreError, match=r"train\.h5 cannot be copied: .*0\.h5"):
-        copy_store(made_of_parts, tmp_path / "copy")
-    assert not [path for path in (tmp_path / "copy").rglob("*") if path.is_file()]
 
 
 def test_the_content_digest_is_of_the_labelled_photos_and_not_of_how_they_were_prepared(tmp_path: Path) -> None:

@@ -21,11 +21,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    # Which experiment is active is kept in both, and would be that of other files' tests, too.
-    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
-    # A new experiment a test: making a new database takes seconds.
+def experiment(tmp_path: Path) -> str:
+    """A new experiment for each test."""
     return mlflow.set_experiment(experiment_id=mlflow.create_experiment(tmp_path.name, str(tmp_path))).experiment_id
 
 

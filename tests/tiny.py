@@ -1,9 +1,10 @@
 """A small untrained classifier of the drawn sample's classes, and the endpoint that answers with it."""
 
+import secrets
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,15 +71,16 @@ def tiny_endpoint(folder: Path) -> Iterator[Endpoint]:
     from tests.tracked import tracked_in
 
     network = tiny_network()
-    with tracked_in(folder):
-        experiment = mlflow.create_experiment("endpoint", artifact_location=(folder / "artifacts").as_uri())
-        with mlflow.start_run(experiment_id=experiment):
-            model = mlflow.artifacts.download_artifacts(log_tiny(network), dst_path=str(folder / "model"))
+    with tracked_in(folder), mlflow.start_run():
+        model = mlflow.artifacts.download_artifacts(log_tiny(network), dst_path=str(folder / "model"))
     with (folder / "log").open("wb") as log, served(model, free_port(), log) as (address, process):
         yield Endpoint(address, process, Path(model), network)
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """Return a port that no server has, below those that the system gives to clients, which may take one at any time."""
+    while True:
+        port = secrets.choice(range(20_000, 32_000))
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
