@@ -54,7 +54,7 @@ class Project:
 
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=280, check=False
+            command, cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=580, check=False
         )
 
     def main(self, *parameters: str) -> dict[str, str]:
@@ -176,9 +176,10 @@ def test_the_endpoint_gives_each_test_photo_the_probabilities_of_preprocess_and_
 
 @pytest.mark.usefixtures("first", "tracked")
 def test_the_registered_version_pins_its_packages_and_says_how_it_was_made(project: Project) -> None:
-    pinned = Path(mlflow.pyfunc.get_model_dependencies("models:/tiny@candidate")).read_text().splitlines()
+    uri = f"models:/tiny/{mlflow.MlflowClient().get_model_version_by_alias('tiny', 'candidate').version}"
+    pinned = Path(mlflow.pyfunc.get_model_dependencies(uri)).read_text().splitlines()
     assert {f"{name}=={version(name)}" for name in ("tensorflow", "keras", "opencv-python-headless")} <= set(pinned)
-    facts = mlflow.models.get_model_info("models:/tiny@candidate").metadata
+    facts = mlflow.models.get_model_info(uri).metadata
     assert (len(facts["class_names"]), facts["folded"], facts["precision"]) == (3, True, "float32")
     assert project.newest("package_pyfunc").data.metrics["folding_max_change"] <= 1e-5
 

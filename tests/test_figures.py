@@ -108,7 +108,7 @@ def test_evaluation_is_the_same_for_any_batch_size(store: Store, colour_model: C
 
 
 def test_a_network_trained_in_bfloat16_is_evaluated_in_float32_on_a_cpu(
-    store: Store, colour_model: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import keras
     import mlflow
@@ -116,6 +116,7 @@ def test_a_network_trained_in_bfloat16_is_evaluated_in_float32_on_a_cpu(
     from carmodel.evaluation.report import evaluate
     from carmodel.mlflow_model import log_network
     from carmodel.model.folding import in_float32
+    from carmodel.model.resnet import resnet
     from carmodel.parameters import Evaluate
     from carmodel.tracking.runs import step_run
     from steps.evaluate import work
@@ -123,7 +124,7 @@ def test_a_network_trained_in_bfloat16_is_evaluated_in_float32_on_a_cpu(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        network = colour_model()
+        network = resnet(14, 3, width=4)
     finally:
         keras.config.set_dtype_policy("float32")
     with tracked_in(tmp_path):
