@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.tiny import Endpoint
+from tests.tracked import new_database
 
 LOCK = Path("requirements.lock").read_text()
 LOCKED = dict(re.findall(r"^([\w.-]+)==(\S+)", LOCK, re.MULTILINE))
@@ -91,7 +92,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_script(installed: Path, name: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(installed), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    environment = os.environ | {"PYTHONPATH": str(installed), "MLFLOW_TRACKING_URI": new_database(folder)}
     return subprocess.run(
         [installed / "bin" / name, *arguments], cwd=folder, env=environment, capture_output=True, text=True,
         timeout=120, check=False,

@@ -25,7 +25,7 @@ from carmodel.serving.page import preview
 from carmodel.serving.registry import CANDIDATE
 from tests.stores import store_of
 from tests.tiny import NAMES, SIZE, free_port, log_tiny, tiny_network
-from tests.tracked import tracked_in
+from tests.tracked import new_database, tracked_in
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +71,8 @@ def command(*arguments: str) -> list[str]:
 def variables(folder: Path) -> dict[str, str]:
     # NiceGUI behaves otherwise where it finds pytest.
     kept = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-    return kept | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    uri = f"sqlite:///{folder}/mlflow.db" if (folder / "mlflow.db").exists() else new_database(folder)
+    return kept | {"MLFLOW_TRACKING_URI": uri}
 
 
 @pytest.fixture(scope="module")
