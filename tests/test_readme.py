@@ -1,13 +1,16 @@
 """README.md and docs/ tell the truth: every file, command and parameter that they name exists."""
 
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
 from carmodel.parameters import ENTRY_POINTS
-from carmodel.recipe import load_recipe, resolve
+from steps.command import parse_step
+from steps.main import parse_main
 
 README = Path("README.md")
 PAGES = [README, Path("DEVELOPING.md"), Path("pretrained/README.md"), *sorted(Path("docs").glob("*.md"))]
@@ -17,6 +20,13 @@ EVERYWHERE = pytest.mark.parametrize("page", PAGES, ids=str)
 
 def found(pattern: str, page: Path) -> set[str]:
     return set(re.findall(pattern, page.read_text()))
+
+
+def commands(page: Path, start: str) -> list[list[str]]:
+    """Return the words of each command in the shell blocks of a page that begins with `start`."""
+    blocks = re.findall(r"(?ms)^```bash\n(.*?)^```", page.read_text())
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(start)]
 
 
 def anchors(page: Path) -> set[str]:
@@ -60,13 +70,16 @@ def test_every_make_target_exists(page: Path) -> None:
 
 
 @EVERYWHERE
-def test_every_parameter_exists_and_takes_the_value(page: Path) -> None:
-    for text in found(r"-P set=(\S+)", page):
-        resolve("", text, {})
-    for recipe in found(r"-P config=([\w./]+)", page):
-        load_recipe(recipe)
-    names = {name for settings in ENTRY_POINTS.values() for name in settings.model_fields}
-    assert found(r"-P (\w+)=", page) <= names | {"config", "set", "fresh", "placement"}
+def test_every_command_of_mlflow_run_is_accepted(page: Path, tmp_path: Path) -> None:
+    for command in commands(page, "mlflow run"):
+        options = dict(pairwise(command))
+        arguments = [f"--{command[i + 1]}" for i, option in enumerate(command) if option == "-P"]
+        arguments = [argument.replace("/mnt/shared", str(tmp_path)) for argument in arguments]
+        step = options.get("-e", "main")
+        if step == "main":
+            parse_main(arguments)
+        else:
+            parse_step(step, ENTRY_POINTS[step], arguments)
 
 
 def test_every_recipe_is_described() -> None:
