@@ -85,8 +85,15 @@ def write_stores(
     if lacking := _lacking(photos, table.class_names):
         raise InputError(lacking + _summary_of(table.problems))
     decode = partial(decode_batch, margin=settings.margin)
-    common = settings.image_size, table.class_names
-    attrs = {"margin": settings.margin, "seed": settings.seed, "note": note, "created_by": CREATED_BY}
+    store_spec = partial(
+        StoreSpec,
+        image_size=settings.image_size,
+        class_names=table.class_names,
+        margin=settings.margin,
+        seed=settings.seed,
+        note=note,
+        created_by=CREATED_BY,
+    )
     problems, kept = [table.problems], []
 
     def describe(rows: pd.DataFrame, fraction: float, outcomes: pd.DataFrame) -> StoreColumns:
@@ -104,10 +111,10 @@ def write_stores(
     with TemporaryDirectory(prefix=".", dir=out) as unfinished:
         for split, fraction in {"train": settings.validation_fraction, "test": 0.0}.items():
             path, rows = Path(unfinished) / f"{split}.h5", photos[photos["split"] == split]
-            spec = StoreSpec(path, *common, split=split, crop=crop, **attrs)
+            spec = store_spec(path, split=split, crop=crop)
             engine(spec, decode, rows, problems.append, partial(describe, rows, fraction))
             if crop == "box":
-                spec = StoreSpec(path.with_name(WHOLE[split]), *common, split=split, crop="none", **attrs)
+                spec = store_spec(path.with_name(WHOLE[split]), split=split, crop="none")
                 _write_whole(spec, decode, kept[-1], engine)
         # A training photo that is there twice counts once.
         all_problems, usable_photos = (
