@@ -6,12 +6,11 @@ that ``--help`` and a refused parameter answer at once.
 
 import argparse
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from carmodel.errors import InputError
 from carmodel.parameter_table import allowed_values
@@ -35,10 +34,10 @@ def run_step(name: str, parameters: type[Parameters], work: Callable[[Parameters
         work: does the step's work and logs its outputs.
     """
     with errors_reported(name):
-        settings, recipe = parse_step(name, parameters, sys.argv[1:])
+        settings, given = parse_step(name, parameters, sys.argv[1:])
         from carmodel.tracking.runs import step_run
 
-        with step_run(name, settings, recipe) as step:
+        with step_run(name, settings, given) as step:
             work(settings, step)
 
 
@@ -46,10 +45,13 @@ def run_step(name: str, parameters: type[Parameters], work: Callable[[Parameters
 def errors_reported(entry: str) -> Iterator[None]:
     """Exit with a message instead of a traceback for invalid input, a service's error and an interrupt.
 
-    SIGTERM, which `mlflow run` sends when it is interrupted, becomes `SystemExit`, so that temporary directories are
-    removed and the run ends as FAILED. If a parameter is refused, the run that `mlflow run` opened is deleted.
+    SIGTERM, which `mlflow run` sends when it is interrupted, counts as an interrupt. If a parameter is refused, the run that
+    `mlflow run` opened is deleted.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in handlers.items():
+        if handler != signal.SIG_IGN:  # a shell's background jobs ignore SIGINT
+            signal.signal(number, interrupt)
     opened = os.environ.get("MLFLOW_RUN_ID")
     try:
         yield
@@ -61,24 +63,33 @@ def errors_reported(entry: str) -> Iterator[None]:
         print(f"\n{entry}: error: {error}\n  parameters: python -m steps.{entry} --help", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(f"\n{entry}: interrupted")
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         from carmodel.service_errors import RERUN, explain, is_service_error
 
         if not is_service_error(error):
             raise
         sys.exit(f"\n{entry}: stopped: {explain(error)}\n  {RERUN}")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def parse_step(name: str, parameters: type[Parameters], arguments: list[str]) -> tuple[Parameters, str]:
-    """Return the parameters of a step from its command line, and the ``-P`` arguments that chose its recipe."""
+def interrupt(*_: object) -> NoReturn:
+    """Raise `KeyboardInterrupt`, and ignore later signals, so that nothing disturbs the end of the run."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def parse_step(name: str, parameters: type[Parameters], arguments: list[str]) -> tuple[Parameters, dict[str, str]]:
+    """Return the parameters of a step from its command line, validated and as given."""
     names = list(parameters.model_fields)
     given = parse(make_parser(name, parameters.__doc__, {name: names}), arguments, names)
     own = {parameter: given[parameter] for parameter in names}
-    recipe = " ".join(f"-P {key}={shlex.quote(given[key])}" for key in ("config", "set") if given[key])
     settings = getattr(resolve(given["config"], given["set"], {name: own}, only=name), name)
     assert isinstance(settings, parameters)
-    return settings, recipe
+    return settings, {key: value for key, value in given.items() if value}
 
 
 def make_parser(entry: str, description: str | None, names: Mapping[str, list[str]]) -> argparse.ArgumentParser:

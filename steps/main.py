@@ -1,6 +1,7 @@
 """Run the whole pipeline, each step as an MLflow run. A step is reused if its inputs, parameters and code did not change."""
 
 import sys
+from typing import NamedTuple
 
 from carmodel.cloud.placement import Place, load_placement
 from carmodel.model.weights import find_weights
@@ -13,14 +14,30 @@ from steps.command import errors_reported, make_parser, parse
 def main(arguments: list[str]) -> None:
     """Parse the command line, run the pipeline, and print what to do next."""
     with errors_reported("main"):
-        recipe, fresh, placement = parse_main(arguments)
+        recipe, fresh, placement, given = parse_main(arguments)
         from steps.pipeline import run_pipeline  # imports MLflow
 
-        run_pipeline(recipe, fresh, placement)
+        run_pipeline(recipe, fresh, placement, given)
 
 
-def parse_main(arguments: list[str]) -> tuple[Recipe, bool, dict[str, Place]]:
-    """Return the parameters of all steps, whether to ignore the cache, and the steps that run on other machines."""
+class Arguments(NamedTuple):
+    """The command line of main.
+
+    Attributes:
+        recipe: the parameters of all steps.
+        fresh: run every step, reuse nothing.
+        placement: the steps that run on other machines.
+        given: the parameters as given.
+    """
+
+    recipe: Recipe
+    fresh: bool
+    placement: dict[str, Place]
+    given: dict[str, str]
+
+
+def parse_main(arguments: list[str]) -> Arguments:
+    """Parse and validate the command line."""
     own = {step: [n for n in model.model_fields if n not in LINK_OF.values()] for step, model in STEPS.items()}
     parser = make_parser("main", __doc__, own)
     parser.add_argument(
@@ -36,7 +53,7 @@ def parse_main(arguments: list[str]) -> tuple[Recipe, bool, dict[str, Place]]:
     if "train" not in placement:
         train = with_local_weights(recipe.train, recipe.preprocess.data_uri)
         recipe = recipe.model_copy(update={"train": train})
-    return recipe, fresh, placement
+    return Arguments(recipe, fresh, placement, given)
 
 
 def with_local_weights(train: Train, data_uri: str) -> Train:

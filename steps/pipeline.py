@@ -2,30 +2,37 @@
 
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from carmodel.cloud.placement import Place, check_artifacts, check_placement
 from carmodel.cloud.waiting import cancel, wait
-from carmodel.parameters import Recipe, Settings
+from carmodel.parameters import Recipe, Settings, Train
 from carmodel.service_errors import RERUN, without_secrets
+from carmodel.serving.registry import CHAMPION, version_for_alias
 from carmodel.tracking.cache import cache_key, find_reusable
 from carmodel.tracking.digests import ROOT
-from carmodel.tracking.lineage import SUMMARY_TAG, outputs_of
+from carmodel.tracking.lineage import SUMMARY_TAG, command, outputs_of
+from carmodel.tracking.unfinished import end_dead_runs, find_unfinished, process_tags
 
 WIDTHS = "{:<15}{:<8}{:>8}  {:<10}{}"
 
 
-def run_pipeline(recipe: Recipe, fresh: bool, placement: dict[str, Place]) -> None:
+def run_pipeline(
+    recipe: Recipe, fresh: bool, placement: dict[str, Place], given: Mapping[str, str] | None = None
+) -> None:
     """Run main: every step in turn, then the table of what happened and what to do next.
 
     Args:
         recipe: the parameters of all steps.
         fresh: run every step, reuse nothing.
         placement: the steps that run on another machine.
+        given: the parameters of the command line, for the command that resumes an interrupted main.
 
     Raises:
         InputError: a step cannot run where `placement` says. Nothing has run then.
@@ -33,19 +40,36 @@ def run_pipeline(recipe: Recipe, fresh: bool, placement: dict[str, Place]) -> No
     """
     check_placement(placement, dict(recipe), mlflow.get_tracking_uri())
     with mlflow.start_run(run_name="main") as run:
+        mlflow.set_tags(process_tags())
         check_artifacts(placement, run.info.artifact_uri)
+        if dead := end_dead_runs(run.info.experiment_id):
+            print(f"main: set to FAILED, because their processes were killed: {', '.join(i[:8] for i in dead)}")
         pipeline = Pipeline(run.info.experiment_id, fresh, placement)
         try:
             classifier = chain(pipeline, recipe)
         except ExecutionException as error:
             # The runs of the earlier steps stay, and are reused next time.
             raise SystemExit(f"\nmain: stopped: {error}; {RERUN}") from None
+        except KeyboardInterrupt:
+            again = {name: value for name, value in (given or {}).items() if name != "fresh"}
+            print(f"\nmain: interrupted; to resume: {command('main', again)}", flush=True)
+            raise
         mlflow.log_text(pipeline.table() + "\n", "summary.txt")
-    local = mlflow.get_tracking_uri().startswith(("sqlite:", "file:"))
-    seen = "mlflow ui --port 5000, then http://localhost:5000" if local else without_secrets(mlflow.get_tracking_uri())
-    print(f"\n{pipeline.table()}\n\n  all runs and pictures: {seen}")
-    print(f"  serve {classifier}: make serve MODEL={classifier}")
-    print("  before other commands of mlflow or python: source .venv/bin/activate\n")
+        mlflow.set_tag(MLFLOW_RUN_NOTE, f"{__doc__}\n\n```\n{pipeline.table()}\n```")
+    print(f"\n{pipeline.table()}\n\n{next_steps(classifier, run.info.experiment_id)}")
+
+
+def next_steps(classifier: str, experiment_id: str) -> str:
+    """Return what a person does after main: serve the classifier, and look at the runs."""
+    uri = mlflow.get_tracking_uri()
+    local = uri.startswith(("sqlite:", "file:"))
+    page = f"http://localhost:5000/#/experiments/{experiment_id}/runs"
+    runs = f"mlflow ui --port 5000, then open {page}" if local else without_secrets(uri)
+    return (
+        f"  serve {classifier}:  make serve MODEL={classifier}\n"
+        f"  see all runs and pictures:  {runs}\n"
+        "  before other mlflow or python commands:  source .venv/bin/activate\n"
+    )
 
 
 def chain(pipeline: "Pipeline", recipe: Recipe) -> str:
@@ -81,16 +105,29 @@ class Pipeline:
         """
         settings = settings.model_copy(update=inputs)
         began = time.perf_counter()
-        found = None if self.fresh else find_reusable(cache_key(name, settings), self.experiment_id)
+        key = cache_key(name, settings)
+        found = None if self.fresh else find_reusable(key, self.experiment_id)
+        if found is None and not self.fresh and isinstance(settings, Train) and not settings.resume:
+            settings = self.with_checkpoint(settings, key)
         run = found or self.execute(name, settings)
-        verb = "reused" if found else "ran"
+        outputs = {output: record["uri"] for output, record in outputs_of(run).items()}
+        verb, summary = "reused" if found else "ran", run.data.tags.get(SUMMARY_TAG, "")
+        if found and name == "package_pyfunc":
+            summary = standing(outputs["classifier"])
         mlflow.set_tag(f"carmodel.run.{name}", run.info.run_id)
         if name == "evaluate":
             mlflow.log_metrics({k: v for k, v in run.data.metrics.items() if k.startswith("test_")})
-        seconds = f"{time.perf_counter() - began:.1f}"
-        self.rows.append((name, verb, seconds, run.info.run_id[:8], run.data.tags.get(SUMMARY_TAG, "")))
-        print(f"main: {name} {verb}, run {run.info.run_id}")
-        return {output: record["uri"] for output, record in outputs_of(run).items()}
+        self.rows.append((name, verb, f"{time.perf_counter() - began:.1f}", run.info.run_id[:8], summary))
+        print(f"main: {name} {verb}, run {run.info.run_id}", flush=True)
+        return outputs
+
+    def with_checkpoint(self, settings: Train, key: str) -> Train:
+        """Return the settings of a training that resumes an unfinished one with the same cache key, if there is one."""
+        run_id = find_unfinished(key, self.experiment_id)
+        if run_id is None:
+            return settings
+        print(f"main: resuming the unfinished training of run {run_id} (to start again: -P fresh=true)", flush=True)
+        return settings.model_copy(update={"resume": run_id})
 
     def execute(self, name: str, settings: Settings) -> Run:
         """Run a step in this environment, or on the machine that the placement names."""
@@ -105,6 +142,17 @@ class Pipeline:
     def table(self) -> str:
         """Return the table of the steps: name, ran or reused, seconds, run and result."""
         return "\n".join(WIDTHS.format(*row) for row in self.rows)
+
+
+def standing(uri: str) -> str:
+    """Return which version of the registered model is the champion now: the one of this URI, or another."""
+    name, version = uri.removeprefix("models:/").rsplit("/", 1)
+    champion = version_for_alias(mlflow.MlflowClient(), name, CHAMPION)
+    if champion is None:
+        return f"{name} version {version}; there is no champion"
+    if str(champion.version) == version:
+        return f"{name} version {version}, the champion"
+    return f"{name} version {version}; the champion is version {champion.version}"
 
 
 def run_elsewhere(name: str, given: dict[str, str], place: Place, experiment_id: str) -> Run:

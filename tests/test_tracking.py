@@ -91,7 +91,8 @@ def test_links_back_to_their_folder_are_followed_once(tmp_path: Path) -> None:
     assert digests.digest_of_path(tmp_path / "data")
 
 
-def test_the_next_command_carries_the_outputs_and_the_inputs_on() -> None:
+def test_the_next_command_carries_the_outputs_and_the_inputs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
     settings = Train(store_uri="runs:/1/data")
     outputs = {"model": {"uri": "models:/m-1", "digest": "", "listing": ""}}
     following = lineage.what_next("train", settings, outputs)

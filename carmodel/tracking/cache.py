@@ -5,6 +5,7 @@ contents of its inputs.
 """
 
 import json
+from collections.abc import Mapping
 
 import mlflow
 from mlflow.entities import Run
@@ -63,13 +64,24 @@ def digest_of_input(uri: str) -> str:
         raise InputError(f"{uri}: cannot be read: {explain_uri(uri, error)}") from None
 
 
-def cache_key(name: str, settings: Settings) -> str:
-    """Return the digest of everything that determines the outputs of a step."""
+def input_digests(settings: Settings) -> dict[str, str]:
+    """Return the digest of each input of a step, by parameter."""
+    return {name: digest_of_input(str(value)) for name, value in settings.model_dump().items() if name in INPUTS}
+
+
+def cache_key(name: str, settings: Settings, digests: Mapping[str, str] | None = None) -> str:
+    """Return the digest of everything that determines the outputs of a step.
+
+    Args:
+        name: the step.
+        settings: its parameters.
+        digests: of its inputs, if they are known already.
+    """
     values = settings.model_dump()
     parts = {
         "step": name,
         "parameters": {k: v for k, v in values.items() if k not in (*INPUTS, *NOT_IN_CACHE_KEY)},
-        "inputs": {k: digest_of_input(v) for k, v in values.items() if k in INPUTS},
+        "inputs": input_digests(settings) if digests is None else dict(digests),
         "sources": digest_of_sources(ROOT / "steps" / f"{name}.py"),
         "transform": digest_of_sources(file) if (file := file_of(str(values.get("transform", "")))) else "",
         "lock": digest_of_path(ROOT / "requirements.lock"),

@@ -1,28 +1,47 @@
 """How runs depend on each other: the tags of a step's run, its outputs, and the steps that take them as inputs."""
 
 import json
+import os
+import shlex
+from collections.abc import Mapping
 
 from mlflow.entities import Run
 
 from carmodel.parameters import LINK_OF, STEPS, Settings
 
-# No dot, because a name with a dot must be quoted in a search, which some tracking services refuse.
+# No dot in the tags of a search, because a name with a dot must be quoted there, which some tracking services refuse.
 KEY_TAG = "carmodel_key"
+"""Cache key of a finished run."""
+STARTED_TAG = "carmodel_started"
+"""Cache key of a run from its start."""
 OUTPUTS_TAG = "carmodel.outputs"
 SUMMARY_TAG = "carmodel.summary"
 LISTING_TAG = "carmodel.listing"
+PROCESS_TAG = "carmodel.process"
 
 
-def what_next(name: str, settings: Settings, outputs: dict[str, dict[str, str]]) -> str:
-    """Return the command that runs the next step, with the outputs of this step and the inputs that both take."""
-    given = {link: value for link, value in settings.model_dump().items() if link in LINK_OF.values() and value}
-    given |= links_from(outputs)
+def command(name: str, given: Mapping[str, str]) -> str:
+    """Return the command that runs an entry point with these parameters, in the experiment of this process."""
+    words = ["mlflow run ."] if name == "main" else [f"mlflow run . -e {name}"]
+    words.append("--env-manager local")
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
+    if experiment != "0" and not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+        words.append(f"--experiment-id {experiment}")
+    return " ".join([*words, *(f"-P {parameter}={shlex.quote(value)}" for parameter, value in given.items() if value)])
+
+
+def what_next(
+    name: str, settings: Settings, outputs: dict[str, dict[str, str]], given: Mapping[str, str] | None = None
+) -> str:
+    """Return the command that runs the next step, with the outputs of this step, the inputs that both take, and the recipe."""
     if name == "package_pyfunc":
-        return f"mlflow models serve -m {outputs['classifier']['uri']} --env-manager local --port 5001"
+        return f"make serve MODEL={outputs['classifier']['uri']}"
     order = list(STEPS)
     following = order[order.index(name) + 1]
-    wanted = " ".join(f"-P {link}={given[link]}" for link in STEPS[following].model_fields if link in given)
-    return f"mlflow run . -e {following} --env-manager local {wanted}"
+    links = {link: value for link, value in settings.model_dump().items() if link in LINK_OF.values()}
+    links |= links_from(outputs)
+    wanted = {link: links[link] for link in STEPS[following].model_fields if link in links}
+    return command(following, wanted | {key: value for key, value in (given or {}).items() if key in ("config", "set")})
 
 
 def links_from(outputs: dict[str, dict[str, str]]) -> dict[str, str]:

@@ -2,29 +2,34 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import mlflow
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from carmodel.parameters import STEPS, Settings
+from carmodel.recipe import SettingsError
 from carmodel.tracking.artifacts import listing
-from carmodel.tracking.cache import cache_key
+from carmodel.tracking.cache import cache_key, input_digests
+from carmodel.tracking.description import describe, log_datasets
 from carmodel.tracking.digests import digest_of_path
-from carmodel.tracking.lineage import KEY_TAG, LISTING_TAG, OUTPUTS_TAG, SUMMARY_TAG, what_next
-
-
-def discard(run_id: str) -> None:
-    """Delete a run in which nothing has happened, if the tracking service can."""
-    client = mlflow.MlflowClient()
-    with suppress(MlflowException):
-        client.set_terminated(run_id, "KILLED")  # `mlflow run` would set a run that is RUNNING to FAILED
-        client.delete_run(run_id)
+from carmodel.tracking.lineage import (
+    KEY_TAG,
+    LISTING_TAG,
+    OUTPUTS_TAG,
+    STARTED_TAG,
+    SUMMARY_TAG,
+    command,
+    what_next,
+)
+from carmodel.tracking.unfinished import has_checkpoint, process_tags
 
 
 @dataclass
@@ -63,30 +68,76 @@ class StepRun:
 
 
 @contextmanager
-def step_run(name: str, settings: Settings, recipe: str = "") -> Iterator[StepRun]:
+def step_run(name: str, settings: Settings, given: Mapping[str, str] | None = None) -> Iterator[StepRun]:
     """Open the run that ``mlflow run`` created, or a new one. Log its parameters and, at the end, its duration.
 
-    An exception sets the run to FAILED, so it is never reused.
+    An exception sets the run to FAILED, so it is never reused. A refused parameter deletes it. An interrupted step prints
+    the command that resumes it.
 
     Args:
         name: entry point.
         settings: its parameters.
-        recipe: the ``-P`` arguments that choose a recipe. They are part of the command for the next step.
+        given: the parameters of its command line, for the commands that are printed.
     """
-    began = time.perf_counter()
-    key = cache_key(name, settings) if name in STEPS else ""  # other entry points are never reused
-    with mlflow.start_run(run_name=name) as run, TemporaryDirectory(prefix=f"carmodel-{name}-") as folder:
+    given, began = given or {}, time.perf_counter()
+    digests = input_digests(settings) if name in STEPS else {}
+    key = cache_key(name, settings, digests) if name in STEPS else ""  # other entry points are never reused
+    monitored = name == "train" and find_spec("psutil") is not None
+    with (
+        _unfinished(name, given) as opened,
+        mlflow.start_run(run_name=name, log_system_metrics=monitored) as run,
+        TemporaryDirectory(prefix=f"carmodel-{name}-") as folder,
+    ):
+        opened.append(run)
+        mlflow.set_tags(process_tags() | ({STARTED_TAG: key} if key else {}))
         # `mlflow run` has logged the values of -P already, as typed ("1e-2"). MLflow refuses a second value for a parameter.
         logged = mlflow.get_run(run.info.run_id).data.params
         mlflow.log_params({k: v for k, v in settings.model_dump().items() if k not in logged})
+        log_datasets(run.info.run_id, settings, digests)
         yield (step := StepRun(name, run.info.run_id, Path(folder)))
         mlflow.log_metric("seconds", time.perf_counter() - began)
-        mlflow.set_tag(LISTING_TAG, listing(f"runs:/{step.run_id}/"))
+        summary = mlflow.get_run(step.run_id).data.tags.get(SUMMARY_TAG, "")
+        mlflow.set_tags(
+            {
+                LISTING_TAG: listing(f"runs:/{step.run_id}/"),
+                MLFLOW_RUN_NOTE: describe(settings, summary, step.outputs),
+            }
+        )
         if key:  # last, because a run with a key counts as complete
             mlflow.set_tag(KEY_TAG, key)
+    if not _is_part_of_main(run):
         print(f"\n{name}: done in {time.perf_counter() - began:.0f} s, run {step.run_id}")
         for output, record in step.outputs.items():
             print(f"  {output:<12} {record['uri']}")
-        following = f"{what_next(name, settings, step.outputs)} {recipe}" if name in STEPS else step.next
-        if following and MLFLOW_PARENT_RUN_ID not in run.data.tags:  # main starts the next step itself
+        if following := what_next(name, settings, step.outputs, given) if name in STEPS else step.next:
             print(f"  next:        {following}")
+
+
+def discard(run_id: str) -> None:
+    """Delete a run in which nothing has happened, if the tracking service can."""
+    client = mlflow.MlflowClient()
+    with suppress(MlflowException):
+        client.set_terminated(run_id, "KILLED")  # `mlflow run` would set a run that is RUNNING to FAILED
+        client.delete_run(run_id)
+
+
+@contextmanager
+def _unfinished(name: str, given: Mapping[str, str]) -> Iterator[list[Run]]:
+    """Discard the run that is put into the list if a parameter is refused, and say how to resume it after an interrupt."""
+    opened: list[Run] = []
+    try:
+        yield opened
+    except SettingsError:
+        for run in opened:
+            discard(run.info.run_id)
+        raise
+    except KeyboardInterrupt:
+        if opened and name in STEPS and not _is_part_of_main(opened[0]):
+            run_id = opened[0].info.run_id
+            resume = {"resume": run_id} if name == "train" and has_checkpoint(run_id) else {}
+            print(f"\n{name}: interrupted; to resume: {command(name, {**given, **resume})}", flush=True)
+        raise
+
+
+def _is_part_of_main(run: Run) -> bool:
+    return MLFLOW_PARENT_RUN_ID in run.data.tags

@@ -1,0 +1,55 @@
+"""Runs that did not finish: end those whose process was killed, and find a training that can be resumed."""
+
+import os
+from contextlib import suppress
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from carmodel.tracking.lineage import PROCESS_TAG, STARTED_TAG
+from carmodel.tracking.processes import any_process_has, has_died, identify
+
+CHECKPOINTS = "checkpoints"
+"""Directory of a training's checkpoints among the artifacts of its run."""
+
+
+def process_tags() -> dict[str, str]:
+    """Return the tag by which a later command can tell that this process was killed."""
+    identity = identify(os.getpid())
+    return {PROCESS_TAG: identity} if identity else {}
+
+
+def end_dead_runs(experiment_id: str) -> list[str]:
+    """Set the RUNNING runs of an experiment whose process was killed on this machine to FAILED, and return their ids."""
+    client = mlflow.MlflowClient()
+    running = client.search_runs([experiment_id], "attributes.status = 'RUNNING'")
+    dead = [run.info.run_id for run in running if _has_died(run)]
+    for run_id in dead:
+        client.set_terminated(run_id, "FAILED")
+    return dead
+
+
+def find_unfinished(key: str, experiment_id: str) -> str | None:
+    """Return the id of the newest training that stopped after a checkpoint and has this cache key, or None."""
+    runs = mlflow.MlflowClient().search_runs([experiment_id], f"tags.{STARTED_TAG} = '{key}'")  # newest first
+    stopped = (run.info.run_id for run in runs if run.info.status in ("FAILED", "KILLED"))
+    return next((run_id for run_id in stopped if has_checkpoint(run_id)), None)
+
+
+def has_checkpoint(run_id: str) -> bool:
+    """Return whether a run has logged a checkpoint."""
+    with suppress(MlflowException, OSError):
+        return bool(mlflow.MlflowClient().list_artifacts(run_id, CHECKPOINTS))
+    return False
+
+
+def _has_died(run: Run) -> bool:
+    if identity := run.data.tags.get(PROCESS_TAG):
+        return has_died(identity)
+    # A step can be killed before it sets the tag. Then its main has died, too, and no process works on the run.
+    if not (parent := run.data.tags.get(MLFLOW_PARENT_RUN_ID)):
+        return False
+    main_died = has_died(mlflow.get_run(parent).data.tags.get(PROCESS_TAG, ""))
+    return main_died and not any_process_has("MLFLOW_RUN_ID", run.info.run_id)
