@@ -6,6 +6,11 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TF_CPP_MIN_LOG_LEVEL := 3
 
+# Runs of these targets are found again by a person's own commands after the `export` of README.md.
+demo serve pretrained load: export MLFLOW_EXPERIMENT_NAME := carmodel
+demo serve pretrained load: export MLFLOW_LOGGING_LEVEL := WARNING
+demo serve pretrained load: export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR := false
+
 PORT ?= 5001
 PAGE_PORT ?= 5002
 PAGE_HOST ?= 127.0.0.1

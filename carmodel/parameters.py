@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from carmodel.model.applications import APPLICATIONS
+from carmodel.applications import APPLICATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 

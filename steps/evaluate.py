@@ -19,6 +19,7 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     """
     import mlflow
 
+    import steps.quiet_tensorflow  # noqa: F401
     from carmodel.data.preprocessing import WHOLE
     from carmodel.data.store import open_store
     from carmodel.evaluation.report import evaluate, summary_of, write_report

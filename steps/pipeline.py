@@ -1,6 +1,7 @@
 """The chain of steps that main runs: each one a child run of main, reused if it was done before, here or elsewhere."""
 
-import signal
+import os
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,10 +66,12 @@ def next_steps(classifier: str, experiment_id: str) -> str:
     local = uri.startswith(("sqlite:", "file:"))
     page = f"http://localhost:5000/#/experiments/{experiment_id}/runs"
     runs = f"mlflow ui --port 5000, then open {page}" if local else without_secrets(uri)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    experiment = f"; export MLFLOW_EXPERIMENT_NAME={shlex.quote(name)}" if name else ""
     return (
         f"  serve {classifier}:  make serve MODEL={classifier}\n"
         f"  see all runs and pictures:  {runs}\n"
-        "  before other mlflow or python commands:  source .venv/bin/activate\n"
+        f"  before other mlflow or python commands:  source .venv/bin/activate{experiment}\n"
     )
 
 
@@ -167,8 +170,6 @@ def run_elsewhere(name: str, given: dict[str, str], place: Place, experiment_id:
     try:
         wait(name, remote)
     except BaseException as first_error:
-        # MLflow sends an interrupted main a second signal, which must not end this.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if isinstance(first_error, KeyboardInterrupt | SystemExit):
             cancel(name, remote)
         try:

@@ -1,14 +1,9 @@
 """What one process of a training does: load the stores, fit, and on rank 0 log the model, curves and checkpoints."""
 
-import os
 import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-# By default TensorFlow uses oneDNN only if the CPU has instructions for neural networks, but it is faster with AVX2 alone, too:
-# training takes 0.7 of the time on two cores of an AMD EPYC. TensorFlow reads the variable when it is imported.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import keras
 import mlflow
@@ -24,11 +19,10 @@ from carmodel.model.network import build
 from carmodel.parameters import Train
 from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.runs import StepRun
+from carmodel.tracking.unfinished import CHECKPOINTS
 from carmodel.training import precision
 from carmodel.training.fit import fit
 from carmodel.training.ranks import ALONE, Ranks
-
-CHECKPOINTS = "checkpoints"
 
 
 def train_rank(settings: str, run_id: str) -> None:
@@ -70,7 +64,10 @@ def train(settings: Train, step: StepRun, ranks: Ranks = ALONE) -> None:
 
     mlflow.log_figure(training_curves(history, str(store.attrs["note"])), "training_curves.png")
     metadata = {key: store.attrs[key] for key in ("image_size", "crop", "margin")} | {"class_names": store.class_names}
+    # MLflow calls the network on the example, for which Keras would print a progress bar.
+    keras.config.disable_interactive_logging()
     model = log_network(network, store.take(np.array([0])), metadata, settings.model_dump())
+    keras.config.enable_interactive_logging()
     step.add_output("model", model.model_uri)
     step.summarise(
         f"{network.count_params():,} weights, {len(history['loss'])} epochs, loss {history['loss'][-1]:.3f}, "

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 
+from carmodel.applications import APPLICATIONS
 from carmodel.errors import InputError
-from carmodel.model.applications import APPLICATIONS
 from carmodel.model.backbone import application, load_network, saved_backbone, without_top
 from carmodel.model.half_precision import save_in_half_precision
 from carmodel.model.head import features_of, logits_of

@@ -38,7 +38,7 @@ def test_an_empty_value_counts_as_not_given(tmp_path: Path) -> None:
         ("train.batch_size=0", "greater than or equal to 1"),
         ("train.optimizer=lion", "'sgd' or 'adamw'"),
         ("train.depth=18", "14, 26, 50, 101 or 152"),
-        ("preprocess.crop=tight", "'box' or 'none'"),
+        ("preprocess.crop=tight", "'box', 'none' or 'both'"),
         ("train.weights=imagenet,train.depth=26", "one of the depths 50, 101, 152"),
         ("train.learning_rate=inf", "train.learning_rate='inf'"),
         ("package_pyfunc.registered_model_name=my/model", "package_pyfunc.registered_model_name='my/model'"),

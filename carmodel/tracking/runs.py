@@ -51,9 +51,8 @@ class StepRun:
     next: str = ""
 
     def summarise(self, text: str) -> None:
-        """Set the line about the result in the table of main, and print it."""
+        """Set the line about the result, which is printed at the end of the step, or in the table of main."""
         mlflow.set_tag(SUMMARY_TAG, text)
-        print(f"{self.name}: {text}")
 
     def log_output(self, folder: Path, name: str) -> str:
         """Log a directory as the output `name` and return its ``runs:/`` URI."""
@@ -106,7 +105,7 @@ def step_run(name: str, settings: Settings, given: Mapping[str, str] | None = No
         if key:  # last, because a run with a key counts as complete
             mlflow.set_tag(KEY_TAG, key)
     if not _is_part_of_main(run):
-        print(f"\n{name}: done in {time.perf_counter() - began:.0f} s, run {step.run_id}")
+        print(f"{name}: {summary}\n\n{name}: done in {time.perf_counter() - began:.0f} s, run {step.run_id}")
         for output, record in step.outputs.items():
             print(f"  {output:<12} {record['uri']}")
         if following := what_next(name, settings, step.outputs, given) if name in STEPS else step.next:

@@ -22,6 +22,7 @@ from carmodel.training.checkpoint import History
 from carmodel.training.features import Features, initialise_head
 from carmodel.training.optimizer import make_optimizer, rate_factors
 from carmodel.training.precision import gpus
+from carmodel.training.progress import Progress
 from carmodel.training.ranks import ALONE, Ranks
 from carmodel.training.schedule import Stage, stages
 
@@ -188,13 +189,14 @@ class _Training:
             own.append(
                 checkpoint.SaveCheckpoints(checkpoint_dir, self.network, history, _settings(params), on_saved=on_saved)
             )
+            own.append(Progress(self.schedule[-1].end))
         result = model.fit(
             batches,
             validation_data=validation,
             epochs=stage.end,
             initial_epoch=done,
             shuffle=False,
-            verbose=self.verbose,
+            verbose=0,
             callbacks=[*own, *callbacks],
         )
         if ranks.rank != 0:  # On rank 0, `SaveCheckpoints` extends the history.
