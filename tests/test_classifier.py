@@ -168,6 +168,8 @@ def test_class_names_limits_and_the_trained_network_are_in_the_models_metadata(s
         "folded": True,
         "precision": "float32",
         "flip": False,
+        "temperature": 1.0,
+        "certain_threshold": None,
         **LIMITS,
     }
     inputs = {spec.name: spec.required for spec in served.metadata.signature.inputs}
@@ -213,7 +215,7 @@ assert sys.modules["carmodel"].__file__.startswith({folder!r})
         env=environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -147,6 +147,7 @@ def test_the_network_itself_is_trained_through_augmentation_and_mlflow_records_e
     model = network(params)
     with tracked_in(tmp_path):
         with mlflow.start_run() as run:
+            caplog.clear()  # of a new database's messages
             history = fit(model, store, params, tmp_path / "checkpoints", callbacks=[autologging()])
         mlflow.flush_async_logging()
         client = mlflow.MlflowClient()
