@@ -86,10 +86,12 @@ def explain(error: BaseException, doing: str = "") -> str:
     """
     status = status_of(error)
     if doing:
-        problem = f"{doing}: {status}: " if status else f"{doing}: "
+        problem = f"{doing}: {status}" if status else doing
+    elif status is None:
+        problem = mlflow.get_tracking_uri()
     else:
-        problem = f"{mlflow.get_tracking_uri()} {f'answered {status}' if status else 'cannot be reached'}: "
-    return without_secrets(f"{problem}{message_of(error)}\n  {_advice(status)}")
+        problem = f"{mlflow.get_tracking_uri()} {f'answered {status}' if status else 'cannot be reached'}"
+    return without_secrets(f"{problem}: {message_of(error)}\n  {_advice(status)}")
 
 
 def explain_uri(uri: str, error: Exception) -> str:

@@ -4,7 +4,6 @@ It uses azureml-mlflow's deployment client (https://learn.microsoft.com/azure/ma
 Azure has retired both kinds: use an online endpoint for anything new.
 """
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +38,6 @@ SERVICE_NAMES = {"computeTargetName": "computeName", "tokenAuthEnabled": "aadAut
 FILE_SETTINGS = ("sslCertificate", "sslKey")
 """Settings that name a file. The service shows its content or nothing, so `CERTIFICATE_TAG` tells whether it has changed."""
 CERTIFICATE_TAG = "carmodel.certificate"
-_NAME = r"[a-z][-a-z0-9]{1,30}[a-z0-9]"
 
 
 def deploy(settings: Deploy) -> Status:
@@ -124,8 +122,6 @@ def delete(settings: Deploy) -> bool:
 
 def _read_settings(settings: Deploy) -> dict[str, Any]:
     """Return the settings file as the client takes it, after the client's own parser has accepted it."""
-    if not re.fullmatch(_NAME, settings.name):
-        raise InputError(f"name={settings.name}: a web service has 3 to 32 lower-case letters, digits and dashes")
     file = settings.settings_path
     try:
         config = yaml.safe_load(file.read_text())
