@@ -176,6 +176,16 @@ def test_class_names_limits_and_the_trained_network_are_in_the_models_metadata(s
     assert inputs == {"image": True, "x1": False, "y1": False, "x2": False, "y2": False}
 
 
+def test_training_continues_from_the_unfolded_network_of_a_registered_classifier(logged: str, network: Any) -> None:
+    from carmodel.mlflow_model import load_initial
+
+    version = mlflow.register_model(logged, "continued").version
+    mlflow.MlflowClient().set_registered_model_alias("continued", "champion", version)
+    initial, names = load_initial("models:/continued@champion")
+    assert names == NAMES
+    assert [layer.name for layer in initial.layers] == [layer.name for layer in network.layers]
+
+
 def test_photos_are_served_at_another_size_and_with_their_mirror_image(served: Any, network: Any) -> None:
     from carmodel.serving.packaging import log_classifier
 

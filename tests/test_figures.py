@@ -107,6 +107,21 @@ def test_evaluation_is_the_same_for_any_batch_size(store: Store, colour_model: C
     assert metrics.summary(evaluation.labels, evaluation.probabilities)["top1"] == pytest.approx(5 / 6)
 
 
+def test_photos_can_be_evaluated_at_another_size(store: Store) -> None:
+    import keras
+    from keras import ops
+
+    from carmodel.evaluation.report import evaluate
+
+    image = keras.Input((None, None, 3), dtype="uint8")
+    area = ops.mean(ops.ones_like(image, dtype="float32"), axis=-1)
+    area = ops.sum(area, axis=(1, 2))[:, None] / 1024
+    network = keras.Model(image, ops.concatenate([area, 1 - area, 0 * area], axis=1))
+    for flip in (False, True):
+        answers = evaluate(network, store, 4, NAMES, image_size=16, flip=flip).probabilities
+        np.testing.assert_allclose(answers[:, 0], 16 * 16 / 1024)
+
+
 def test_a_network_trained_in_bfloat16_is_evaluated_in_float32_on_a_cpu(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

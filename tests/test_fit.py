@@ -7,6 +7,7 @@ process of their own: one that dies, one on another machine, one with another ba
 import os
 import subprocess
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from carmodel.training import checkpoint, precision
 from carmodel.training.batches import permutation
 from carmodel.training.checkpoint import CheckpointError, path_of
 from carmodel.training.features import Features, initialise_head
-from carmodel.training.fit import fit
+from carmodel.training.fit import Progress, fit
 from carmodel.training.optimizer import decays
 from steps.train_rank import autologging
 from tests.stores import store_of
@@ -140,6 +141,19 @@ def test_resuming_with_another_batch_size_or_schedule_is_refused(store: Store, t
             fit(network(params), store, params, trained.folder)
 
 
+class Spy(keras.callbacks.Callback):
+    """Records in which threads Keras reports steps: the main one, if a callback may read the logs of each step."""
+
+    async_safe = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[threading.Thread] = set()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self.threads.add(threading.current_thread())
+
+
 def test_the_network_itself_is_trained_through_augmentation_and_mlflow_records_each_epoch(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,7 +170,19 @@ def test_the_network_itself_is_trained_through_augmentation_and_mlflow_records_e
             logged = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)}
             assert logged == pytest.approx(dict(enumerate(history[name])))
     assert not [record for record in caplog.records if record.name.startswith("mlflow")]
+    assert spy.threads and threading.main_thread() not in spy.threads, "no step waits for its loss"
     check_saved(model, store, tmp_path)
+
+
+def test_an_epoch_prints_one_line_of_at_most_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress()
+    progress.set_params({"epochs": 600, "steps": 60})
+    progress.on_epoch_begin(599)
+    metrics = {"loss": 10.1234, "accuracy": 0.5, "top5": 0.9, "val_loss": 0.12, "val_accuracy": 0.75, "val_top5": 1.0}
+    progress.on_epoch_end(599, metrics | {"images_per_second": 20000.4, "images_per_second_rank_0": 10000.2})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("epoch 600/600  loss 10.123  accuracy 0.500  val_loss 0.120  val_accuracy 0.750  20000 images/s")
+    assert len(line) <= 100
 
 
 def check_saved(model: keras.Model, store: Store, folder: Path) -> None:

@@ -119,7 +119,7 @@ def train_small(folder: Path, *parameters: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "[0] Epoch 2/2" in done.stdout
+    assert "[0] epoch 2/2" in done.stdout
     (train,) = client.search_runs(["0"])
     assert train.info.status == "FINISHED"
     assert {"val_loss", "images_per_second_rank_1", "all_reduce_seconds_rank_1"} <= set(train.data.metrics)

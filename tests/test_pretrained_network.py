@@ -11,6 +11,7 @@ import pytest
 
 from carmodel.data import stanford_cars
 from carmodel.data.images import prepare
+from carmodel.errors import InputError
 from carmodel.mlflow_model import PRETRAINED, load_initial
 from carmodel.model.head import with_mirror_image
 from carmodel.serving.pretrained import package_pretrained
@@ -39,6 +40,14 @@ def test_on_200_real_photos_the_network_is_as_good_as_its_card_says(photos: Path
     images = [prepare(Path(p).read_bytes(), FACTS["image_size"], b) for p, b in zip(test["path"], boxes, strict=True)]
     answers = with_mirror_image(network).predict(np.stack(images), batch_size=32, verbose=0).argmax(axis=1)
     assert np.mean(answers == test["label"]) == pytest.approx(FACTS["test_top1"], abs=0.05)
+
+
+def test_a_keras_file_without_its_class_names_cannot_start_a_training(tmp_path: Path) -> None:
+    (file := tmp_path / "network.keras").write_bytes(PRETRAINED.read_bytes())
+    with pytest.raises(InputError, match=r"network\.json is missing"):
+        load_initial(str(file))
+    file.with_suffix(".json").write_text(json.dumps({"class_names": FACTS["class_names"]}))
+    assert load_initial(str(file))[1] == FACTS["class_names"]
 
 
 def test_it_is_packaged_once_and_answers(tmp_path: Path) -> None:

@@ -94,6 +94,13 @@ def test_every_recipe_is_valid(recipe: Path) -> None:
     assert isinstance(resolve(str(recipe), "", {}), Recipe)
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_no_recipe_crops_photos_both_in_augment_and_on_the_device(recipe: Path) -> None:
+    """Cropping twice would resample each photo twice."""
+    settings = resolve(str(recipe), "", {})
+    assert settings.augment.copies == 0 or (settings.train.random_crop == 1 and settings.train.zoom_out == 0)
+
+
 def test_every_parameter_explains_itself() -> None:
     for step, settings in ENTRY_POINTS.items():
         for name, field in settings.model_fields.items():

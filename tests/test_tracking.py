@@ -168,9 +168,22 @@ def test_a_word_for_an_input_counts_as_it_is() -> None:
     assert cache.cache_key("train", Train(backbone="MobileNetV2")) != cache.cache_key("train", Train())
 
 
-def test_the_file_that_training_continues_from_counts_by_its_contents(tmp_path: Path) -> None:
+def test_an_alias_counts_as_the_version_that_it_names(tmp_path: Path) -> None:
+    client = mlflow.MlflowClient()
+    client.create_registered_model(tmp_path.name)
     keys = []
-    for name, contents in (("a", b"one"), ("b", b"one"), ("c", b"two")):
-        (file := tmp_path / f"{name}.keras").write_bytes(contents)
-        keys.append(cache.cache_key("train", Train(init=str(file))))
-    assert keys[0] == keys[1] != keys[2]
+    for version in ("1", "2", "1"):
+        if len(keys) < 2:
+            client.create_model_version(tmp_path.name, source=str(tmp_path))
+        client.set_registered_model_alias(tmp_path.name, "champion", version)
+        keys.append(cache.cache_key("train", Train(init=f"models:/{tmp_path.name}@champion")))
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_the_file_that_training_continues_from_counts_by_its_contents(tmp_path: Path) -> None:
+    for parameter in ("init", "backbone"):
+        keys = []
+        for name, contents in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+            (file := tmp_path / f"{name}.keras").write_bytes(contents)
+            keys.append(cache.cache_key("train", Train(**{parameter: str(file)})))
+        assert keys[0] == keys[1] != keys[2], parameter

@@ -114,8 +114,7 @@ def fit(
     if params.ema and keras.backend.backend() == "jax":
         raise InputError("ema=0 is needed under JAX: Keras cannot end a training with moving averages there")
     keras.utils.set_random_seed(params.seed)
-    # A progress bar on a terminal, a line per epoch in a log file.
-    verbose = (1 if sys.stdout.isatty() else 2) if ranks.rank == 0 else 0
+    verbose = int(ranks.rank == 0 and sys.stdout.isatty())
     schedule = stages(params.epochs, store.image_size)
     check_sizes(model, {stage.size for stage in schedule})
     if params.head_init == "lda" and not ranks.from_rank_0(checkpoint.latest(checkpoint_dir) is not None):
