@@ -181,7 +181,9 @@ def test_an_epoch_prints_one_line_of_at_most_100_columns(capsys: pytest.CaptureF
     metrics = {"loss": 10.1234, "accuracy": 0.5, "top5": 0.9, "val_loss": 0.12, "val_accuracy": 0.75, "val_top5": 1.0}
     progress.on_epoch_end(599, metrics | {"images_per_second": 20000.4, "images_per_second_rank_0": 10000.2})
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("epoch 600/600  loss 10.123  accuracy 0.500  val_loss 0.120  val_accuracy 0.750  20000 images/s")
+    assert line.startswith(
+        "epoch 600/600  loss 10.123  accuracy 0.500  val_loss 0.120  val_accuracy 0.750  20000 images/s"
+    )
     assert len(line) <= 100
 
 

@@ -69,7 +69,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     every viewer.
 
     Raises:
-        ImageError: the header is refused as by `read_header`, or the file is damaged or truncated.
+        ImageError: the format or size is not accepted (see `read_header`), or the file is damaged or truncated.
     """
     image = _open(data, max_pixels)
     plain = _format(image) == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1

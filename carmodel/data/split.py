@@ -24,7 +24,7 @@ def file_digest(path: str | Path) -> bytes:
 def hold_out_test(photos: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Move a fifth of each class of a table of training photos, at least one photo, to the test set.
 
-    The choice is made by `hold_out`. A file that cannot be read counts as a photo of its own.
+    The choice is made by `hold_out`. A file that cannot be read is no duplicate of another one.
     """
     digests = [_digest_of_content_or_name(*photo) for photo in zip(photos["path"], photos["source"], strict=True)]
     held = hold_out(photos["label"].to_numpy(), digests, TEST_FRACTION, seed, at_least=1)
@@ -71,8 +71,8 @@ def hold_out(
     salt = seed.to_bytes(8, "big")
     one_label.sort(key=lambda rows: digest(salt + min(digests[row] for row in rows)))
     classes, sizes = np.unique(labels, return_counts=True)
-    wanted = np.maximum(np.round(fraction * sizes).astype(int), at_least)
-    quota = dict(zip(classes.tolist(), np.minimum(wanted, sizes - 1).tolist(), strict=True))
+    target = np.maximum(np.round(fraction * sizes).astype(int), at_least)
+    quota = dict(zip(classes.tolist(), np.minimum(target, sizes - 1).tolist(), strict=True))
     held = np.zeros(len(labels), np.bool_)
     for rows in one_label:
         label = int(labels[rows[0]])

@@ -1,1 +1,1 @@
-"""Draw cars for the built-in sample: body shapes, paint, scenery, pose and light."""
+"""Draw the cars of the built-in sample: body shapes, paint, scenery, pose and light."""

@@ -1,4 +1,4 @@
-"""Eight body shapes in metres: x from the rear bumper forwards, y up from the ground, seen from the car's right side."""
+"""Eight body shapes, seen from the right side of the car. In metres: x from the rear bumper forwards, y from the ground up."""
 
 from dataclasses import dataclass
 
@@ -11,15 +11,15 @@ class Body:
     """A body shape.
 
     Attributes:
-        name: as it appears in the class name.
-        outline: from the lower rear corner over the roof to the lower front corner; rounded when drawn.
-        windows: side windows and, where it shows, the glass around them.
+        name: the body in the class name.
+        outline: from the lower rear corner over the roof to the lower front corner. Its corners are rounded when drawn.
+        windows: side windows.
         seams: lines of doors, boot and cargo bed.
         wheels: x of the rear and the front axle.
-        wheel_radius: of the tyres.
-        lamps: lower corner of tail lamp and of head lamp, each as (x, y).
-        trim: dark parts (roof rails, bed floor, folded roof).
-        cabin: parts seen behind the body of an open car (seats, wheel).
+        wheel_radius: radius of the tyres.
+        lamps: lower corners of the tail lamp and of the head lamp.
+        trim: dark parts, such as roof rails, the floor of a cargo bed or a folded roof.
+        cabin: parts that are visible in an open car, such as seats.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Paint one car from its body shape, on a transparent layer."""
+"""Paint a car on a transparent layer."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,8 +10,8 @@ from carmodel.data.drawing.bodies import Body, Point, Polygon
 
 Colour = tuple[float, float, float]
 
-PIXELS_A_METRE = 76
-CANVAS = (488, 228)  # pixels, wide and high: the longest and the tallest body with room for their far side
+PIXELS_PER_METRE = 76
+CANVAS = (488, 228)  # width and height in pixels, enough for the longest and the tallest body with their far sides
 GROUND = 212  # row of the ground line
 LEFT = 42  # column of the rear bumper
 PAINTS: tuple[Colour, ...] = (
@@ -23,12 +23,19 @@ SKY: Colour = (168, 196, 218)
 RUBBER: Colour = (24, 24, 26)
 TRIM: Colour = (34, 35, 38)
 SEAT: Colour = (104, 68, 46)
-_SHIFT = 4  # OpenCV's fixed-point bits: sub-pixel corners
+_SHIFT = 4  # fractional bits of OpenCV's coordinates
 
 
 @dataclass(frozen=True)
 class Look:
-    """What varies between two cars of one body: paint, rim, and the far side's offset in metres (right and up)."""
+    """The differences between two cars of the same body.
+
+    Attributes:
+        paint: colour of the body.
+        rim: colour of the rims.
+        spokes: number of spokes per rim.
+        depth: offset of the far side in metres, to the right and up.
+    """
 
     paint: Colour
     rim: Colour
@@ -37,7 +44,7 @@ class Look:
 
 
 def random_look(rng: np.random.Generator) -> Look:
-    """Draw a look, independent of the body."""
+    """Return a random look, independent of the body."""
     shade = rng.uniform(0.85, 1.1)
     paint = PAINTS[rng.integers(len(PAINTS))]
     rim = float(rng.uniform(120, 215))
@@ -75,13 +82,13 @@ def paint_car(body: Body, look: Look) -> np.ndarray:
 
 
 def _pixels(points: Polygon | np.ndarray, offset: Point = (0.0, 0.0)) -> np.ndarray:
-    xy = (np.asarray(points, float) + offset) * (PIXELS_A_METRE, -PIXELS_A_METRE) + (LEFT, GROUND)
+    xy = (np.asarray(points, float) + offset) * (PIXELS_PER_METRE, -PIXELS_PER_METRE) + (LEFT, GROUND)
     return np.round(xy * 2**_SHIFT).astype(np.int32)
 
 
 @lru_cache(maxsize=256)
 def _rounded(points: Polygon, times: int = 2) -> np.ndarray:
-    """Cut corners (Chaikin, 1974): a closed polygon becomes a smooth curve."""
+    """Turn a closed polygon into a smooth curve by cutting its corners (Chaikin, 1974)."""
     curve = np.asarray(points, float)
     for _ in range(times):
         following = np.roll(curve, -1, axis=0)
@@ -98,7 +105,7 @@ def _line(layer: np.ndarray, points: Polygon | np.ndarray, colour: Colour, width
 
 
 def _disc(layer: np.ndarray, centre: Point, radius: float, colour: Colour) -> None:
-    (x, y), r = _pixels((centre,))[0], round(radius * PIXELS_A_METRE * 2**_SHIFT)
+    (x, y), r = _pixels((centre,))[0], round(radius * PIXELS_PER_METRE * 2**_SHIFT)
     cv2.circle(layer, (int(x), int(y)), r, (*colour, 255), -1, cv2.LINE_AA, _SHIFT)
 
 
@@ -107,13 +114,13 @@ def _shaded(colour: Colour, factor: float) -> Colour:
 
 
 def _far_side(layer: np.ndarray, outline: np.ndarray, look: Look) -> None:
-    # The outline swept from the far side to the near one: roof, bonnet and the end that faces the viewer.
+    # Moving the outline from the far side to the near side draws the roof, the bonnet and the visible end.
     for t in np.linspace(1.0, 0.0, 12):
         _fill(layer, outline, _shaded(look.paint, 0.5 + 0.22 * (1 - t)), (t * look.depth[0], t * look.depth[1]))
 
 
 def _blend(layer: np.ndarray, points: np.ndarray, colours: np.ndarray, strength: np.ndarray) -> None:
-    """Lay one colour (N, 3) and strength (N,) for each of the layer's N rows over the inside of a polygon."""
+    """Blend a colour per row of the layer (N, 3), with a strength per row (N,), into the inside of a polygon."""
     x, y, w, h = cv2.boundingRect((_pixels(points) >> _SHIFT) - 1)
     here = np.s_[y : y + h + 2, x : x + w + 2]
     mask = np.zeros(layer.shape[:2], np.uint8)
@@ -126,8 +133,8 @@ def _blend(layer: np.ndarray, points: np.ndarray, colours: np.ndarray, strength:
 
 
 def _panel(layer: np.ndarray, outline: np.ndarray, paint: Colour) -> None:
-    # Sky from above, road from below: bright shoulder, dark sill, with a soft crease between them.
-    height = (GROUND - np.arange(CANVAS[1])) / PIXELS_A_METRE / outline[:, 1].max()
+    # Light from the sky makes the shoulder bright and the sill dark, with a soft crease between them.
+    height = (GROUND - np.arange(CANVAS[1])) / PIXELS_PER_METRE / outline[:, 1].max()
     light = np.interp(height, [0.1, 0.3, 0.48, 0.5, 0.62, 0.7, 1.0], [0.5, 0.78, 0.95, 0.86, 1.02, 1.18, 1.1])[:, None]
     colours = np.clip(light * np.asarray(paint) + 14 * (light > 1.1), 0, 255)
     _blend(layer, outline, colours, np.ones(CANVAS[1]))
@@ -142,9 +149,9 @@ def _sill(layer: np.ndarray, body: Body) -> None:
 def _window(layer: np.ndarray, window: Polygon) -> None:
     glass = _rounded(window, 1)
     _fill(layer, glass, GLASS)
-    # The sky, mirrored in the upper half of the glass.
+    # The upper half of the glass reflects the sky.
     low, high = glass[:, 1].min(), glass[:, 1].max()
-    height = ((GROUND - np.arange(CANVAS[1])) / PIXELS_A_METRE - low) / (high - low)
+    height = ((GROUND - np.arange(CANVAS[1])) / PIXELS_PER_METRE - low) / (high - low)
     _blend(layer, glass, np.full((CANVAS[1], 3), SKY), 0.9 * np.clip(height - 0.5, 0, 0.5))
 
 
@@ -175,7 +182,6 @@ def _wheel(layer: np.ndarray, centre: Point, radius: float, look: Look) -> None:
         tip = (x + 0.6 * radius * np.cos(angle), y + 0.6 * radius * np.sin(angle))
         _line(layer, (centre, tip), look.rim, 4)
     rim = _pixels((centre,))[0]
-    cv2.circle(layer, (int(rim[0]), int(rim[1])), round(0.62 * radius * PIXELS_A_METRE * 2**_SHIFT), (*look.rim, 255),
-    2,
-               cv2.LINE_AA, _SHIFT)  # fmt: skip
+    cv2.circle(layer, (int(rim[0]), int(rim[1])), round(0.62 * radius * PIXELS_PER_METRE * 2**_SHIFT), (*look.rim, 255),
+               2, cv2.LINE_AA, _SHIFT)  # fmt: skip
     _disc(layer, centre, radius * 0.16, look.rim)

@@ -1,4 +1,4 @@
-"""Draw one photo: a car in a random pose and light, in front of a background, and its box."""
+"""Draw one photo of a car in a random pose and light, in front of a background."""
 
 import cv2
 import numpy as np
@@ -9,15 +9,15 @@ from carmodel.data.drawing.scenery import draw_scene
 
 Box = tuple[int, int, int, int]
 
-OVERSAMPLING = 2  # photos are drawn at twice the size, then averaged, for smooth edges
+OVERSAMPLING = 2  # photos are drawn at twice the size and then averaged, for smooth edges
 
 
 def draw_photo(body: Body, rng: np.random.Generator) -> tuple[np.ndarray, Box]:
     """Draw a car of the given body.
 
     Returns:
-        uint8 (H, W, 3) RGB with W from 160 to 240, and the car's box (x1, y1, x2, y2): 0-based, x2 and y2 exclusive,
-        inside the frame.
+        uint8 (H, W, 3) RGB with W from 160 to 240, and the box of the car inside the frame: (x1, y1, x2, y2), 0-based, x2
+        and y2 exclusive.
     """
     width = int(rng.integers(160, 241))
     height = int(width * rng.uniform(0.64, 0.8))
@@ -37,7 +37,7 @@ def draw_photo(body: Body, rng: np.random.Generator) -> tuple[np.ndarray, Box]:
 
 
 def _random_pose(car: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Return a homography (3, 3) from the car's layer to the frame. It mirrors, rotates, tilts and places the car."""
+    """Return a homography (3, 3) from the layer of the car to the frame, which mirrors, rotates, tilts and places the car."""
     corners = np.array([[0, 0], [CANVAS[0], 0], [CANVAS[0], CANVAS[1]], [0, CANVAS[1]]], np.float64)
     target = corners - (CANVAS[0] / 2, GROUND)
     if rng.random() < 0.5:
@@ -69,7 +69,7 @@ def _cast_shadow(scene: np.ndarray, car: Box, rng: np.random.Generator) -> None:
 
 
 def light(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Change brightness, colour and direction of the light and contrast, and add blur and sensor noise."""
+    """Change the brightness, colour and direction of the light and the contrast, and add blur and sensor noise."""
     height, width = picture.shape[:2]
     warmth = rng.uniform(-0.08, 0.08)
     across = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None] * np.float32(rng.uniform(-0.14, 0.14))

@@ -1,11 +1,11 @@
-"""Backgrounds for drawn cars: sky, hills or houses, trees, and a road."""
+"""Draw backgrounds: sky, hills or houses, trees, and a road."""
 
 import cv2
 import numpy as np
 
 Colour = tuple[float, float, float]
 
-# (top of the sky, horizon) by time of day and weather
+# Colours at the top of the sky and at the horizon, for different times of day and weather.
 SKIES: tuple[tuple[Colour, Colour], ...] = (
     ((72, 130, 202), (196, 220, 238)),
     ((128, 158, 192), (222, 226, 226)),
@@ -23,8 +23,8 @@ def draw_scene(width: int, height: int, road_top: int, rng: np.random.Generator)
     Args:
         width: in pixels.
         height: in pixels.
-        road_top: row where the road begins; the horizon lies above it.
-        rng: of everything in the scene.
+        road_top: row where the road begins, below the horizon.
+        rng: generator of the scene.
 
     Returns:
         uint8 (height, width, 3) RGB.
