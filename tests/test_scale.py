@@ -46,7 +46,7 @@ def test_under_mixed_precision_it_computes_in_16_bits_with_float32_weights(polic
 def test_under_mixed_precision_gamma_and_beta_are_not_rounded() -> None:
     layer = Scale(dtype="mixed_bfloat16")
     layer.build((None, 1))
-    layer.set_weights([[1.002], [-1.0]])  # bfloat16 would round gamma to 1
+    layer.set_weights([np.array([1.002]), np.array([-1.0])])  # bfloat16 would round gamma to 1
     assert float(layer(np.ones((1, 1), "float32"))[0, 0]) == pytest.approx(0.002, rel=0.01)
 
 
