@@ -1,6 +1,5 @@
 """Choose float32, or bfloat16 on machines that are fast at it."""
 
-import logging
 import platform
 import threading
 from collections.abc import Callable
@@ -8,8 +7,6 @@ from functools import cache
 from pathlib import Path
 
 import keras
-
-log = logging.getLogger(__name__)
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 CPUINFO = Path("/proc/cpuinfo")
@@ -57,8 +54,7 @@ def apply(precision: str, cpuinfo: Path = CPUINFO) -> str:
     """Set the precision of this process. Call it before the network is built.
 
     bfloat16 is Keras's policy mixed_bfloat16 on a GPU. On a CPU with AVX512-BF16 or AMX under TensorFlow, it is oneDNN's
-    automatic mixed precision, since the policy is slow there. Other machines would emulate bfloat16, so float32 is used
-    with a warning.
+    automatic mixed precision, since the policy is slow there. Other machines would emulate bfloat16, so float32 is used.
 
     Args:
         precision: "float32" or "bfloat16".
@@ -76,10 +72,8 @@ def apply(precision: str, cpuinfo: Path = CPUINFO) -> str:
     if fast:
         return f"bfloat16: oneDNN automatic mixed precision ({', '.join(sorted(fast))})"
     if precision == "bfloat16":
-        message = (
-            f"float32 is used, because this machine would emulate bfloat16: it has no GPU, and no "
+        return (
+            f"float32, because this machine would emulate bfloat16: it has no GPU, and no "
             f"{' or '.join(sorted(BF16_FLAGS))} ({platform.machine()} processor, {keras.backend.backend()} backend)"
         )
-        log.warning(message)
-        return message
     return "float32"
