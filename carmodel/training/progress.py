@@ -1,4 +1,4 @@
-"""What a training prints: one line per epoch and, on a terminal, a bar while the epoch runs."""
+"""Print one line per epoch and, on a terminal, show a bar while the epoch runs."""
 
 import time
 from typing import Any
@@ -42,13 +42,13 @@ class Progress(keras.callbacks.Callback):
 
 
 def line(epoch: int, epochs: int, logs: dict[str, float], seconds: float) -> str:
-    """Return the line of an epoch: its number, duration, loss, accuracies and rate."""
+    """Return the line of an epoch: its number, losses, accuracies, rate and duration. Ranks print ``[0]`` before it."""
     formats = {
-        "loss": "loss {:.3f}",
+        "loss": "loss {:.2f}",
         "accuracy": "accuracy {:.3f}",
-        "val_loss": "val_loss {:.3f}",
+        "val_loss": "val_loss {:.2f}",
         "val_accuracy": "val_accuracy {:.3f}",
-        "images_per_second": "{:.0f} images/s",
+        "images_per_second": "{:.0f} img/s",
     }
     parts = [text.format(logs[name]) for name, text in formats.items() if name in logs]
     return f"epoch {epoch}/{epochs}: {', '.join([*parts, f'{seconds:.0f} s'])}"
