@@ -124,7 +124,7 @@ def test_ranks_that_train_apart_stop_after_the_epoch(seen: list[dict[str, Any]])
     for rank in seen:
         not_exchanged, not_averaged = rank["apart"]
         assert "gradients were averaged 0 times in 2 updates" in not_exchanged
-        assert "the ranks' weights differ, first in " in not_averaged
+        assert "the weights of the ranks differ, first in " in not_averaged
 
 
 def test_rank_0_and_the_first_of_a_machine_speak_for_the_others(seen: list[dict[str, Any]]) -> None:
