@@ -15,7 +15,7 @@ PORT ?= 5001
 PAGE_PORT ?= 5002
 PAGE_HOST ?= 127.0.0.1
 
-.PHONY: help install demo serve pretrained test browser test-hosts test-engine bench fuzz load schema lint horovod gpu spark azure lock clean
+.PHONY: help install demo serve pretrained test browser test-hosts test-engine bench fuzz load lint horovod gpu spark azure lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -33,7 +33,7 @@ help:  ## list the targets
 	backends/install_horovod.sh $(BIN)/python .
 	touch $@
 
-# The other extras of pyproject.toml: dev, spark, azure, page.
+# The other extras of pyproject.toml: dev, spark, azure.
 .venv/%: .venv/runtime
 	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra $*
 	touch $@
@@ -43,13 +43,13 @@ install: .venv/runtime  ## virtual environment with the locked dependencies
 demo: .venv/runtime  ## run the whole pipeline on the built-in synthetic sample
 	mlflow run . --env-manager local
 
-serve: .venv/page  ## the endpoint, and a page to drop photos on: make serve MODEL=models:/NAME@ALIAS PORT=5001 PAGE_PORT=5002
+serve: .venv/runtime  ## the endpoint, and a page to drop photos on: make serve MODEL=models:/NAME@ALIAS PORT=5001 PAGE_PORT=5002
 	@python -m carmodel.serving.serve --model "$(MODEL)" --port $(PORT) --page-port $(PAGE_PORT) --page-host $(PAGE_HOST)
 
 pretrained: .venv/runtime  ## package the network that ships with the clone: models:/carmodel-pretrained@champion
 	python -m carmodel.serving.pretrained
 
-test: .venv/dev .venv/horovod .venv/spark .venv/page .venv/azure browser  ## install everything and run all tests
+test: .venv/dev .venv/horovod .venv/spark .venv/azure browser  ## install everything and run all tests
 	python -m pytest -n 2
 
 # The system's Chromium, by apt where that is possible, or else the one that Playwright downloads.
@@ -66,7 +66,7 @@ test-hosts: .venv/dev .venv/horovod  ## training by ssh on two loopback addresse
 test-engine: .venv/dev  ## the docker target on a Docker engine: builds images of TensorFlow, 10 minutes
 	python -m pytest -m engine -s tests/cloud
 
-lint: .venv/dev .venv/page .venv/azure  ## ruff, formatting, types
+lint: .venv/dev .venv/azure  ## ruff, formatting, types
 	ruff check .
 	ruff format --check .
 	mypy
@@ -84,9 +84,6 @@ fuzz: .venv/dev  ## 10,000 mutated requests to a live server
 
 load: .venv/runtime  ## 16 clients on the newest candidate's endpoint for a minute, and through its restart for another
 	python -m benchmarks.load
-
-schema: .venv/runtime  ## write docs/openapi.json again from the classifier's signature
-	python -m carmodel.serving.openapi > docs/openapi.json
 
 horovod: .venv/horovod  ## build Horovod against the installed TensorFlow
 

@@ -30,8 +30,8 @@ import numpy as np
 from carmodel.data.drawing.bodies import BODIES
 from carmodel.data.drawing.photo import draw_photo
 from carmodel.serving.client import RETRIES, EndpointError, ask, connect, row_of
-from carmodel.serving.registry import newest_candidate
-from carmodel.serving.server import end, served
+from carmodel.serving.registry import CANDIDATE, newest_model
+from carmodel.serving.scoring_server import running_server, stop_server
 
 Row = dict[str, Any]
 Answer = dict[str, Any]
@@ -151,12 +151,12 @@ def load_through_restart(model: str, port: int, clients: int, seconds: float) ->
     """Send requests to a server that is killed after a third of the time, and restarted at once."""
     rows = mixed_rows()
     with TemporaryFile() as log, contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as aside:
-        address, process = stack.enter_context(served(model, port, log))
+        address, process = stack.enter_context(running_server(model, port, log))
         right = as_alone(address, rows)
         outcome = aside.submit(load, address, rows, right, clients=clients, seconds=seconds, retries=RETRIES)
         time.sleep(seconds / 3)
-        end(process, signal.SIGKILL)
-        stack.enter_context(served(model, port, log))
+        stop_server(process, signal.SIGKILL)
+        stack.enter_context(running_server(model, port, log))
         return outcome.result()
 
 
@@ -168,12 +168,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=60.0)
     given = parser.parse_args()
-    model = given.model or newest_candidate(mlflow.MlflowClient())
+    model = given.model or newest_model(mlflow.MlflowClient(), CANDIDATE)
     if model is None:
         parser.error("no classifier is registered yet; run `make demo` first")
     print(f"{model}, {given.clients} clients, {os.cpu_count()} cores ({platform.machine()}), {date.today()}")
     rows = mixed_rows()
-    with TemporaryFile() as log, served(model, given.port, log) as (address, _):
+    with TemporaryFile() as log, running_server(model, given.port, log) as (address, _):
         print(
             "steady:   ",
             load(address, rows, as_alone(address, rows), clients=given.clients, seconds=given.seconds),

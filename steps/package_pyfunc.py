@@ -30,8 +30,8 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     import steps.quiet_tensorflow  # noqa: F401
     from carmodel.data.pictures import class_examples
     from carmodel.data.store import content_digest, open_store
+    from carmodel.serving.about import EXAMPLES
     from carmodel.serving.calibration import calibrate_on_stores
-    from carmodel.serving.examples import EXAMPLES
     from carmodel.serving.packaging import log_classifier
     from carmodel.serving.registry import promote, register
     from carmodel.tracking.artifacts import fetch
@@ -45,8 +45,8 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     store = open_store(stores / "test.h5")
 
     photos = store.take(spread(len(store), CHECKED_PHOTOS))
-    info, served = log_classifier(settings, photos, partial(calibrate_on_stores, stores), accuracy)
-    for note in served.notes:
+    info, inference = log_classifier(settings, photos, partial(calibrate_on_stores, stores), accuracy)
+    for note in inference.notes:
         print(f"package_pyfunc: {note}")
     check(info.model_uri, store)
     name = settings.registered_model_name
@@ -60,7 +60,7 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     step.add_output("classifier", f"models:/{name}/{version}")
     step.summarise(
         f"{name} version {version}: candidate{' and champion' if promotion.champion else ''}; {promotion.reason}; "
-        f"{'folded' if served.folded else 'not folded'}, {served.precision}"
+        f"{'folded' if inference.folded else 'not folded'}, {inference.precision}"
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from carmodel.serving.server import served
+from carmodel.serving.scoring_server import running_server
 from tests.tiny import free_port
 
 
@@ -48,7 +48,7 @@ class Server:
 def serve(model: str, folder: Path) -> Iterator[Server]:
     """Serve the model in a folder, with its log in `folder`, and end the server afterwards."""
     began = time.perf_counter()
-    with (folder / "log").open("wb") as log, served(model, free_port(), log) as (address, process):
+    with (folder / "log").open("wb") as log, running_server(model, free_port(), log) as (address, process):
         yield Server(address, time.perf_counter() - began, process.pid)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from carmodel.model.resnet import resnet
 from carmodel.model.scale import Scale
-from carmodel.serving.inference_model import BFLOAT16_BOUND, judge_bfloat16, lower
+from carmodel.serving.inference_model import BFLOAT16_BOUND, build_inference_model, judge_bfloat16
 from carmodel.training.precision import BF16_FLAGS, cpu_flags
 
 SIZE = 32
@@ -34,7 +34,7 @@ def scales(network: keras.Model) -> int:
 
 
 def test_the_network_is_folded_and_its_largest_change_reported(trained: keras.Model, photos: np.ndarray) -> None:
-    served = lower(trained, photos, folded=True, precision="float32")
+    served = build_inference_model(trained, photos, folded=True, precision="float32")
     assert (served.folded, served.precision, served.notes) == (True, "float32", [])
     assert served.metrics["folding_max_change"] <= 1e-5
     assert (scales(served.network), scales(trained)) == (0, 17)
@@ -42,7 +42,7 @@ def test_the_network_is_folded_and_its_largest_change_reported(trained: keras.Mo
 
 
 def test_unfolded_is_the_trained_network_itself(trained: keras.Model, photos: np.ndarray) -> None:
-    served = lower(trained, photos, folded=False, precision="float32")
+    served = build_inference_model(trained, photos, folded=False, precision="float32")
     assert served.network is trained
     assert not served.folded
 
@@ -58,7 +58,7 @@ def test_a_network_that_folding_would_change_is_served_as_trained_with_a_note(ph
     bn.moving_mean.assign(values.mean((0, 1, 2)))
     bn.moving_variance.assign(values.var((0, 1, 2)))
     model = keras.Model(image, x)
-    served = lower(model, photos, folded=True, precision="float32")
+    served = build_inference_model(model, photos, folded=True, precision="float32")
     assert served.network is model
     assert not served.folded
     assert "not folded: that changes a probability by" in served.notes[0]
@@ -67,7 +67,7 @@ def test_a_network_that_folding_would_change_is_served_as_trained_with_a_note(ph
 def test_bfloat16_is_used_where_the_processor_has_it_and_said_where_not(
     trained: keras.Model, photos: np.ndarray
 ) -> None:
-    served = lower(trained, photos, folded=True, precision="bfloat16")
+    served = build_inference_model(trained, photos, folded=True, precision="bfloat16")
     if BF16_FLAGS & cpu_flags(Path("/proc/cpuinfo")):
         assert {"bfloat16_max_change", "bfloat16_top1_agreement"} <= set(served.metrics)
     else:
@@ -101,6 +101,6 @@ def test_a_network_trained_in_bfloat16_is_served_in_float32(photos: np.ndarray) 
     finally:
         keras.config.set_dtype_policy("float32")
     for folded in (True, False):
-        served = lower(trained, photos, folded, "float32")
+        served = build_inference_model(trained, photos, folded, "float32")
         assert served.folded == folded
         assert {layer.compute_dtype for layer in served.network.layers} == {"float32"}

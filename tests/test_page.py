@@ -1,28 +1,32 @@
-"""The page in a real browser: photos dropped, pasted or chosen, on a desk and on a phone, and what `make serve` says."""
+"""The page in a real browser, on a desk and on a phone, and the messages of `make serve`."""
 
 import base64
+import csv
+import io
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import mlflow
 import numpy as np
 import pytest
+import uvicorn
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from carmodel.data.images import decode
 from carmodel.data.pictures import class_examples
-from carmodel.serving.examples import EXAMPLES
-from carmodel.serving.page import preview
-from carmodel.serving.registry import CANDIDATE
+from carmodel.serving.about import EXAMPLES, accuracy_sentence, draw_samples
+from carmodel.serving.page import create_page, page_url
+from carmodel.serving.registry import CHAMPION
 from tests.stores import store_of
 from tests.tiny import NAMES, SIZE, free_port, log_tiny, tiny_network
 from tests.tracked import new_database, tracked_in
@@ -33,13 +37,12 @@ expect.set_options(timeout=30_000)  # milliseconds, for a browser, a page and a 
 
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update"]
-WINDOWS = {"desk": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
-ALONE = "models:/tiny@candidate"
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 
 @dataclass(frozen=True)
 class Serving:
-    """A running `make serve`: its page's address, the endpoint's port, its process and what it has printed."""
+    """A running `make serve`: its page's URL, the endpoint's port, its process and its output."""
 
     page: str
     port: int
@@ -49,7 +52,7 @@ class Serving:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tracking store, in which a packaged classifier with example pictures is the candidate."""
+    """A folder with a tracking store, in which a packaged classifier with example pictures is the champion."""
     folder = tmp_path_factory.mktemp("page")
     store = folder / "train.h5"
     images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), np.uint8)
@@ -60,7 +63,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with mlflow.start_run():
             version = mlflow.register_model(log_tiny(tiny_network()), "tiny").version
             mlflow.log_artifacts(str(pictures), EXAMPLES)
-        mlflow.MlflowClient().set_registered_model_alias("tiny", CANDIDATE, version)
+        mlflow.MlflowClient().set_registered_model_alias("tiny", CHAMPION, version)
     return folder
 
 
@@ -69,15 +72,13 @@ def command(*arguments: str) -> list[str]:
 
 
 def variables(folder: Path) -> dict[str, str]:
-    # NiceGUI behaves otherwise where it finds pytest.
-    kept = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
     uri = f"sqlite:///{folder}/mlflow.db" if (folder / "mlflow.db").exists() else new_database(folder)
-    return kept | {"MLFLOW_TRACKING_URI": uri}
+    return os.environ | {"MLFLOW_TRACKING_URI": uri}
 
 
 @pytest.fixture(scope="module")
 def serving(registry: Path) -> Iterator[Serving]:
-    """`make serve` without arguments but ports: it finds the candidate."""
+    """`make serve` without a model: it finds the champion."""
     port, page = free_port(), free_port()
     log = registry / "log"
     with log.open("wb") as stream:
@@ -113,23 +114,19 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def window() -> str:
-    return "desk"
-
-
-@pytest.fixture
-def page(window: str, browser: Browser, serving: Serving) -> Iterator[Page]:
-    """The open page; it may talk to its own server alone, and its scripts must not fail."""
-    context = browser.new_context(viewport=WINDOWS[window], has_touch=window == "phone")
+def page(request: pytest.FixtureRequest, browser: Browser, serving: Serving) -> Iterator[Page]:
+    """The open page. It may talk to its own server alone, and its scripts must not fail."""
+    window = getattr(request, "param", DESK)
+    context = browser.new_context(viewport=window, has_touch=window == PHONE, color_scheme="light")
     page = context.new_page()
-    asked, faults = list[str](), list[str]()
-    page.on("request", lambda request: asked.append(request.url))
+    requested, faults = list[str](), list[str]()
+    page.on("request", lambda request: requested.append(request.url))
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(serving.page)
-    expect(page.get_by_text("Drop, paste or choose photos")).to_be_visible()
+    expect(page.get_by_text("tiny@champion (version 1)")).to_be_visible()
     yield page
     context.close()
-    assert [url for url in asked if not url.startswith((serving.page, "data:", "blob:"))] == []
+    assert [url for url in requested if not url.startswith((serving.page, "data:", "blob:"))] == []
     assert faults == []
 
 
@@ -141,102 +138,146 @@ def choose(page: Page, *files: Path) -> None:
     page.locator("input[type=file]").set_input_files(files)
 
 
-def likeliest(page: Page, place: int = 0) -> str:
-    return page.locator(".q-card").nth(place).get_by_text("Synthetic").first.inner_text()
+def answered(page: Page) -> str:
+    """The first answer in the large view, once it is there."""
+    first = page.locator("#answer .first")
+    expect(first).to_contain_text("Synthetic")
+    return first.inner_text()
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-def test_chosen_photos_get_five_bars_each_and_a_bad_file_its_error(page: Page, sample: Path, tmp_path: Path) -> None:
+def test_a_chosen_photo_gets_a_large_answer_with_its_mark_and_four_others(page: Page, sample: Path) -> None:
+    choose(page, drawn(sample))
+    assert answered(page) in NAMES
+    expect(page.locator("#answer .mark")).to_have_text(re.compile(r"^(likely|not sure), \d+\.\d%$"))
+    expect(page.get_by_label("Other answers").locator("li")).to_have_count(4)
+    expect(page.get_by_text("1 photo answered in")).to_be_visible()
+
+
+def test_example_pictures_of_the_class_keep_their_proportions(page: Page, sample: Path) -> None:
+    choose(page, drawn(sample))
+    picture = page.get_by_alt_text(f"Training photos of {answered(page)}")
+    expect(picture).to_have_js_property("naturalWidth", 100)
+    width, height = picture.evaluate("image => [image.width, image.height]")
+    assert width == 2 * height
+
+
+def test_a_sample_photo_is_classified_with_one_click(page: Page) -> None:
+    page.get_by_alt_text("Drawn car 3").click()
+    answered(page)
+
+
+def test_the_answer_follows_a_box_that_is_drawn_on_the_photo(page: Page, sample: Path) -> None:
+    choose(page, drawn(sample))
+    before = answered(page), page.locator("#answer .mark").inner_text()
+    area = page.locator(".photo img").bounding_box()
+    assert area
+    page.mouse.move(area["x"] + 0.2 * area["width"], area["y"] + 0.2 * area["height"])
+    page.mouse.down()
+    page.mouse.move(area["x"] + 0.6 * area["width"], area["y"] + 0.7 * area["height"])
+    page.mouse.up()
+    expect(page.get_by_role("button", name="Use the whole photo")).to_be_visible()
+    page.wait_for_function("before => document.querySelector('#answer .mark')?.innerText !== before", arg=before[1])
+    page.get_by_role("button", name="Use the whole photo").click()
+    expect(page.locator("#answer .mark")).to_have_text(before[1])
+    assert answered(page) == before[0]
+
+
+def test_a_box_can_be_entered_by_keyboard_and_a_wrong_one_is_an_error(page: Page, sample: Path) -> None:
+    choose(page, drawn(sample))
+    answered(page)
+    page.get_by_text("Enter the box in pixels").press("Enter")
+    for label, side in {"Left": "3", "Top": "3", "Right": "5000", "Bottom": "80"}.items():
+        page.get_by_label(label).fill(side)
+    page.get_by_label("Bottom").press("Enter")
+    expect(page.locator("#answer .error")).to_contain_text("leaves the")
+
+
+@pytest.mark.parametrize("page", [DESK, PHONE], indirect=True, ids=["desk", "phone"])
+def test_several_photos_are_a_grid_with_errors_next_to_their_photo(page: Page, sample: Path, tmp_path: Path) -> None:
     (bad := tmp_path / "bad.jpg").write_text("no photo")
     choose(page, drawn(sample), bad, drawn(sample, 1))
-    cards = page.locator(".q-card")
-    expect(cards).to_have_count(3)
-    for place in (0, 2):
-        expect(cards.nth(place).get_by_role("progressbar")).to_have_count(5)
-        expect(cards.nth(place).get_by_text("%")).to_have_count(5)
-    expect(cards.nth(1)).to_contain_text("not a JPEG, PNG, WebP or BMP image")
-    expect(cards.nth(1).get_by_role("progressbar")).to_have_count(0)
     expect(page.get_by_text("3 photos answered in")).to_be_visible()
+    items = page.locator(".grid button")
+    expect(items).to_have_count(3)
+    expect(items.nth(1)).to_contain_text("bad.jpg")
+    expect(items.nth(1)).to_contain_text("not a JPEG, PNG, WebP or BMP image")
+    for place in (0, 2):
+        expect(items.nth(place)).to_contain_text("Synthetic")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_the_answer_comes_with_example_pictures_of_its_class(page: Page, sample: Path) -> None:
-    choose(page, drawn(sample))
-    expect(page.get_by_text(f"Examples of {likeliest(page)} in the training photos")).to_be_visible()
-    strip = page.locator(".q-card img:not([src^='data:'])")
-    strip.scroll_into_view_if_needed()
-    expect(strip).to_have_js_property("naturalWidth", 100)
-    expect(strip).to_have_js_property("naturalHeight", 50)
+def test_the_grid_is_downloaded_as_csv_and_cleared(page: Page, sample: Path, tmp_path: Path) -> None:
+    choose(page, drawn(sample), drawn(sample, 1))
+    expect(page.get_by_text("2 photos answered in")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").click()
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text())))
+    assert [row["file"] for row in rows] == [drawn(sample, number).name for number in (0, 1)]
+    assert all(row["label"] in NAMES and row["error"] == "" for row in rows)
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#photos")).to_be_hidden()
+    expect(page.locator("#result")).to_be_hidden()
 
 
-def test_a_photo_is_pasted_or_dropped_anywhere(page: Page, sample: Path) -> None:
-    data = base64.b64encode(drawn(sample).read_bytes()).decode()
-    for count, (kind, field) in enumerate([("Clipboard", "clipboardData"), ("Drag", "dataTransfer")], start=1):
-        name = {"Clipboard": "paste", "Drag": "drop"}[kind]
-        page.evaluate(
-            """([data, kind, name, field]) => {
-                const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
-                const transfer = new DataTransfer();
-                transfer.items.add(new File([bytes], "car.jpg", {type: "image/jpeg"}));
-                const event = new window[kind + "Event"](name, {[field]: transfer, bubbles: true, cancelable: true});
-                document.body.dispatchEvent(event);
-            }""",
-            [data, kind, name, field],
-        )
-        expect(page.locator(".q-card")).to_have_count(count)
-        expect(page.get_by_text("1 photo answered in")).to_be_visible()
+@pytest.mark.parametrize(("kind", "field"), [("Clipboard", "clipboardData"), ("Drag", "dataTransfer")])
+def test_a_photo_is_pasted_or_dropped_anywhere(page: Page, sample: Path, kind: str, field: str) -> None:
+    page.evaluate(
+        """([data, kind, name, field]) => {
+            const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], "car.jpg", {type: "image/jpeg"}));
+            const event = new window[kind + "Event"](name, {[field]: transfer, bubbles: true, cancelable: true});
+            document.body.dispatchEvent(event);
+        }""",
+        [
+            base64.b64encode(drawn(sample).read_bytes()).decode(),
+            kind,
+            {"Clipboard": "paste", "Drag": "drop"}[kind],
+            field,
+        ],
+    )
+    answered(page)
 
 
-def test_newer_answers_stand_above_older_ones(page: Page, sample: Path) -> None:
-    choose(page, drawn(sample, 0))
-    expect(page.locator(".q-card")).to_have_count(1)
-    choose(page, drawn(sample, 1), drawn(sample, 2))
-    expect(page.locator(".q-card")).to_have_count(3)
-    names = page.locator(".q-card").evaluate_all("cards => cards.map((card) => card.innerText.match(/\\d+\\.jpg/)[0])")
-    assert names == [drawn(sample, number).name for number in (1, 2, 0)]
+def test_the_list_of_classes_is_searched(page: Page) -> None:
+    page.get_by_text("The 8 models it knows").click()
+    page.get_by_label("Search").fill("van 2020")
+    expect(page.locator("#classes li:visible")).to_have_text(["Synthetic Van 2020"])
 
 
-def test_a_box_goes_along_and_half_a_box_is_an_error(page: Page, sample: Path) -> None:
-    page.get_by_text("A box around the car").click()
-    page.get_by_label("x1").fill("3")
-    choose(page, drawn(sample))
-    expect(page.locator(".q-card").first).to_contain_text("y1 is missing")
-    for corner, side in {"y1": "3", "x2": "90", "y2": "80"}.items():
-        page.get_by_label(corner).fill(side)
-    choose(page, drawn(sample))
-    expect(page.locator(".q-card")).to_have_count(2)
-    expect(page.locator(".q-card").first.get_by_role("progressbar")).to_have_count(5)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", [DESK, PHONE], indirect=True, ids=["desk", "phone"])
+def test_axe_finds_no_barrier(page: Page, sample: Path, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    choose(page, drawn(sample), drawn(sample, 1))
+    expect(page.get_by_text("2 photos answered in")).to_be_visible()
+    page.get_by_text("Enter the box in pixels").click()
+    page.get_by_text("The 8 models it knows").click()
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
 
 
-def test_a_file_that_is_no_photo_by_name_is_refused_in_words(page: Page, tmp_path: Path) -> None:
-    (notes := tmp_path / "notes.txt").write_text("no photo")
-    choose(page, notes)
-    expect(page.get_by_text("JPEG, PNG, WebP or BMP, up to")).to_be_visible()
+def test_everything_is_reached_by_keyboard(page: Page) -> None:
+    page.keyboard.press("Tab")  # the link to the run
+    page.keyboard.press("Tab")
+    expect(page.locator("#files")).to_be_focused()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    answered(page)
 
 
-def test_a_real_photo_gets_five_bars(page: Page, photos: Path) -> None:
+def test_a_real_photo_gets_an_answer(page: Page, photos: Path) -> None:
     choose(page, next((photos / "cars_test").glob("*.jpg")))
-    expect(page.locator(".q-card").get_by_role("progressbar")).to_have_count(5)
-    assert likeliest(page) in NAMES
+    assert answered(page) in NAMES
 
 
-@pytest.mark.parametrize(("size", "shown"), [((1200, 800), (480, 320)), ((90, 60), (90, 60)), ((3000, 1), (480, 1))])
-def test_a_large_photo_is_shown_smaller(size: tuple[int, int], shown: tuple[int, int]) -> None:
-    photo = cv2.imencode(".png", np.zeros((size[1], size[0], 3), np.uint8))[1].tobytes()
-    header, _, data = str(preview(photo)).partition(",")
-    assert header == "data:image/jpeg;base64"
-    assert decode(base64.b64decode(data)).shape[1::-1] == shown
-
-
-def test_what_is_no_photo_is_not_shown() -> None:
-    assert preview(b"no photo") is None
-
-
-def test_serving_says_its_addresses_and_an_interrupt_ends_page_and_endpoint(serving: Serving) -> None:
+def test_serving_prints_the_version_and_its_addresses_and_an_interrupt_stops_both(serving: Serving) -> None:
     said = serving.log.read_text()
-    assert ALONE in said
+    assert "models:/tiny@champion (version 1)" in said
+    assert "its test accuracy is not known" in said
     assert serving.page in said
     assert f"http://127.0.0.1:{serving.port}/invocations" in said
+    assert "make serve MODEL=" in said
     serving.process.send_signal(signal.SIGINT)
     assert serving.process.wait(30) == 0
     deadline = time.monotonic() + 15
@@ -246,35 +287,55 @@ def test_serving_says_its_addresses_and_an_interrupt_ends_page_and_endpoint(serv
     assert "Traceback" not in serving.log.read_text()
 
 
-def test_an_endpoint_that_is_gone_is_an_error_in_words(browser: Browser, sample: Path, tmp_path: Path) -> None:
+def test_when_the_endpoint_is_gone_the_page_says_what_to_do(browser: Browser, sample: Path) -> None:
     port = free_port()
-    code = f"from carmodel.serving.page import show; show('http://127.0.0.1:9', '127.0.0.1', {port}, 'none', {{}})"
-    process = subprocess.Popen([sys.executable, "-c", code], env=variables(tmp_path))
+    about = {"model": "none", "accuracy": "", "run": "", "run_url": "", "classes": NAMES}
+    config = uvicorn.Config(create_page("http://127.0.0.1:9", about, {}, []), port=port, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
     try:
-        while not listens(port):
-            assert process.poll() is None
-            time.sleep(0.1)
+        while not server.started:
+            time.sleep(0.05)
         page = browser.new_page()
-        page.goto(f"http://localhost:{port}")
+        page.goto(f"http://127.0.0.1:{port}")
         choose(page, drawn(sample))
-        expect(page.get_by_text("does not answer")).to_be_visible(timeout=15_000)
+        expect(page.get_by_role("alert")).to_contain_text("make serve")
+        expect(page.get_by_role("button", name="Try again")).to_be_visible()
         page.close()
     finally:
-        process.terminate()
-        process.wait(10)
+        server.should_exit = True
+        thread.join()
+
+
+def test_the_accuracy_has_an_interval() -> None:
+    facts = {"test_top1": 0.9, "test_rows": 100.0, "test_whole_top1": 0.8}
+    expected = "90.0% right on 100 test photos (95% interval 82.6% to 94.5%), 80.0% without a box"
+    assert accuracy_sentence(facts) == expected
+    assert accuracy_sentence({}) == ""
+
+
+def test_samples_are_drawn_for_models_of_drawn_cars_only() -> None:
+    assert len(draw_samples(NAMES)) == 6
+    assert draw_samples([*NAMES, "Audi A5 Coupe 2012"]) == []
+
+
+def test_a_page_for_other_machines_has_an_address_that_they_can_open() -> None:
+    assert page_url("127.0.0.1", 5002) == "http://localhost:5002"
+    assert "0.0.0.0" not in page_url("0.0.0.0", 5002)
 
 
 def test_a_model_that_does_not_exist_is_named(tmp_path: Path) -> None:
     done = subprocess.run(
-        command("--model", "models:/none@candidate", "--port", str(free_port()), "--page-port", str(free_port())),
+        command("--model", "models:/none@champion", "--port", str(free_port()), "--page-port", str(free_port())),
         env=variables(tmp_path), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "models:/none@candidate: no such model" in done.stderr
+    assert "models:/none@champion: no such model" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_that_is_taken_is_an_error_in_words(registry: Path) -> None:
+def test_a_port_in_use_is_reported(registry: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = subprocess.run(
@@ -282,4 +343,4 @@ def test_a_port_that_is_taken_is_an_error_in_words(registry: Path) -> None:
             env=variables(registry), capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
     assert done.returncode == 2
-    assert f"127.0.0.1:{port} can't be used" in done.stderr
+    assert f"127.0.0.1:{port} cannot be used" in done.stderr

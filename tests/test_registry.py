@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.pyfunc import PythonModel
 
-from carmodel.serving.registry import newest_candidate, promote, register
+from carmodel.serving.registry import newest_model, promote, register
 from tests.tracked import tracked_in
 
 NAME = "cars"
@@ -102,15 +102,16 @@ def test_a_champion_that_was_never_measured_stays(add: Callable[..., str], model
     assert alias("champion") == "2"
 
 
-def test_the_newest_candidate_is_found_among_all_models(add: Callable[..., str], model_uri: str) -> None:
+def test_the_newest_champion_is_found_among_all_models(add: Callable[..., str], model_uri: str) -> None:
     client = MlflowClient()
-    assert newest_candidate(client) is None
-    older = register(model_uri, "trucks", 0.5, "store A")
+    assert newest_model(client, "champion") is None
+    older = register(model_uri, "trucks", 0.7, "store A")
     version = add(0.7)
-    assert newest_candidate(client) is None
-    promote(client, NAME, version, 0.5)
+    assert newest_model(client, "champion") is None
     promote(client, "trucks", older, 0.5)
-    assert newest_candidate(client) == f"models:/{NAME}@candidate"
+    promote(client, NAME, version, 0.5)
+    assert newest_model(client, "champion") == f"models:/{NAME}@champion"
+    assert newest_model(client, "champion", without=NAME) == "models:/trucks@champion"
     client.delete_registered_model("trucks")
 
 

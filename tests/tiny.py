@@ -13,7 +13,7 @@ import numpy as np
 
 from carmodel.data.images import Box, prepare
 from carmodel.data.sample import class_names
-from carmodel.serving.server import served
+from carmodel.serving.scoring_server import running_server
 
 SIZE = 32
 MARGIN = 0.1
@@ -73,7 +73,7 @@ def tiny_endpoint(folder: Path) -> Iterator[Endpoint]:
     network = tiny_network()
     with tracked_in(folder), mlflow.start_run():
         model = mlflow.artifacts.download_artifacts(log_tiny(network), dst_path=str(folder / "model"))
-    with (folder / "log").open("wb") as log, served(model, free_port(), log) as (address, process):
+    with (folder / "log").open("wb") as log, running_server(model, free_port(), log) as (address, process):
         yield Endpoint(address, process, Path(model), network)
 
 

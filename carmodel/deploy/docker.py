@@ -22,7 +22,7 @@ from carmodel.deploy.messages import client_errors_explained, command, next_comm
 from carmodel.deploy.status import DeployError, Status
 from carmodel.errors import InputError
 from carmodel.parameters import Deploy
-from carmodel.serving.server import HOST, require_free
+from carmodel.serving.scoring_server import HOST, require_free
 
 PORT = 8080
 """Port of MLflow's server inside the container."""

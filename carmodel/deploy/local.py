@@ -16,7 +16,7 @@ from carmodel.deploy.messages import command, say, undo_line
 from carmodel.deploy.status import DeployError, Status
 from carmodel.errors import InputError
 from carmodel.parameters import Deploy
-from carmodel.serving.server import HOST, require_free, start
+from carmodel.serving.scoring_server import HOST, require_free, start_server
 
 
 class _Server(NamedTuple):
@@ -111,7 +111,7 @@ def _start(settings: Deploy) -> _Server:
     try:
         _folder(settings).mkdir(parents=True, exist_ok=True)
         with _log(settings).open("wb") as log:
-            process = start(settings.model_uri, settings.port, log)
+            process = start_server(settings.model_uri, settings.port, log)
     except OSError as error:
         raise InputError(f"folder={_folder(settings).parent}: {error.strerror}; choose another one") from None
     server = _Server(process.pid, settings.port, settings.model_uri)

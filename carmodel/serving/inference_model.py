@@ -20,7 +20,7 @@ BFLOAT16_AGREEMENT = 0.995
 
 
 @dataclass(frozen=True)
-class Served:
+class InferenceModel:
     """The network that is served, and how it was chosen.
 
     Attributes:
@@ -38,7 +38,7 @@ class Served:
     notes: list[str] = field(default_factory=list)
 
 
-def lower(trained: keras.Model, photos: np.ndarray, folded: bool, precision: str) -> Served:
+def build_inference_model(trained: keras.Model, photos: np.ndarray, folded: bool, precision: str) -> InferenceModel:
     """Fold and round a network as far as its answers to `photos` stay within the bounds above.
 
     Args:
@@ -72,7 +72,7 @@ def lower(trained: keras.Model, photos: np.ndarray, folded: bool, precision: str
         onednn_bfloat16(False)  # for threads to come
         metrics |= measured
         notes += [note] if note else []
-    return Served(network, folded, precision, metrics, notes)
+    return InferenceModel(network, folded, precision, metrics, notes)
 
 
 def judge_bfloat16(rounded: np.ndarray, answers: np.ndarray) -> tuple[str, dict[str, float], str]:

@@ -21,16 +21,16 @@ from carmodel.mlflow_model import log_model, pinned
 from carmodel.model.head import with_mirror_image
 from carmodel.model.scale import Scale
 from carmodel.parameters import PackagePyfunc
-from carmodel.serving import served as entry
+from carmodel.serving import model_code
 from carmodel.serving.calibration import Calibration, Predict
 from carmodel.serving.classifier import TOP_K
 from carmodel.serving.forward import Forward
-from carmodel.serving.inference_model import Served, lower
+from carmodel.serving.inference_model import InferenceModel, build_inference_model
 from carmodel.serving.rows import BOX_COLUMNS
 from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.digests import ROOT
 
-SERVED = Path(entry.__file__)
+MODEL_CODE = Path(model_code.__file__)
 REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "opencv-python-headless", "pillow")
 METADATA = ("class_names", "image_size", "crop", "margin")
 LIMITS = ("max_rows", "max_bytes", "max_pixels", "max_decoded_bytes")
@@ -88,7 +88,7 @@ def log_classifier(
     photos: np.ndarray,
     calibrate: Callable[[Predict], Calibration] = lambda _: Calibration(),
     accuracy: Mapping[str, float] | None = None,
-) -> tuple[ModelInfo, Served]:
+) -> tuple[ModelInfo, InferenceModel]:
     """Log the classifier of a Keras model in the active run, with the measures of its network as metrics.
 
     Its metadata are class_names, image_size, crop and margin of the Keras model, `trained_model` (the URI of that
@@ -119,14 +119,15 @@ def log_classifier(
     size = settings.image_size or facts["image_size"]
     if any(side not in (None, size) for side in trained.input_shape[1:3]):
         raise InputError(f"image_size={size}: the network takes photos of {trained.input_shape[1]} px alone")
-    served = lower(trained, resized(photos, size), settings.folded, settings.precision)
-    final = with_mirror_image(served.network) if settings.flip else served.network
-    forward = Forward(final, size, served.precision == "bfloat16")
+    inference = build_inference_model(trained, resized(photos, size), settings.folded, settings.precision)
+    final = with_mirror_image(inference.network) if settings.flip else inference.network
+    forward = Forward(final, size, inference.precision == "bfloat16")
     calibration = calibrate(lambda images: forward(resized(images, size)))
-    mlflow.log_metrics(served.metrics | calibration.metrics)
-    mlflow.log_params({"served_folded": served.folded, "served_precision": served.precision})
-    metadata = {fact: facts[fact] for fact in METADATA} | {"folded": served.folded, "precision": served.precision}
-    metadata |= settings.model_dump(include=set(LIMITS)) | {"image_size": size, "flip": settings.flip}
+    mlflow.log_metrics(inference.metrics | calibration.metrics)
+    mlflow.log_params({"served_folded": inference.folded, "served_precision": inference.precision})
+    metadata = {fact: facts[fact] for fact in METADATA} | settings.model_dump(include=set(LIMITS))
+    metadata |= {"folded": inference.folded, "precision": inference.precision}
+    metadata |= {"image_size": size, "flip": settings.flip}
     metadata |= {"temperature": calibration.temperature, "certain_threshold": calibration.threshold}
     if "certain_coverage" in calibration.metrics:
         metadata["certain_coverage"] = calibration.metrics["certain_coverage"]
@@ -138,7 +139,7 @@ def log_classifier(
         info = log_model(
             "classifier",
             mlflow.pyfunc,
-            python_model=SERVED,
+            python_model=MODEL_CODE,
             artifacts={"model": str(network), "settings": str(texts)},
             code_paths=[str(ROOT / "carmodel")],
             signature=signature(),
@@ -146,7 +147,7 @@ def log_classifier(
             pip_requirements=pinned(*REQUIREMENTS),
             metadata=metadata | {"trained_model": settings.model_uri, **(accuracy or {})},
         )
-    return info, served
+    return info, inference
 
 
 def resized(photos: np.ndarray, size: int) -> np.ndarray:

@@ -1,151 +1,100 @@
-"""A web page in front of the endpoint: drop, paste or choose photos, and see the five likeliest cars.
+"""A web page in front of the endpoint: choose photos, draw a box around the car, see the five most likely models.
 
-It is made with NiceGUI (https://nicegui.io), which serves its own scripts and fonts: the browser talks to this page alone,
-and this page to the endpoint alone.
+The page is plain HTML, CSS and JavaScript in ``static/``. It talks to this server alone, which passes photos on to the
+endpoint, so it works without access to other hosts.
 """
 
 import asyncio
-import base64
-import time
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-from nicegui import events, ui
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from urllib3.exceptions import HTTPError
 
-from carmodel.data.images import ImageError, decode
-from carmodel.serving.client import BATCH, EndpointError, ask, connect, row_of
-from carmodel.serving.rows import BOX_COLUMNS
+from carmodel.serving.client import connect
 
-TOP_K = 5
-FORMATS = ("image/jpeg", "image/png", "image/webp", "image/bmp")
-MAX_BYTES = 20_000_000
-PREVIEW = 480
-"""Longest side of a photo as the page shows it, in pixels."""
+STATIC = Path(__file__).parent / "static"
+MAX_BYTES = 30_000_000
+"""Largest request: a photo of 20 MB is 27 MB of Base64 text."""
 
-# Paste and drop work on the whole page; the uploader handles what is dropped on itself.
-ANYWHERE = """
-for (const kind of ["paste", "drop"]) document.addEventListener(kind, (event) => {
-  const files = (event.clipboardData ?? event.dataTransfer).files;
-  if (files.length === 0) return;
-  event.preventDefault();
-  getElement(%d).$refs.qRef.addFiles(files);
-});
-document.addEventListener("dragover", (event) => event.preventDefault());
-"""
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
-def show(endpoint: str, host: str, port: int, model: str, examples: Mapping[int, Path]) -> None:
-    """Serve the page until the process is told to end (SIGINT or SIGTERM).
+def create_page(
+    endpoint: str, about: Mapping[str, Any], examples: Mapping[int, Path], samples: Sequence[bytes]
+) -> FastAPI:
+    """Return the page's server.
 
     Args:
-        endpoint: address of the scoring server.
-        host: address of this machine to listen at; 0.0.0.0 lets other machines, such as a phone, see the page.
-        port: of the page.
-        model: what is served, for the page's head.
-        examples: a picture of examples by class id, for the classes that have one.
+        endpoint: URL of the scoring server.
+        about: facts about the model, as `carmodel.serving.about.about_model` returns them.
+        examples: pictures of training photos, by class id.
+        samples: JPEG files to try.
     """
-    ui.run(
-        lambda: _page(endpoint, model, examples),
-        host=host,
-        port=port,
-        title="Which car is this?",
-        favicon="🚗",
-        dark=None,  # as the browser likes it
-        reload=False,
-        show=False,
-        show_welcome_message=False,
-    )
+    app = FastAPI(openapi_url=None)
+    http = connect(retries=1, connections=4)
 
+    @app.middleware("http")
+    async def add_headers(request: Request, call_next: Any) -> Response:
+        response: Response = await call_next(request)
+        response.headers.update(HEADERS)
+        return response
 
-def _page(endpoint: str, model: str, examples: Mapping[int, Path]) -> None:
-    http = connect(retries=2, connections=4)
-    boxes: dict[str, Any] = {}
+    @app.get("/about.json")
+    def get_about() -> dict[str, Any]:
+        return {**about, "examples": sorted(examples), "samples": len(samples)}
 
-    async def classify(event: events.MultiUploadEventArguments) -> None:
-        upload.reset()
-        photos = [(file.name, await file.read()) for file in event.files]
-        rows = [row_of(photo) | _filled(boxes) for _, photo in photos]
-        busy.set_visibility(True)
-        began = time.perf_counter()
+    @app.get("/examples/{class_id}.jpg")
+    def get_examples(class_id: int) -> FileResponse:
+        if class_id not in examples:
+            raise HTTPException(404)
+        return FileResponse(examples[class_id])
+
+    @app.get("/samples/{number}.jpg")
+    def get_sample(number: int) -> Response:
+        if not 0 <= number < len(samples):
+            raise HTTPException(404)
+        return Response(samples[number], media_type="image/jpeg")
+
+    @app.post("/invocations")
+    async def classify(request: Request) -> Response:
+        if int(request.headers.get("content-length", MAX_BYTES + 1)) > MAX_BYTES:
+            raise HTTPException(413)
+        body, url = await request.body(), f"{endpoint}/invocations"
+        headers = {"Content-Type": "application/json"}
         try:
-            answers = []
-            for start in range(0, len(rows), BATCH):
-                answers += await asyncio.to_thread(ask, http, endpoint, rows[start : start + BATCH], TOP_K)
-            seconds = time.perf_counter() - began
-            previews = [await asyncio.to_thread(preview, photo) for _, photo in photos]
-        except EndpointError as error:
-            ui.notify(str(error), type="negative", multi_line=True, timeout=0, close_button="OK")
-            return
-        finally:
-            busy.set_visibility(False)
-        latency.set_text(f"{len(rows)} {'photo' if len(rows) == 1 else 'photos'} answered in {1000 * seconds:.0f} ms")
-        with results:
-            # The newest on top, in the order in which they were given.
-            for place, ((name, _), answer, picture) in enumerate(zip(photos, answers, previews, strict=True)):
-                _card(name, answer, picture, examples).move(target_index=place)
+            answer = await asyncio.to_thread(http.request, "POST", url, body=body, headers=headers)
+        except HTTPError:
+            raise HTTPException(502) from None
+        return Response(answer.data, answer.status, media_type="application/json")
 
-    with ui.column().classes("w-full max-w-2xl mx-auto items-stretch"):
-        ui.label("Which car is this?").classes("text-2xl")
-        ui.label(model).classes("text-sm opacity-70 break-all")
-        upload = ui.upload(
-            label="Drop, paste or choose photos",
-            multiple=True,
-            auto_upload=True,
-            max_file_size=MAX_BYTES,
-            on_multi_upload=classify,
-            on_rejected=lambda: ui.notify(f"JPEG, PNG, WebP or BMP, up to {MAX_BYTES // 10**6} MB", type="warning"),
-        )
-        upload.props(f'accept="{",".join(FORMATS)}" flat bordered').classes("w-full")
-        with ui.expansion("A box around the car, if you know it").classes("w-full"):
-            ui.label("In pixels of the photo; left empty, the whole photo counts as the car.").classes("text-sm")
-            with ui.row().classes("w-full no-wrap"):
-                for corner in BOX_COLUMNS:
-                    ui.number(corner, min=0, precision=0).bind_value_to(boxes, corner).classes("w-1/4")
-        with ui.row().classes("items-center"):
-            latency = ui.label().classes("text-sm opacity-70")
-            busy = ui.spinner(size="sm")
-            busy.set_visibility(False)
-        results = ui.column().classes("w-full items-stretch")
-    ui.add_body_html(f"<script>{ANYWHERE % upload.id}</script>")
+    app.mount("/", StaticFiles(directory=STATIC, html=True))
+    return app
 
 
-def _card(name: str, answer: Mapping[str, Any], picture: str | None, examples: Mapping[int, Path]) -> ui.card:
-    with ui.card().classes("w-full gap-2") as card:
-        if picture is not None:
-            ui.image(picture).props("fit=contain").classes("w-full max-h-72")
-        ui.label(name).classes("text-sm opacity-70 break-all")
-        if answer["error"] is not None:
-            ui.label(answer["error"]).classes("text-negative")
-            return card
-        for car in answer["top_k"]:
-            with ui.column().classes("w-full gap-0"):
-                with ui.row().classes("w-full justify-between no-wrap"):
-                    ui.label(car["label"])
-                    ui.label(f"{car['probability']:.1%}")
-                bar = ui.linear_progress(car["probability"], show_value=False, size="0.5rem")
-                bar.props("rounded instant-feedback")
-        if strip := examples.get(answer["class_id"]):
-            ui.label(f"Examples of {answer['label']} in the training photos").classes("text-sm opacity-70")
-            ui.image(strip).classes("w-full")
-    return card
+def run_page(page: FastAPI, host: str, port: int) -> None:
+    """Serve the page until the process receives SIGINT or SIGTERM."""
+    uvicorn.run(page, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
 
 
-def _filled(boxes: Mapping[str, Any]) -> dict[str, Any]:
-    """The corners that were given; the classifier says what is wrong when some are missing."""
-    return {corner: value for corner, value in boxes.items() if value is not None}
-
-
-def preview(photo: bytes) -> str | None:
-    """Return the photo no larger than the page shows it, as a ``data:`` address, or None when it can't be decoded."""
-    try:
-        pixels = decode(photo)
-    except ImageError:
-        return None
-    height, width = pixels.shape[:2]
-    factor = min(1.0, PREVIEW / max(height, width))
-    size = max(1, round(factor * width)), max(1, round(factor * height))
-    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode()}"
+def page_url(host: str, port: int) -> str:
+    """Return a URL that opens the page: for 0.0.0.0, the one that other machines can use."""
+    if host == "127.0.0.1":
+        host = "localhost"
+    elif host == "0.0.0.0":
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(("192.0.2.1", 9))  # sends nothing; chooses the network interface
+                host = probe.getsockname()[0]
+            except OSError:
+                host = socket.gethostname()
+    return f"http://{host}:{port}"

@@ -1,4 +1,4 @@
-"""The fine-tuned network that ships with the clone, packaged as ``models:/carmodel-pretrained@champion``."""
+"""Package the fine-tuned network of the clone as ``models:/carmodel-pretrained@champion``."""
 
 import json
 
@@ -12,7 +12,7 @@ from carmodel.model.backbone import load_network
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving.calibration import Calibration
 from carmodel.serving.packaging import METADATA, log_classifier
-from carmodel.serving.registry import CANDIDATE, CHAMPION, address_of, register, set_alias, version_for_alias
+from carmodel.serving.registry import CANDIDATE, CHAMPION, register, set_alias, uri_of, version_for_alias
 from carmodel.tracking.digests import digest_of_path
 
 NAME = "carmodel-pretrained"
@@ -20,9 +20,9 @@ DIGEST_TAG = "pretrained_digest"
 
 
 def package_pretrained() -> str:
-    """Log and register the network of ``pretrained/``, once for each version of its file, and return its URI.
+    """Log and register the network of ``pretrained/``, once per version of its file, and return its URI.
 
-    Its test accuracy is that of the model card; nothing is measured here, since the photos are not part of the clone.
+    Its accuracy is that of its model card. Nothing is measured here, since the photos are not part of the clone.
 
     Raises:
         InputError: the files are missing.
@@ -31,11 +31,11 @@ def package_pretrained() -> str:
     if not PRETRAINED.is_file() or not facts_file.is_file():
         raise InputError(f"{PRETRAINED} or {facts_file.name} is missing; clone the repository again")
     client, digest = MlflowClient(), digest_of_path(PRETRAINED)
-    if address := _packaged(client, digest):
-        return address
+    if uri := _packaged(client, digest):
+        return uri
     facts = json.loads(facts_file.read_text())
     size = facts["image_size"]
-    # Noise is enough: the network has no normalisation left that folding could change.
+    # Noise is enough, since the network has no normalisation that folding could change.
     photos = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), np.uint8)
     with mlflow.start_run(run_name="pretrained"):
         model = log_network(load_network(PRETRAINED), photos[:1], {fact: facts[fact] for fact in METADATA}, {})
@@ -48,15 +48,15 @@ def package_pretrained() -> str:
     client.set_model_version_tag(NAME, version, DIGEST_TAG, digest)
     for alias in (CANDIDATE, CHAMPION):
         set_alias(client, NAME, alias, version)
-    return address_of(client, NAME, CHAMPION) or f"models:/{NAME}/{version}"
+    return uri_of(client, NAME, CHAMPION) or f"models:/{NAME}/{version}"
 
 
 def _packaged(client: MlflowClient, digest: str) -> str | None:
-    """Return the URI of the champion if it was made from a file with this digest."""
+    """Return the URI of the champion if it was packaged from a file with this digest."""
     if not client.search_registered_models(f"name = '{NAME}'"):
         return None
     champion = version_for_alias(client, NAME, CHAMPION)
-    return address_of(client, NAME, CHAMPION) if champion and champion.tags.get(DIGEST_TAG) == digest else None
+    return uri_of(client, NAME, CHAMPION) if champion and champion.tags.get(DIGEST_TAG) == digest else None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Versions of a registered model, and which of them is called `candidate` and which `champion`.
+"""Versions of a registered model, and their aliases `candidate` and `champion`.
 
-Azure ML and Databricks's workspace registry have no aliases: there a version's tag, ``alias.candidate`` or
-``alias.champion``, says it, and addresses name the version.
+Azure ML and Databricks's workspace registry have no aliases. There, the tag ``alias.candidate`` or ``alias.champion`` of
+a version replaces it, and URIs name the version.
 """
 
 from typing import NamedTuple
@@ -22,20 +22,21 @@ STORE_TAG = "test_store"
 
 
 class Promotion(NamedTuple):
-    """Whether `champion` points at the version now, and why, in words."""
+    """Whether `champion` now points at the version, and the reason as text."""
 
     champion: bool
     reason: str
 
 
 def register(model_uri: str, name: str, accuracy: float, test_store: str) -> str:
-    """Register a logged model as a new version, without an alias: `promote` gives it one once it has answered.
+    """Register a logged model as a new version, without an alias. `promote` adds the aliases.
 
     Args:
-        model_uri: of the logged model.
-        name: of the registered model, made where it is missing.
-        accuracy: top-1 on the test store, kept as the version's tag ``test_top1``.
-        test_store: digest of that store, kept as ``test_store``: accuracies on different stores can't be compared.
+        model_uri: URI of the logged model.
+        name: name of the registered model, which is created if it does not exist.
+        accuracy: top-1 accuracy on the test store, saved as the tag ``test_top1`` of the version.
+        test_store: digest of that store, saved as the tag ``test_store``, since accuracies on different stores cannot
+            be compared.
 
     Returns:
         The version.
@@ -58,13 +59,13 @@ def register(model_uri: str, name: str, accuracy: float, test_store: str) -> str
 
 
 def promote(client: MlflowClient, name: str, version: str, min_accuracy: float) -> Promotion:
-    """Point `candidate` at a version that `register` made, and `champion` too if it has earned that.
+    """Point `candidate` at a version that `register` made, and `champion` too if it is good enough.
 
-    It has when its test accuracy is at least `min_accuracy` and not below the champion's, measured on the same test
-    store. A champion that was measured on another store, or never, stays: the two can't be compared, and the reason
-    says how to move it by hand. The first champion has nothing to be compared with.
+    It is good enough if its test accuracy is at least `min_accuracy`, and not below that of the champion on the same
+    test store. A champion that was measured on another store, or never, stays, since the two cannot be compared. The
+    reason then contains the command that moves the alias. The first champion has nothing to be compared with.
 
-    Neither alias moves to an older version than the one that it names, so a rerun never undoes a later choice.
+    An alias never moves to an older version, so a rerun does not undo a later choice.
     """
     candidate = version_for_alias(client, name, CANDIDATE)
     if candidate is None or int(candidate.version) <= int(version):
@@ -91,8 +92,8 @@ def promote(client: MlflowClient, name: str, version: str, min_accuracy: float) 
             by_hand = f"MlflowClient().set_model_version_tag({name!r}, {version!r}, {_tag(CHAMPION)!r}, 'true')"
         return Promotion(
             False,
-            f"{measured}, but {against}, was not measured on this test store, so they can't be compared; it stays. "
-            f"Evaluate and package it on this store, or move it by hand: {by_hand}",
+            f"{measured}, but {against}, was not measured on this test store, so the two cannot be compared and it stays. "
+            f"Evaluate and package it on this store, or move the alias yourself: {by_hand}",
         )
     best = float(champion.tags[ACCURACY_TAG])
     if accuracy < best:
@@ -102,13 +103,13 @@ def promote(client: MlflowClient, name: str, version: str, min_accuracy: float) 
 
 
 def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
-    """Point an alias at a version; where the registry has no aliases, move the tag that stands for it."""
+    """Point an alias at a version. In a registry without aliases, move the tag that replaces it."""
     try:
         return client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
         if not is_unsupported(error):
             raise
-    print(f"{name}: this registry has no aliases: version {version} gets the tag {_tag(alias)}")
+    print(f"{name}: this registry has no aliases, so version {version} gets the tag {_tag(alias)}")
     client.set_model_version_tag(name, version, _tag(alias), "true")
     for other in _tagged(client, name, alias):
         if str(other.version) != version:
@@ -117,27 +118,33 @@ def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None
 
 
 def version_for_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    """Return the version that an alias, or the tag that stands for it, names."""
+    """Return the version with an alias, or with the tag that replaces it; None if there is none."""
     aliases = client.get_registered_model(name).aliases
     if alias in aliases:
         return client.get_model_version(name, aliases[alias])
     return max(_tagged(client, name, alias), key=lambda version: int(version.version), default=None)
 
 
-def address_of(client: MlflowClient, name: str, alias: str) -> str | None:
-    """Return the address of the version called so: ``models:/NAME@ALIAS``, or ``models:/NAME/VERSION`` without aliases."""
+def uri_of(client: MlflowClient, name: str, alias: str) -> str | None:
+    """Return the URI of the version with an alias: ``models:/NAME@ALIAS``, or ``models:/NAME/VERSION`` without aliases."""
     version = version_for_alias(client, name, alias)
     if version is None:
         return None
     return f"models:/{name}/{version.version}" if _tag(alias) in version.tags else f"models:/{name}@{alias}"
 
 
-def newest_candidate(client: MlflowClient) -> str | None:
-    """Return the address of the registered model that got its candidate last, ``models:/NAME@candidate``, if there is one."""
-    versions = [version_for_alias(client, model.name, CANDIDATE) for model in client.search_registered_models()]
-    called = [version for version in versions if version is not None]
-    newest = max(called, key=lambda version: version.creation_timestamp, default=None)
-    return None if newest is None else address_of(client, newest.name, CANDIDATE)
+def newest_model(client: MlflowClient, alias: str, without: str = "") -> str | None:
+    """Return the URI of the newest version that has an alias, among all registered models.
+
+    Args:
+        client: of the registry.
+        alias: such as champion.
+        without: a registered model that does not count.
+    """
+    names = [model.name for model in client.search_registered_models() if model.name != without]
+    versions = [version for name in names if (version := version_for_alias(client, name, alias))]
+    newest = max(versions, key=lambda version: int(version.creation_timestamp), default=None)
+    return None if newest is None else uri_of(client, newest.name, alias)
 
 
 def _tag(alias: str) -> str:
@@ -145,7 +152,7 @@ def _tag(alias: str) -> str:
 
 
 def _tagged(client: MlflowClient, name: str, alias: str) -> list[ModelVersion]:
-    # Unity Catalog has aliases, and gives no tags with what is searched for.
+    # Unity Catalog has aliases, and its search returns no tags.
     found = client.search_model_versions(f"name='{name}'")
     return [version for version in found if isinstance(version.tags, dict) and _tag(alias) in version.tags]
 

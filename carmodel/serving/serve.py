@@ -1,4 +1,4 @@
-"""The endpoint and the page in front of it, begun and ended together: ``make serve``."""
+"""Start the endpoint and the page together: ``make serve``, or the script ``carmodel-serve``."""
 
 import argparse
 import signal
@@ -7,50 +7,64 @@ import sys
 import mlflow
 
 from carmodel.errors import InputError
-from carmodel.serving.examples import examples_of, require_classifier
-from carmodel.serving.page import show
-from carmodel.serving.pretrained import package_pretrained
-from carmodel.serving.registry import newest_candidate
-from carmodel.serving.server import HOST, require_free, served
+from carmodel.serving.about import about_model, draw_samples, examples_of
+from carmodel.serving.page import create_page, page_url, run_page
+from carmodel.serving.pretrained import NAME, package_pretrained
+from carmodel.serving.registry import CANDIDATE, CHAMPION, newest_model
+from carmodel.serving.scoring_server import HOST, require_free, running_server
 
 
 def serve(model: str, port: int, page_host: str, page_port: int) -> None:
-    """Serve a model and the page until the process is told to end.
+    """Serve a model and the page until the process receives SIGINT or SIGTERM.
 
     Args:
-        model: URI of a packaged classifier; empty: the newest candidate of the registry, or the network of
-            ``pretrained/`` where there is none.
-        port: of the endpoint, which only this machine can reach.
-        page_host: address of this machine to show the page at.
-        page_port: of the page.
+        model: URI of a packaged classifier; empty: see `choose_model`.
+        port: port of the endpoint, which only this machine can reach.
+        page_host: address of this machine where the page is shown.
+        page_port: port of the page.
 
     Raises:
-        InputError: no such model, or a port that is taken.
+        InputError: no such model, or a port that is in use.
     """
-    client = mlflow.MlflowClient()
     require_free(page_host, page_port)
     if port == page_port:
-        raise InputError(f"the endpoint and the page can't both be at port {port}; choose another for one of them")
-    # One's own newest model; the network that ships with the clone where there is none.
-    model = model or newest_candidate(client) or package_pretrained()
-    require_classifier(model)
-    examples = examples_of(model)
-    print(f"loading {model} …", flush=True)
-    with served(model, port) as (address, _):
-        print(f"\n  the page      http://{'localhost' if page_host == HOST else page_host}:{page_port}", flush=True)
-        print(f"  the endpoint  {address}/invocations\n  Ctrl-C ends both\n", flush=True)
-        show(address, page_host, page_port, model, examples)
+        raise InputError(f"the endpoint and the page cannot both use port {port}; choose another port for one of them")
+    model = model or choose_model()
+    about = about_model(model)
+    print(f"loading {about['model']}")
+    print(f"  {about['accuracy'] or 'its test accuracy is not known'}", flush=True)
+    page = [about, examples_of(model), draw_samples(about["classes"])]
+    with running_server(model, port) as (endpoint, _):
+        print(f"\n  the page       {page_url(page_host, page_port)}")
+        print(f"  the endpoint   {endpoint}/invocations")
+        print("  another model  make serve MODEL=models:/NAME@ALIAS")
+        print("  Ctrl-C stops both\n", flush=True)
+        run_page(create_page(endpoint, *page), page_host, page_port)
+
+
+def choose_model() -> str:
+    """Return the URI of the newest champion among one's own models, or of the network of the clone if there is none."""
+    client = mlflow.MlflowClient()
+    if champion := newest_model(client, CHAMPION, without=NAME):
+        return champion
+    if candidate := newest_model(client, CANDIDATE, without=NAME):
+        print(f"none of your models is a champion; to serve the newest candidate: make serve MODEL={candidate}")
+    else:
+        print("you have no registered model yet, so the network of the clone is served")
+    return package_pretrained()
 
 
 def main() -> None:
-    """Read the command line and serve; what can't be done ends with exit code 2 and a line that says why."""
+    """Read the command line and serve. If that is impossible, print why and exit with code 2."""
     parser = argparse.ArgumentParser(description="Serve a classifier with MLflow's server, and a page in front of it.")
-    parser.add_argument("--model", default="", help="such as models:/NAME@candidate (default: the newest candidate)")
-    parser.add_argument("--port", type=int, default=5001, help="of the endpoint (%(default)s)")
+    parser.add_argument(
+        "--model", default="", help="such as models:/NAME@champion (default: the newest champion of your own models)"
+    )
+    parser.add_argument("--port", type=int, default=5001, help="port of the endpoint (%(default)s)")
     parser.add_argument("--page-host", default=HOST, help="0.0.0.0 shows the page to other machines (%(default)s)")
-    parser.add_argument("--page-port", type=int, default=5002, help="of the page (%(default)s)")
+    parser.add_argument("--page-port", type=int, default=5002, help="port of the page (%(default)s)")
     given = parser.parse_args()
-    # So that the server ends with this process when it is told to terminate, too.
+    # So that the endpoint ends with this process.
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda *_: sys.exit(0))
     try:

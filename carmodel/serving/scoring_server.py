@@ -22,7 +22,9 @@ _PATIENCE = 300.0
 
 
 @contextmanager
-def served(model_uri: str, port: int, log: IO[bytes] | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def running_server(
+    model_uri: str, port: int, log: IO[bytes] | None = None
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Serve a model with ``mlflow models serve`` on this machine alone, and end the server with the block.
 
     Args:
@@ -37,16 +39,16 @@ def served(model_uri: str, port: int, log: IO[bytes] | None = None) -> Iterator[
         InputError: the port is taken, or the server ends or stays silent; its lines say why.
     """
     require_free(HOST, port)
-    process = start(model_uri, port, log)
+    process = start_server(model_uri, port, log)
     address = f"http://{HOST}:{port}"
     try:
         _wait_until_up(address, process)
         yield address, process
     finally:
-        end(process)
+        stop_server(process)
 
 
-def start(model_uri: str, port: int, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+def start_server(model_uri: str, port: int, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
     """Start ``mlflow models serve`` for this machine alone, as the leader of a process group of its own."""
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model_uri, "--env-manager", "local"]
     # The server is started by the name of its program, which lies beside this interpreter.
@@ -60,7 +62,7 @@ def start(model_uri: str, port: int, log: IO[bytes] | None = None) -> subprocess
     )
 
 
-def end(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> None:
+def stop_server(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> None:
     """End a server's process group and wait until it is gone, and its port free; SIGKILL after ten seconds."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, how)
@@ -82,7 +84,7 @@ def require_free(host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except (OSError, OverflowError) as error:
-        raise InputError(f"{host}:{port} can't be used ({error}); choose another port") from None
+        raise InputError(f"{host}:{port} cannot be used ({error}); choose another port") from None
 
 
 def _wait_until_up(address: str, process: subprocess.Popen[bytes]) -> None:
