@@ -61,7 +61,7 @@ def test_a_network_that_folding_would_change_is_served_as_trained_with_a_note(ph
     served = build_inference_model(model, photos, folded=True, precision="float32")
     assert served.network is model
     assert not served.folded
-    assert "not folded: that changes a probability by" in served.notes[0]
+    assert "folding changes a probability by" in served.notes[0]
 
 
 def test_bfloat16_is_used_where_the_processor_has_it_and_said_where_not(

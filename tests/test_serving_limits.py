@@ -145,7 +145,7 @@ def test_a_photo_that_takes_more_than_the_budget_is_refused(network: keras.Model
     small, large = photo(1, 250, 200), photo(1, 400, 249)
     rows = classifier.predict(None, pd.DataFrame({"image": [small, large]})).to_dict("records")
     check_answer(rows[0], expected(network, small))
-    check_refused(rows[1], "400 x 249 pixels take more memory than there is for decoding")
+    check_refused(rows[1], "400 x 249 pixels need more memory than max_decoded_bytes")
 
 
 def test_threads_never_hold_more_than_the_budget_and_all_get_their_turn() -> None:

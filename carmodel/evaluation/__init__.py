@@ -1,1 +1,1 @@
-"""How good a model is on the test store: numbers, pictures and the report that holds both."""
+"""Measure a model on the test store: metrics, figures and the report."""

@@ -1,9 +1,10 @@
-"""Pictures of a training and of a test, each a Matplotlib `Figure` made without pyplot, which leaves no global state.
+"""Figures of a training and of a test. They are created without pyplot, which would keep global state.
 
-`subtitle` stands under the title of every picture; "synthetic sample" belongs there when the photos are drawn.
+`subtitle` is the second title of a figure, for example "synthetic sample" if the photos are drawn.
 """
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
 import numpy as np
 import pandas as pd
@@ -12,18 +13,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 FEW_CLASSES = 20
-"""Up to so many classes, the confusion matrix has names on its axes and numbers in its cells."""
+"""Up to this number of classes, the confusion matrix shows names and numbers."""
+
+TITLE_WIDTH = 36
+"""Characters per line above a wrongly classified photo."""
 
 BARS = 20
-"""Classes shown at each end of the per-class picture."""
+"""Number of worst and of best classes in the figure of accuracy by class."""
 
 
 def training_curves(history: Mapping[str, Sequence[float]], subtitle: str = "") -> Figure:
-    """Draw loss, accuracy and, where there is one, the learning rate by epoch.
+    """Draw loss, accuracy and, if known, the learning rate by epoch.
 
     Args:
-        history: Keras's ``History.history``: a number an epoch for each of loss, val_loss, accuracy, learning_rate …
-        subtitle: see the module.
+        history: Keras's ``History.history``, one number per epoch for each of loss, val_loss, accuracy, learning_rate …
+        subtitle: second title.
     """
     panels = [
         ("loss", [name for name in ("loss", "val_loss") if name in history]),
@@ -47,14 +51,14 @@ def training_curves(history: Mapping[str, Sequence[float]], subtitle: str = "") 
 
 
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], subtitle: str = "") -> Figure:
-    """Draw a confusion matrix, int (C, C), coloured by the part of each true class; with names only for few classes."""
+    """Draw a confusion matrix, int (C, C), coloured by the fraction of the true class."""
     few = len(class_names) <= FEW_CLASSES
     side = 4.0 + 0.45 * len(class_names) if few else 10.0
     figure = _figure("Confusion matrix", subtitle, (side + 1.5, side))
     axes = figure.add_subplot()
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     picture = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
-    figure.colorbar(picture, ax=axes, label="part of the true class", shrink=0.8)
+    figure.colorbar(picture, ax=axes, label="fraction of the true class", shrink=0.8)
     if few:
         places = range(len(class_names))
         axes.set_xticks(places, class_names, rotation=45, ha="right")
@@ -70,7 +74,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], subtitle: s
 def mistakes(
     images: np.ndarray, true: Sequence[str], predicted: Sequence[str], probability: Sequence[float], subtitle: str = ""
 ) -> Figure:
-    """Draw wrongly answered photos, uint8 (n, H, W, 3), each with its true and predicted class and the probability."""
+    """Draw wrongly classified photos, uint8 (n, H, W, 3), with true class, predicted class and probability."""
     columns = min(4, max(1, len(images)))
     lines = -(-len(images) // columns)
     figure = _figure("Worst mistakes", subtitle, (3.4 * columns + 0.6, 3.7 * max(1, lines) + 0.6))
@@ -80,8 +84,9 @@ def mistakes(
         axes = figure.add_subplot(lines, columns, place + 1)
         axes.imshow(image)
         axes.set_axis_off()
-        words = f"true: {true[place]}\npredicted: {predicted[place]} ({probability[place]:.0%})"
-        axes.set_title(words, fontsize="small", wrap=True)
+        sentences = f"true: {true[place]}", f"predicted: {predicted[place]} ({probability[place]:.0%})"
+        # Matplotlib reserves no space for the lines that its own wrap=True adds.
+        axes.set_title("\n".join(line for text in sentences for line in wrap(text, TITLE_WIDTH)), fontsize="small")
     return figure
 
 
@@ -89,8 +94,8 @@ def per_class_accuracy(table: pd.DataFrame, subtitle: str = "") -> Figure:
     """Draw the accuracy of the worst and the best classes as bars.
 
     Args:
-        table: as `carmodel.evaluation.metrics.per_class` makes it; classes without rows are left out.
-        subtitle: see the module.
+        table: from `carmodel.evaluation.metrics.per_class`. Classes without rows are left out.
+        subtitle: second title.
     """
     ordered = table.dropna(subset=["accuracy"]).sort_values("accuracy", kind="stable")
     if len(ordered) <= 2 * BARS:
@@ -105,7 +110,7 @@ def per_class_accuracy(table: pd.DataFrame, subtitle: str = "") -> Figure:
 
 
 def _bars(axes: Axes, title: str, table: pd.DataFrame) -> None:
-    # By number, not by name: two classes with one name stay two bars.
+    # By number, because two classes may have the same name.
     places = range(len(table))
     axes.barh(places, table["accuracy"])
     axes.set_yticks(places, [f"{name} ({rows})" for name, rows in zip(table["class"], table["rows"], strict=True)])

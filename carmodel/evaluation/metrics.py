@@ -1,7 +1,7 @@
-"""Numbers that say how good a classifier is, from true labels and predicted probabilities.
+"""Metrics of a classifier, from true labels and predicted probabilities.
 
-Throughout, `labels` is int (N,), 0-based, and `probabilities` is float (N, C), rows summing to 1. Every function keeps
-all C classes, also those that the labels lack. Equal probabilities rank by class number, as in `numpy.argmax`.
+In all functions, `labels` is int (N,), 0-based, and `probabilities` is float (N, C) with rows that sum to 1. Results
+include all C classes, even those without labels. Equal probabilities rank by class number, as in `numpy.argmax`.
 """
 
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ from sklearn.metrics import log_loss
 
 
 def top_k_accuracy(labels: np.ndarray, probabilities: np.ndarray, k: int) -> float:
-    """Part of the rows whose true class is among the `k` most probable ones (all C classes where k > C)."""
+    """Return the fraction of rows whose true class is among the `k` most likely ones (among all if k > C)."""
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     return float((best == labels[:, None]).any(axis=1).mean())
 
 
 def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Return top1, top5, mean_class_accuracy (over the classes that have rows), log_loss (nats) and rows.
+    """Return top1, top5, mean_class_accuracy (over the classes with rows), log_loss (nats) and rows.
 
     Raises:
-        ValueError: there are no rows, so that nothing can be measured.
+        ValueError: there are no rows.
     """
     if len(labels) == 0:
         raise ValueError("the test store has no rows, so there is nothing to measure")
     hits = probabilities.argmax(axis=1) == labels
     present = np.unique(labels)
-    # Sums in float64, so that float32's rounding is not taken for probabilities that do not add up.
+    # In float64, because scikit-learn warns about float32 probabilities that do not sum to 1 exactly.
     exact = probabilities.astype(np.float64)
     exact /= exact.sum(axis=1, keepdims=True)
     return {
@@ -51,13 +51,13 @@ def per_class(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequen
 
 
 def confusion_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return int (C, C): row = true class, column = predicted class, value = how many."""
+    """Return int (C, C), the number of rows by true class (row) and predicted class (column)."""
     classes = np.arange(probabilities.shape[1])
     return sklearn_confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes)
 
 
 def worst_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) -> np.ndarray:
-    """Return the row numbers, int (at most `count`,), of the wrong answers given with most confidence, worst first."""
+    """Return the rows of the most confident wrong predictions, int (at most `count`,), the most confident first."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     confidence = probabilities[wrong].max(axis=1)
     return wrong[np.argsort(-confidence, kind="stable")][:count]

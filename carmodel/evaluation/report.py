@@ -1,4 +1,4 @@
-"""Run a model over a test store and write down how it did."""
+"""Predict a test store with a model and write a report."""
 
 import json
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from carmodel.model.head import with_mirror_image
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's answers on a store.
+    """The predictions of a model for a store.
 
     Attributes:
-        labels: int64 (N,), the true classes.
+        labels: int64 (N,), true classes.
         probabilities: float32 (N, C).
         class_names: C names.
     """
@@ -41,20 +41,20 @@ def evaluate(
     image_size: int = 0,
     flip: bool = False,
 ) -> Evaluation:
-    """Predict every row of a store, batch by batch, so that memory does not grow with the images.
+    """Predict every row of a store, batch by batch.
 
     Args:
         model: uint8 (B, H, W, 3) in, probabilities (B, C) out.
         store: the test store.
         batch_size: rows per forward pass.
-        class_names: the classes that the model was trained on, from its MLflow metadata; None where it has none, and
-            then only their number is compared with the store's.
-        image_size: side in pixels to which the photos are resized; 0 leaves them as they are.
+        class_names: the classes that the model was trained on, from its MLflow metadata. If None, only the number of
+            classes is compared with the store.
+        image_size: side in pixels to which the photos are resized; 0 keeps the size of the store.
         flip: average the probabilities of each photo and its mirror image.
 
     Raises:
-        InputError: the model was made for other classes or another image size, the store has no rows, or the outputs
-            are no probabilities.
+        InputError: the model has other classes or another image size, the store has no rows, or the outputs are not
+            probabilities.
     """
     size = image_size or store.image_size
     _check_fit(model, store, class_names, size)
@@ -69,7 +69,7 @@ def evaluate(
             probabilities[rows] = model.predict_on_batch(images)
             progress.update(len(rows))
     if not np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-2) or probabilities.min() < 0.0:
-        raise InputError("the model's outputs are no probabilities (rows that sum to 1); it should end in a softmax")
+        raise InputError("the model's outputs are not probabilities that sum to 1; let it end with a softmax")
     return Evaluation(store.labels, probabilities, list(store.class_names))
 
 
@@ -81,17 +81,17 @@ def summary_of(evaluation: Evaluation) -> dict[str, float]:
 def write_report(
     folder: Path, evaluation: Evaluation, store: Store, mistakes: int = 16, subtitle: str = ""
 ) -> dict[str, float]:
-    """Write the report's files into a folder and return the numbers of metrics.json.
+    """Write the report into a folder and return the numbers of metrics.json.
 
-    metrics.json, per_class.csv, confusion_matrix.csv (rows true, columns predicted), predictions.csv (source, label,
-    predicted, probability), and the pictures confusion_matrix.png, per_class.png and mistakes.png.
+    It consists of metrics.json, per_class.csv, confusion_matrix.csv (rows true, columns predicted), predictions.csv
+    (source, label, predicted, probability), confusion_matrix.png, per_class.png and mistakes.png.
 
     Args:
-        folder: made where it is missing.
-        evaluation: of `store`.
-        store: where the pictured photos come from.
-        mistakes: most photos in mistakes.png.
-        subtitle: stands in every picture, such as "synthetic sample".
+        folder: created if it does not exist.
+        evaluation: predictions for `store`.
+        store: the test store.
+        mistakes: largest number of photos in mistakes.png.
+        subtitle: second title of every figure, such as "synthetic sample".
     """
     folder.mkdir(parents=True, exist_ok=True)
     labels, probabilities, names = evaluation.labels, evaluation.probabilities, np.array(evaluation.class_names)
@@ -121,7 +121,7 @@ def write_report(
 
 def _check_fit(model: keras.Model, store: Store, class_names: Sequence[str] | None, size: int) -> None:
     if len(store) == 0:
-        raise InputError("the test store has no rows, so there is nothing to measure")
+        raise InputError("the test store has no rows")
     if class_names is not None and list(class_names) != store.class_names:
         raise InputError(f"the model's classes are not the store's: {_difference(class_names, store.class_names)}")
     if (classes := model.output_shape[-1]) != len(store.class_names):

@@ -1,1 +1,1 @@
-"""The classifier that takes Base64 photos, its packaging as an MLflow model, and the registry's rules."""
+"""The classifier of Base64 photos: its MLflow package, the model registry, the web page and the client."""

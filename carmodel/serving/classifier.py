@@ -1,4 +1,4 @@
-"""The classifier as an MLflow model: photos in, class names and probabilities out, a row for a row."""
+"""The classifier as an MLflow model: rows with photos in, rows with class names and probabilities out."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-# Registers the layer, so that a saved model with it loads.
+# Registers the layer, so that saved models with it can be loaded.
 import carmodel.model.scale  # noqa: F401
 from carmodel.data.images import ImageError, prepare, read_header
 from carmodel.serving.calibration import apply_temperature
@@ -26,7 +26,7 @@ from carmodel.training.precision import fast_bfloat16
 TOP_K = 5
 
 AHEAD = 32
-"""Rows of a request that are decoded, or about to be, before the network needs them."""
+"""Number of rows that are decoded ahead of the network."""
 
 EMPTY: dict[str, object] = {
     "label": None, "class_id": None, "probability": None, "top_k": [], "certain": None, "error": None
@@ -39,20 +39,20 @@ logger = logging.getLogger(__name__)
 class CarClassifier(PythonModel):
     """Name the car in each photo of a request.
 
-    Needs of its MLflow context the artifacts ``model``, a ``.keras`` file (uint8 (B, H, W, 3) in, probabilities (B, C)
+    The MLflow context has the artifacts ``model``, a ``.keras`` file (uint8 (B, H, W, 3) in, probabilities (B, C)
     out), and ``settings``, a JSON file with class_names, image_size, crop, margin, precision, the limits max_rows,
     max_bytes, max_pixels and max_decoded_bytes and, optionally, temperature and certain_threshold (see
     `carmodel.serving.calibration`). `carmodel.serving.packaging` provides both.
 
-    Any number of threads may call `predict`: the network is never traced anew, decoding shares a pool of threads and a
-    budget of memory, and nothing else is shared.
+    Many threads may call `predict` at once. They share a pool of decoding threads and a memory budget. The network is
+    traced once, when it is loaded.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the network, trace it and run it, so that the first request does not wait for that.
+        """Load the network, trace it and run it once, so that the first request does not wait for this.
 
         Raises:
-            ValueError: the network has not as many outputs as there are class names.
+            ValueError: the network does not have one output per class name.
         """
         settings = json.loads(Path(context.artifacts["settings"]).read_text())
         self.class_names: list[str] = settings["class_names"]
@@ -69,10 +69,10 @@ class CarClassifier(PythonModel):
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         bfloat16 = settings["precision"] == "bfloat16" and bool(fast_bfloat16())
         if settings["precision"] == "bfloat16" and not bfloat16:
-            logger.warning("packaged for bfloat16, which this processor does not compute: float32 is used")
+            logger.warning("this processor does not compute in bfloat16, so float32 is used")
         network = keras.saving.load_model(context.artifacts["model"], compile=False)
         if network.output_shape[-1] != len(self.class_names):
-            raise ValueError(f"the network has {network.output_shape[-1]} outputs, not {len(self.class_names)}")
+            raise ValueError(f"the network has {network.output_shape[-1]} outputs for {len(self.class_names)} classes")
         self._forward = Forward(network, self.image_size, bfloat16)
 
     def predict(
@@ -81,16 +81,16 @@ class CarClassifier(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, object] | None = None,
     ) -> pd.DataFrame:
-        """Answer every row; a row that can't be answered gets its error, and the others are answered.
+        """Answer every row. A row that is invalid gets an error, and the other rows get their answers.
 
         Args:
-            context: not used; MLflow passes it.
+            context: unused. MLflow passes it.
             model_input: `image` (Base64 text with or without a ``data:`` prefix, or bytes) and optionally `x1`, `y1`,
                 `x2`, `y2`: all four whole numbers (0-based pixels of the photo as displayed, x2 and y2 exclusive) or
-                all null. A network that was trained without cropping checks that they are numbers and does not use
-                them. A frame of nothing but one list of photos counts as a row for each. Of columns of one name the
-                first counts.
-            params: `top_k`, how many classes to list, 5 unless given; less than 1 counts as 1, more than C as C.
+                all null. If the network was trained on whole photos, the box is checked but not used. A frame whose
+                only cell is a list of photos stands for one row per photo. If several columns have the same name, the
+                first is used.
+            params: `top_k`, the number of classes to list, 5 by default, clipped to 1 … C.
 
         Returns:
             One row per row, with the same index and order: `label` str, `class_id` int, `probability` float
@@ -103,12 +103,12 @@ class CarClassifier(PythonModel):
         """
         top_k = self._top_k(params or {})
         if not isinstance(model_input, pd.DataFrame) or "image" not in model_input.columns:
-            raise MlflowException.invalid_parameter_value("the request needs a column 'image' with Base64 photos")
+            raise MlflowException.invalid_parameter_value("the request has no column 'image' with Base64 photos")
         model_input = model_input.loc[:, ~model_input.columns.duplicated()]
         if self._is_column(model_input):
             model_input = model_input.explode("image", ignore_index=True)
         rows = self._rows(model_input)
-        refused = f"more than {self.max_rows} rows in a request; send the others in another one"
+        refused = f"more than {self.max_rows} rows in a request; send this row in another request"
         answers: list[dict[str, object]] = [{"error": refused}] * len(rows)
         for i, outcome in self._outcomes(rows[: self.max_rows]):
             answers[i] = {"error": outcome} if isinstance(outcome, str) else self._answer(outcome, top_k)
@@ -127,7 +127,7 @@ class CarClassifier(PythonModel):
 
     @staticmethod
     def _is_column(frame: pd.DataFrame) -> bool:
-        """Whether MLflow made a single row of ``{"inputs": {"image": [photo, photo]}}``."""
+        """Return whether MLflow converted ``{"inputs": {"image": [photo, photo]}}`` to a single row."""
         return frame.columns.tolist() == ["image"] and len(frame) == 1 and isinstance(frame["image"].iloc[0], list)
 
     @staticmethod
@@ -137,7 +137,7 @@ class CarClassifier(PythonModel):
         return list(zip(*columns, strict=True))
 
     def _outcomes(self, rows: Sequence[tuple[object, ...]]) -> Iterator[tuple[int, str | np.ndarray]]:
-        """Yield the number of each row with its error or its probabilities (C,)."""
+        """Yield the number of each row with its error or its probabilities (C,), not in order."""
         batch: list[tuple[int, np.ndarray]] = []
         running: deque[tuple[Sequence[int], Future[np.ndarray]]] = deque()
         for i, outcome in enumerate(self._prepared(rows)):
@@ -154,7 +154,7 @@ class CarClassifier(PythonModel):
                 yield from zip(numbers, answers.result(), strict=True)
 
     def _prepared(self, rows: Sequence[tuple[object, ...]]) -> Iterator[np.ndarray | str]:
-        """Yield each row prepared, in order; the pool goes on with the next ones while the caller works."""
+        """Yield each prepared row, in order. Meanwhile, the pool prepares the next ones."""
         waiting: deque[Future[np.ndarray | str]] = deque()
         for row in rows:
             waiting.append(self._pool.submit(self._prepare, row))
@@ -164,19 +164,19 @@ class CarClassifier(PythonModel):
             yield waiting.popleft().result()
 
     def _prepare(self, row: Sequence[object]) -> np.ndarray | str:
-        """Turn a row into uint8 (H, W, 3), exactly as preprocess does, or into the text of its error."""
+        """Convert a row to uint8 (H, W, 3), exactly as preprocess does, or to its error message."""
         try:
             data, box = image_bytes(row[0], self.max_bytes), box_of(row[1:])
             header = read_header(data, self.max_pixels)
             needed = BYTES_A_PIXEL * header.width * header.height
             if needed > self._memory.total:
-                raise ImageError(f"{header.width} x {header.height} pixels take more memory than there is for decoding")
+                raise ImageError(f"{header.width} x {header.height} pixels need more memory than max_decoded_bytes")
             with self._memory.hold(needed):
                 return prepare(data, self.image_size, box if self.crops else None, self.margin, self.max_pixels)
         except ImageError as error:
             return str(error)
         except Exception as error:
-            # One hostile file must not take the other rows down; its type is for us, its text may hold the payload.
+            # A hostile file must not fail the other rows. Only the error's type is logged: its text may repeat the photo.
             logger.error("a row failed with %s", type(error).__name__)
             return f"the photo could not be read ({type(error).__name__})"
 

@@ -1,4 +1,4 @@
-"""The forward pass for any number of photos: small batches of fixed sizes, side by side."""
+"""Run a network on any number of photos, as small batches of fixed sizes in parallel."""
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,27 +10,27 @@ import tensorflow as tf
 from carmodel.training.precision import gpus, onednn_bfloat16
 
 CPU_SIZES = (4, 2, 1)
-"""Rows of a batch on a CPU. What more rows leave behind between two layers does not stay in the processor's cache."""
+"""Batch sizes on a CPU. Larger batches spill activations out of the CPU cache."""
 
 GPU_SIZES = (32, 16, 8, 4, 2, 1)
-"""Rows of a batch on a GPU, which only many rows keep busy."""
+"""Batch sizes on a GPU, which needs many rows to be busy."""
 
 
 class Forward:
-    """A network's forward pass, traced when it is made and never again.
+    """The forward pass of a network, traced once per batch size, when it is created.
 
-    Keras's own `predict` traces anew when the batch size changes, in the middle of a request. The sizes are powers of
-    two, so that any number of rows is a sum of them and none is padded. On a CPU as many batches run at a time as there
-    are cores, whatever the number of callers, which bounds the memory.
+    Keras's `predict` traces again when the batch size changes, in the middle of a request. The sizes are powers of two,
+    so any number of rows is a sum of sizes and no row is padded. On a CPU, one batch per core runs at a time,
+    whatever the number of callers. This limits the memory.
 
     Args:
         network: uint8 (B, H, W, 3) in, probabilities (B, C) out.
         image_size: side of the square images.
-        bfloat16: whether oneDNN computes in bfloat16, where the processor has it.
+        bfloat16: whether oneDNN computes in bfloat16.
 
     Attributes:
-        largest: most rows of a batch.
-        workers: batches that run at a time.
+        largest: largest batch size.
+        workers: number of batches that run at a time.
     """
 
     def __init__(self, network: keras.Model, image_size: int, bfloat16: bool = False) -> None:
@@ -43,16 +43,16 @@ class Forward:
         # XLA was slower than oneDNN on CPUs.
         call = tf.function(lambda images: network(images, training=False), autograph=False, jit_compile=False)
         self._traces = {size: call.get_concrete_function(tf.TensorSpec((size, *shape), tf.uint8)) for size in sizes}
-        for size in sizes:  # the first call of each builds its kernels
+        for size in sizes:  # the first call builds the kernels
             self(np.zeros((size, *shape), np.uint8))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Turn uint8 (N, H, W, 3) into float32 (N, C), for any N. Threads may call it at the same time."""
+        """Return the probabilities, float32 (N, C), of uint8 (N, H, W, 3). Many threads may call it at once."""
         started = [self.start(images[i : i + self.largest]) for i in range(0, len(images), self.largest)]
         return np.concatenate([np.empty((0, self._classes), np.float32), *(future.result() for future in started)])
 
     def start(self, images: np.ndarray) -> Future[np.ndarray]:
-        """Queue a batch, uint8 (N, H, W, 3) with N up to `largest`; its result is float32 (N, C)."""
+        """Queue a batch, uint8 (N, H, W, 3) with N up to `largest`. The result is float32 (N, C)."""
         return self._pool.submit(self._run, images)
 
     def _run(self, images: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From the trained network to the one that is served: folded and in the precision asked for, where the answers allow it."""
+"""Convert a trained network to a faster one for serving, and check that its answers stay the same."""
 
 from dataclasses import dataclass, field
 
@@ -10,25 +10,25 @@ from carmodel.serving.forward import Forward
 from carmodel.training.precision import fast_bfloat16, onednn_bfloat16
 
 FOLDING_BOUND = 1e-5
-"""Largest change of a probability by folding."""
+"""Largest change of a probability that folding may cause."""
 
 BFLOAT16_BOUND = 0.05
-"""Largest change of a probability by bfloat16, against float32."""
+"""Largest change of a probability that bfloat16 may cause."""
 
 BFLOAT16_AGREEMENT = 0.995
-"""Least part of the photos whose best class stays the same in bfloat16."""
+"""Smallest fraction of photos whose most likely class must stay the same in bfloat16."""
 
 
 @dataclass(frozen=True)
 class InferenceModel:
-    """The network that is served, and how it was chosen.
+    """A network for serving.
 
     Attributes:
         network: float32 weights; uint8 (B, H, W, 3) in, probabilities (B, C) out.
         folded: whether normalisations and Scales are folded into the convolutions.
         precision: "float32" or "bfloat16".
-        metrics: what was measured on the photos: largest changes of a probability, agreement of the best classes.
-        notes: where it is not what was asked for: why, in words.
+        metrics: largest changes of a probability on the photos, and agreement of the most likely classes.
+        notes: sentences that explain what was not done as requested.
     """
 
     network: keras.Model
@@ -39,12 +39,12 @@ class InferenceModel:
 
 
 def build_inference_model(trained: keras.Model, photos: np.ndarray, folded: bool, precision: str) -> InferenceModel:
-    """Fold and round a network as far as its answers to `photos` stay within the bounds above.
+    """Fold a network and choose its precision, as far as the answers to `photos` stay within the bounds above.
 
     Args:
-        trained: as trained, in any precision.
+        trained: the trained network, in any precision.
         photos: uint8 (N, H, W, 3), prepared as for training.
-        folded: whether to fold.
+        folded: whether to fold normalisations and Scales.
         precision: "float32", or "bfloat16" by oneDNN's automatic mixed precision.
     """
     sixteen_bits = any(layer.compute_dtype != "float32" for layer in trained.layers)
@@ -61,22 +61,26 @@ def build_inference_model(trained: keras.Model, photos: np.ndarray, folded: bool
             network = folded_network
         else:
             notes.append(
-                f"not folded: that changes a probability by {change:.1e}, more than {FOLDING_BOUND:.0e}; "
-                "the network is served as trained"
+                f"the network is served as trained, because folding changes a probability by {change:.1e}, more than "
+                f"{FOLDING_BOUND:.0e}"
             )
     if precision == "bfloat16" and not fast_bfloat16():
         precision = "float32"
-        notes.append("float32: this processor computes no bfloat16 (it has neither avx512_bf16 nor amx_bf16)")
+        notes.append("float32 is used, because this processor has neither avx512_bf16 nor amx_bf16")
     if precision == "bfloat16":
         precision, measured, note = judge_bfloat16(Forward(network, size, bfloat16=True)(photos), answers)
-        onednn_bfloat16(False)  # for threads to come
+        onednn_bfloat16(False)  # for threads that start later
         metrics |= measured
         notes += [note] if note else []
     return InferenceModel(network, folded, precision, metrics, notes)
 
 
 def judge_bfloat16(rounded: np.ndarray, answers: np.ndarray) -> tuple[str, dict[str, float], str]:
-    """Compare probabilities (N, C) in bfloat16 with those in float32: the precision to use, the measures, a note."""
+    """Compare probabilities (N, C) in bfloat16 and in float32.
+
+    Returns:
+        the precision to use, the measures, and a sentence if it is float32.
+    """
     change = _largest_change(rounded, answers)
     agreement = float(np.mean(rounded.argmax(-1) == answers.argmax(-1)))
     measured = {"bfloat16_max_change": change, "bfloat16_top1_agreement": agreement}
@@ -86,8 +90,8 @@ def judge_bfloat16(rounded: np.ndarray, answers: np.ndarray) -> tuple[str, dict[
         "float32",
         measured,
         (
-            f"float32: bfloat16 changes a probability by {change:.3f} (allowed: {BFLOAT16_BOUND}) and keeps {agreement:.2%} of "
-            f"the best classes (wanted: {BFLOAT16_AGREEMENT:.1%})"
+            f"float32 is used, because bfloat16 changes a probability by {change:.3f} (at most {BFLOAT16_BOUND}) and keeps "
+            f"{agreement:.2%} of the most likely classes (at least {BFLOAT16_AGREEMENT:.1%})"
         ),
     )
 

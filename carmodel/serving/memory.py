@@ -1,15 +1,15 @@
-"""A bound on the memory that decoding takes, whatever number of requests come at once."""
+"""Limit the memory for decoding, whatever the number of simultaneous requests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition, Lock
 
 BYTES_A_PIXEL = 24
-"""Most that a photo's decoding holds at a time, for each of its pixels: the copies that Pillow makes of a WebP."""
+"""Largest memory per pixel while a photo is decoded. Pillow needs it for the copies of a WebP file."""
 
 
 class Budget:
-    """A number of bytes that threads share: who wants more than is left waits.
+    """A number of bytes that threads share. A thread waits until enough is free.
 
     Args:
         total: bytes.
@@ -23,14 +23,14 @@ class Budget:
 
     @contextmanager
     def hold(self, amount: int) -> Iterator[None]:
-        """Have `amount` bytes for the time of a ``with`` block.
+        """Reserve `amount` bytes within a ``with`` block.
 
         Raises:
-            ValueError: more than there are in all.
+            ValueError: `amount` is larger than the whole budget.
         """
         if amount > self.total:
-            raise ValueError(f"{amount} bytes of {self.total}")
-        # One waits and the others queue behind it, or small amounts would go before a large one for ever.
+            raise ValueError(f"{amount} bytes do not fit into {self.total}")
+        # One thread waits and the others queue behind it. Otherwise small amounts could overtake a large one forever.
         with self._turn, self._given_back:
             self._given_back.wait_for(lambda: self._used + amount <= self.total)
             self._used += amount

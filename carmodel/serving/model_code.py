@@ -1,4 +1,4 @@
-"""What MLflow runs to make the classifier: a model from code, so that no pickled object is stored or loaded."""
+"""The script that MLflow runs to load the classifier (models from code). No object is pickled."""
 
 from mlflow.models import set_model
 

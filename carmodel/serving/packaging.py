@@ -1,4 +1,4 @@
-"""The classifier as a logged MLflow model: signature, example, requirements, and all that it needs to run elsewhere."""
+"""Log the classifier as an MLflow model, with its signature, example, requirements and source code."""
 
 import base64
 import json
@@ -37,12 +37,12 @@ LIMITS = ("max_rows", "max_bytes", "max_pixels", "max_decoded_bytes")
 
 
 def signature() -> ModelSignature:
-    """Return the schema of request and response; see `carmodel.serving.classifier.CarClassifier.predict`.
+    """Return the schema of requests and answers; see `carmodel.serving.classifier.CarClassifier.predict`.
 
-    The columns that come in are declared as of any type. Typed ones would make MLflow refuse a whole request for one
-    row: a `long` column may hold no null, and a `double` one no text and, in a pandas frame, no int64. So the
-    classifier checks each row itself. The price, in MLflow 3.15: `mlflow.pyfunc` numbers the rows of a frame from 0 on
-    before the classifier sees them, so there the answers come in the frame's order but without its index.
+    The input columns have any type. With typed columns, MLflow would refuse a whole request because of one row: a `long`
+    column cannot contain null, and a `double` column cannot contain text or, in a pandas frame, int64. Therefore the
+    classifier checks each row itself. In MLflow 3.15 this has a drawback: `mlflow.pyfunc` replaces the index of a frame
+    before it calls the classifier, so the answers have the order of the frame but not its index.
     """
     candidate = Object(
         [
@@ -70,7 +70,7 @@ def signature() -> ModelSignature:
 
 
 def input_example() -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return a request that works when posted: a small drawn picture without and with a box, and `top_k`."""
+    """Return a valid request: a small drawn picture without and with a box, and `top_k`."""
     picture = np.full((32, 48, 3), 200, np.uint8)
     cv2.rectangle(picture, (6, 12), (41, 22), (40, 40, 180), cv2.FILLED)
     for wheel in (14, 33):
@@ -96,16 +96,16 @@ def log_classifier(
     it was measured, `certain_coverage`.
 
     Args:
-        settings: `model_uri` names a Keras model logged with `mlflow.tensorflow`, with the metadata class_names,
-            image_size, crop and margin: any URI that MLflow can download, or its folder. `folded`, `precision` and the
-            limits are used.
+        settings: `model_uri` is a directory or any URI that MLflow can download. It contains a Keras model that was
+            logged with `mlflow.tensorflow`, with the metadata class_names, image_size, crop and margin. `image_size`,
+            `flip`, `folded`, `precision` and the limits are used too.
         photos: uint8 (N, H, W, 3), on which folding and precision are checked.
         calibrate: fits temperature and threshold to the network that is packaged.
         accuracy: measures on the test photos, kept as metadata: test_top1, test_rows and, for photos that are sent
             without a box, test_whole_top1.
 
     Raises:
-        InputError: `model_uri` is no such model, or takes photos of another size.
+        InputError: `model_uri` is not such a model, or its network needs another image size.
     """
     folder = fetch(settings.model_uri)
     file = folder / "data" / "model.keras"
@@ -118,7 +118,9 @@ def log_classifier(
     trained = keras.saving.load_model(file, custom_objects={"Scale": Scale}, compile=False)
     size = settings.image_size or facts["image_size"]
     if any(side not in (None, size) for side in trained.input_shape[1:3]):
-        raise InputError(f"image_size={size}: the network takes photos of {trained.input_shape[1]} px alone")
+        raise InputError(
+            f"image_size={size}: the network accepts only {trained.input_shape[1]} px; leave image_size out"
+        )
     inference = build_inference_model(trained, resized(photos, size), settings.folded, settings.precision)
     final = with_mirror_image(inference.network) if settings.flip else inference.network
     forward = Forward(final, size, inference.precision == "bfloat16")
@@ -133,7 +135,7 @@ def log_classifier(
         metadata["certain_coverage"] = calibration.metrics["certain_coverage"]
     with TemporaryDirectory(prefix="carmodel-") as scratch:
         final.save(network := Path(scratch, "model.keras"))
-        # An artifact, since MLflow would log a `model_config` as parameters of the run, where 196 names are too long.
+        # An artifact, because MLflow logs a `model_config` as parameters of the run, which cannot hold 196 names.
         texts = Path(scratch, "classifier.json")
         texts.write_text(json.dumps(metadata, indent=2) + "\n")
         info = log_model(

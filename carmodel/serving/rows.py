@@ -1,6 +1,6 @@
-"""One row of a request to pixels: Base64 text or bytes, and an optional box, to a network's input.
+"""Check the cells of a request's row: the photo as Base64 text or bytes, and the optional box.
 
-Every fault is an `ImageError` whose short text names the column and what to do, and never repeats what was sent.
+Every error is an `ImageError`. Its message is short, names the column and what to do, and never repeats the cell.
 """
 
 import base64
@@ -16,10 +16,10 @@ from carmodel.data.images import Box, ImageError
 
 BOX_COLUMNS = ("x1", "y1", "x2", "y2")
 
-# No photo is that wide; a longer number would make the error text as long as the client likes.
+# No photo is wider. A longer number would make the error message as long as the client wants.
 _FARTHEST = 10**6
 
-# Of `data:image/jpeg;base64,`, with room for parameters.
+# `data:image/jpeg;base64,` with room for parameters.
 _LONGEST_PREFIX = 1000
 
 
@@ -27,11 +27,11 @@ def image_bytes(value: object, max_bytes: int) -> bytes:
     """Return the bytes of an image file sent as bytes or as Base64 text, with or without a ``data:…;base64,`` prefix.
 
     Args:
-        value: what was sent.
-        max_bytes: largest size of the file that is accepted.
+        value: the cell.
+        max_bytes: largest accepted file.
 
     Raises:
-        ImageError: null, empty, too large, another type, or text that is not Base64. A URL is refused, never fetched.
+        ImageError: null, empty, too large, another type, or text that is not Base64. URLs are never fetched.
     """
     if isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)
@@ -49,15 +49,15 @@ def image_bytes(value: object, max_bytes: int) -> bytes:
 
 
 def box_of(values: Sequence[object]) -> Box | None:
-    """Return the box of a row from its x1, y1, x2, y2; None when all four are null.
+    """Return the box from the cells x1, y1, x2, y2, or None if all four are null.
 
-    Whether the box lies in the photo's frame is checked when the photo is cropped.
+    Cropping checks later whether the box is inside the photo.
 
     Args:
-        values: four values: whole numbers (0-based pixels, x2 and y2 exclusive) or nulls.
+        values: four whole numbers (0-based pixels, x2 and y2 exclusive) or nulls.
 
     Raises:
-        ImageError: some are null and others not, or one is not a whole number.
+        ImageError: only some cells are null, or one is not a whole number.
     """
     if all(_is_null(value) for value in values):
         return None
@@ -66,7 +66,7 @@ def box_of(values: Sequence[object]) -> Box | None:
 
 
 def _from_base64(text: str, max_bytes: int) -> bytes:
-    # Base64 is a third longer than the file, and a little more with line breaks. What is larger is not looked at.
+    # Base64 is a third longer than the file, and a little more with line breaks. Longer text is not decoded.
     if len(text) > 2 * max_bytes + _LONGEST_PREFIX:
         raise _too_large(max_bytes)
     text = text.strip()
@@ -77,7 +77,7 @@ def _from_base64(text: str, max_bytes: int) -> bytes:
         if not header.lower().endswith(";base64"):
             raise ImageError("image has a data: prefix without ';base64,'; send the photo as Base64 text")
     try:
-        # `base64` and MIME encoders break lines; anything else that is no Base64 is an error.
+        # `base64` and MIME encoders break lines. Any other character is an error.
         return base64.b64decode(text.encode("ascii").translate(None, string.whitespace.encode()), validate=True)
     except (binascii.Error, ValueError):
         raise ImageError("image is not valid Base64 text") from None
@@ -90,7 +90,7 @@ def _too_large(max_bytes: int) -> ImageError:
 def _whole(name: str, value: object) -> int:
     if _is_null(value):
         raise ImageError(f"{name} is missing: a box needs all of {', '.join(BOX_COLUMNS)}, or none of them")
-    # JSON and pandas turn a column of ints with gaps into floats.
+    # JSON and pandas convert a column of ints with gaps to floats.
     if isinstance(value, float | np.floating) and math.isfinite(value) and value == int(value):
         value = int(value)
     if not isinstance(value, int | np.integer) or isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""MLflow's own scoring server as a child process, for as long as a `with` block."""
+"""Run MLflow's scoring server as a child process within a ``with`` block."""
 
 import os
 import signal
@@ -18,25 +18,25 @@ from carmodel.errors import InputError
 
 HOST = "127.0.0.1"
 _PATIENCE = 300.0
-"""Seconds in which a model must have loaded."""
+"""Seconds that a model may take to load."""
 
 
 @contextmanager
 def running_server(
     model_uri: str, port: int, log: IO[bytes] | None = None
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Serve a model with ``mlflow models serve`` on this machine alone, and end the server with the block.
+    """Serve a model with ``mlflow models serve`` on the loopback address, and stop the server at the end of the block.
 
     Args:
-        model_uri: any address that MLflow can serve.
-        port: of the endpoint.
-        log: where the server's lines go; None: to the terminal.
+        model_uri: any URI that MLflow can serve.
+        port: port of the endpoint.
+        log: file for the server's output; None: the terminal.
 
     Yields:
-        The endpoint's address, once it answers there, and the process, which leads a process group of its own.
+        the URL of the endpoint, once it answers, and the process, which leads its own process group.
 
     Raises:
-        InputError: the port is taken, or the server ends or stays silent; its lines say why.
+        InputError: the port is in use, or the server ends or does not answer. Its output explains why.
     """
     require_free(HOST, port)
     process = start_server(model_uri, port, log)
@@ -49,9 +49,9 @@ def running_server(
 
 
 def start_server(model_uri: str, port: int, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
-    """Start ``mlflow models serve`` for this machine alone, as the leader of a process group of its own."""
+    """Start ``mlflow models serve`` on the loopback address, as the leader of a new process group."""
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model_uri, "--env-manager", "local"]
-    # The server is started by the name of its program, which lies beside this interpreter.
+    # MLflow starts uvicorn by name. It is in the directory of this interpreter.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.Popen(
         [*command, "--host", HOST, "--port", str(port), "--workers", "1"],
@@ -63,7 +63,7 @@ def start_server(model_uri: str, port: int, log: IO[bytes] | None = None) -> sub
 
 
 def stop_server(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> None:
-    """End a server's process group and wait until it is gone, and its port free; SIGKILL after ten seconds."""
+    """Stop a server's process group and wait until it has ended. Send SIGKILL after ten seconds."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, how)
         deadline = time.monotonic() + 10
@@ -76,10 +76,10 @@ def stop_server(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> 
 
 
 def require_free(host: str, port: int) -> None:
-    """Check that a server can listen there.
+    """Check that a server can listen on a port.
 
     Raises:
-        InputError: something does already, or it is no port of this machine.
+        InputError: the port is in use, or the host is not an address of this machine.
     """
     try:
         socket.create_server((host, port)).close()
@@ -92,11 +92,11 @@ def _wait_until_up(address: str, process: subprocess.Popen[bytes]) -> None:
     with PoolManager(retries=False, timeout=5.0) as http:
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise InputError("MLflow's server has ended before it answered; its lines say why")
+                raise InputError("MLflow's server ended before it answered; see its output")
             try:
                 if http.request("GET", f"{address}/ping").status == 200:
                     return
             except HTTPError:
                 pass
             time.sleep(0.25)
-    raise InputError(f"MLflow's server has not answered within {_PATIENCE:.0f} seconds")
+    raise InputError(f"MLflow's server did not answer within {_PATIENCE:.0f} seconds; see its output")
