@@ -87,7 +87,7 @@ def serving(registry: Path) -> Iterator[Serving]:
             env=variables(registry), stdout=stream, stderr=stream, start_new_session=True,
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not listens(page):
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.25)

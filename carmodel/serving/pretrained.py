@@ -12,10 +12,17 @@ from carmodel.model.backbone import load_network
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving.calibration import Calibration
 from carmodel.serving.packaging import METADATA, log_classifier
-from carmodel.serving.registry import CANDIDATE, CHAMPION, register, set_alias, uri_of, version_for_alias
+from carmodel.serving.registry import (
+    CANDIDATE,
+    CHAMPION,
+    PRETRAINED_NAME,
+    register,
+    set_alias,
+    uri_of,
+    version_for_alias,
+)
 from carmodel.tracking.digests import digest_of_path
 
-NAME = "carmodel-pretrained"
 DIGEST_TAG = "pretrained_digest"
 
 
@@ -39,25 +46,25 @@ def package_pretrained() -> str:
     photos = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), np.uint8)
     with mlflow.start_run(run_name="pretrained"):
         model = log_network(load_network(PRETRAINED), photos[:1], {fact: facts[fact] for fact in METADATA}, {})
-        given = {"model_uri": model.model_uri, "registered_model_name": NAME, "flip": facts["flip"]}
+        given = {"model_uri": model.model_uri, "registered_model_name": PRETRAINED_NAME, "flip": facts["flip"]}
         settings = PackagePyfunc.model_validate(given)
         calibration = Calibration(facts.get("temperature", 1.0), facts.get("certain_threshold"))
         accuracy = {name: facts[name] for name in ("test_top1", "test_whole_top1", "test_rows") if name in facts}
         info, _ = log_classifier(settings, photos, lambda _: calibration, accuracy)
-        version = register(info.model_uri, NAME, facts["test_top1"], "the photos of the model card")
-    client.set_model_version_tag(NAME, version, DIGEST_TAG, digest)
+        version = register(info.model_uri, PRETRAINED_NAME, facts["test_top1"], "the photos of the model card")
+    client.set_model_version_tag(PRETRAINED_NAME, version, DIGEST_TAG, digest)
     for alias in (CANDIDATE, CHAMPION):
-        set_alias(client, NAME, alias, version)
-    return uri_of(client, NAME, CHAMPION) or f"models:/{NAME}/{version}"
+        set_alias(client, PRETRAINED_NAME, alias, version)
+    return uri_of(client, PRETRAINED_NAME, CHAMPION) or f"models:/{PRETRAINED_NAME}/{version}"
 
 
 def _packaged(client: MlflowClient, digest: str) -> str | None:
     """Return the URI of the champion if it was packaged from a file with this digest."""
-    if not client.search_registered_models(f"name = '{NAME}'"):
+    if not client.search_registered_models(f"name = '{PRETRAINED_NAME}'"):
         return None
-    champion = version_for_alias(client, NAME, CHAMPION)
-    return uri_of(client, NAME, CHAMPION) if champion and champion.tags.get(DIGEST_TAG) == digest else None
+    champion = version_for_alias(client, PRETRAINED_NAME, CHAMPION)
+    return uri_of(client, PRETRAINED_NAME, CHAMPION) if champion and champion.tags.get(DIGEST_TAG) == digest else None
 
 
 if __name__ == "__main__":
-    print(f"\n  packaged: {package_pretrained()}\n  serve it: make serve MODEL=models:/{NAME}@{CHAMPION}")
+    print(f"\n  packaged: {package_pretrained()}\n  serve it: make serve MODEL=models:/{PRETRAINED_NAME}@{CHAMPION}")

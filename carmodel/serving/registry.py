@@ -17,6 +17,9 @@ from carmodel.service_errors import is_unsupported
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
+PRETRAINED_NAME = "carmodel-pretrained"
+"""Name of the registered model that packages the network of the clone."""
+
 ACCURACY_TAG = "test_top1"
 STORE_TAG = "test_store"
 

@@ -9,8 +9,7 @@ import mlflow
 from carmodel.errors import InputError
 from carmodel.serving.about import about_model, draw_samples, examples_of
 from carmodel.serving.page import create_page, page_url, run_page
-from carmodel.serving.pretrained import NAME, package_pretrained
-from carmodel.serving.registry import CANDIDATE, CHAMPION, newest_model
+from carmodel.serving.registry import CANDIDATE, CHAMPION, PRETRAINED_NAME, newest_model
 from carmodel.serving.scoring_server import HOST, require_free, running_server
 
 
@@ -45,12 +44,14 @@ def serve(model: str, port: int, page_host: str, page_port: int) -> None:
 def choose_model() -> str:
     """Return the URI of the newest champion among one's own models, or of the network of the clone if there is none."""
     client = mlflow.MlflowClient()
-    if champion := newest_model(client, CHAMPION, without=NAME):
+    if champion := newest_model(client, CHAMPION, without=PRETRAINED_NAME):
         return champion
-    if candidate := newest_model(client, CANDIDATE, without=NAME):
+    if candidate := newest_model(client, CANDIDATE, without=PRETRAINED_NAME):
         print(f"none of your models is a champion; to serve the newest candidate: make serve MODEL={candidate}")
     else:
         print("you have no registered model yet, so the network of the clone is served")
+    from carmodel.serving.pretrained import package_pretrained  # imports TensorFlow
+
     return package_pretrained()
 
 
