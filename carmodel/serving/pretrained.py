@@ -1,5 +1,6 @@
 """Package the fine-tuned network of the clone as ``models:/carmodel-pretrained@champion``."""
 
+import argparse
 import json
 
 import mlflow
@@ -7,8 +8,9 @@ import numpy as np
 from mlflow import MlflowClient
 
 from carmodel.errors import InputError
-from carmodel.mlflow_model import PRETRAINED, log_network
+from carmodel.mlflow_model import PRETRAINED, load_initial, log_network
 from carmodel.model.backbone import load_network
+from carmodel.model.half_precision import save_in_half_precision
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving.calibration import Calibration
 from carmodel.serving.packaging import METADATA, log_classifier
@@ -24,6 +26,8 @@ from carmodel.serving.registry import (
 from carmodel.tracking.digests import digest_of_path
 
 DIGEST_TAG = "pretrained_digest"
+FACTS = (*METADATA, "flip", "temperature", "certain_threshold", "test_top1", "test_whole_top1", "test_rows")
+"""Metadata of a classifier that are kept beside its network."""
 
 
 def package_pretrained() -> str:
@@ -42,7 +46,7 @@ def package_pretrained() -> str:
         return uri
     facts = json.loads(facts_file.read_text())
     size = facts["image_size"]
-    # Noise is enough, since the network has no normalisation that folding could change.
+    # They only check that folding changes no answer. Noise does for that.
     photos = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), np.uint8)
     with mlflow.start_run(run_name="pretrained"):
         model = log_network(load_network(PRETRAINED), photos[:1], {fact: facts[fact] for fact in METADATA}, {})
@@ -66,5 +70,24 @@ def _packaged(client: MlflowClient, digest: str) -> str | None:
     return uri_of(client, PRETRAINED_NAME, CHAMPION) if champion and champion.tags.get(DIGEST_TAG) == digest else None
 
 
+def export(model_uri: str) -> None:
+    """Write the network of a registered classifier to ``pretrained/``, in half precision, with its facts as JSON.
+
+    Args:
+        model_uri: a registered classifier, such as ``models:/carmodel-laptop@champion``.
+    """
+    network, _ = load_initial(model_uri)
+    metadata = mlflow.models.get_model_info(model_uri).metadata or {}
+    if "class_names" not in metadata or "flip" not in metadata:
+        raise InputError(f"{model_uri} is not a classifier of package_pyfunc; give models:/NAME/VERSION")
+    save_in_half_precision(network, PRETRAINED)
+    facts = {fact: metadata[fact] for fact in FACTS if fact in metadata}
+    PRETRAINED.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--export", metavar="MODEL", help="first replace the files of pretrained/ by this classifier's")
+    if model := parser.parse_args().export:
+        export(model)
     print(f"\n  packaged: {package_pretrained()}\n  serve it: make serve MODEL=models:/{PRETRAINED_NAME}@{CHAMPION}")
