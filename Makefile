@@ -66,7 +66,7 @@ test-hosts: .venv/dev .venv/horovod  ## training by ssh on two loopback addresse
 test-engine: .venv/dev  ## the docker target on a Docker engine: builds images of TensorFlow, 10 minutes
 	python -m pytest -m engine -s tests/cloud
 
-lint: .venv/dev .venv/azure  ## ruff, formatting, types
+lint: .venv/dev .venv/azure .venv/spark  ## ruff, formatting, types
 	ruff check .
 	ruff format --check .
 	mypy
