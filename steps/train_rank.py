@@ -5,6 +5,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import steps.quiet_tensorflow  # noqa: F401
+
+# isort: split
 import keras
 import mlflow
 import numpy as np

@@ -3,8 +3,10 @@
 import base64
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -227,3 +229,52 @@ def test_real_photos_go_through_the_whole_pipeline(project: Project, photos: Pat
         "learning_rate=1e-5", "ema=0", "registered_model_name=real",
     )  # fmt: skip
     assert project.newest("evaluate").data.metrics["test_top1"] > 2 / 6
+
+
+def test_a_step_runs_from_a_git_url(tmp_path: Path) -> None:
+    """Git reads the repository of an address from a local one, so that nothing is downloaded."""
+    repository, folder = tmp_path / "repository", tmp_path / "elsewhere"
+    Project(repository)
+    folder.mkdir()
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.com", "-C", str(repository)]
+    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "Everything"]):
+        subprocess.run([*git, *command], check=True)
+    address = "https://git.example/carmodel.git"
+    rewritten = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.file://{repository}.insteadOf",
+        "GIT_CONFIG_VALUE_0": address,
+        "MLFLOW_TRACKING_URI": new_database(folder),
+    }
+    given = "set=preprocess.sample_classes=2,preprocess.sample_photos=5,preprocess.image_size=16"
+    command = [str(MLFLOW), "run", address, "-e", "preprocess", "--env-manager", "local", "-P", given]
+    done = subprocess.run(
+        command, cwd=folder, env=environment() | rewritten, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = mlflow.MlflowClient(rewritten["MLFLOW_TRACKING_URI"]).search_runs(["0"])
+    assert run.data.tags["mlflow.project.entryPoint"] == "preprocess"
+    assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["a-terminal", "another-process"])
+def test_an_interrupted_main_leaves_no_run_running_and_prints_how_to_resume(tmp_path: Path, terminal: bool) -> None:
+    """A terminal sends SIGINT to main and its steps, too; another process sends it to `mlflow run` alone."""
+    project = Project(tmp_path / "project")
+    command = [MLFLOW, "run", ".", "--env-manager", "local", "-P", "set=preprocess.sample_photos=5000"]
+    started = subprocess.Popen(
+        command, cwd=project.folder, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(project.folder.glob("sample/.*")):  # the step draws its photos
+        assert started.poll() is None
+        time.sleep(0.1)
+    if terminal:
+        os.killpg(started.pid, signal.SIGINT)
+    else:
+        started.send_signal(signal.SIGINT)
+    printed, _ = started.communicate(timeout=250)
+    assert {run.info.run_name: run.info.status for run in project.runs()} == dict.fromkeys(
+        ("main", "preprocess"), "FAILED"
+    )
+    resume = "mlflow run . --env-manager local -P config=configs/demo.yaml -P set=preprocess.sample_photos=5000"
+    assert printed.splitlines()[-1] == f"main: interrupted; to resume: {resume}"

@@ -1,0 +1,47 @@
+"""What main decides: which training it resumes, and what it says of a classifier that it reuses."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from carmodel.parameters import Train
+from carmodel.serving.registry import CHAMPION
+from carmodel.tracking.cache import cache_key
+from carmodel.tracking.runs import step_run
+from carmodel.tracking.unfinished import CHECKPOINTS
+from steps.pipeline import Pipeline, standing
+from tests.tracked import tracked_in
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with tracked_in(tmp_path):
+        created = mlflow.create_experiment("pipeline", tmp_path.as_uri())
+        monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", created)
+        yield created
+
+
+def test_a_training_resumes_the_unfinished_one_with_the_same_parameters(
+    experiment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError), step_run("train", Train(epochs="9")) as step:
+        mlflow.log_text("weights", f"{CHECKPOINTS}/epoch-0001.npz")
+        raise RuntimeError
+    pipeline = Pipeline(experiment, False, {})
+    same, other = Train(epochs="9"), Train(epochs="8")
+    assert pipeline.with_checkpoint(same, cache_key("train", same)).resume == step.run_id
+    assert pipeline.with_checkpoint(other, cache_key("train", other)).resume == ""
+    assert f"main: resuming the unfinished training of run {step.run_id}" in capsys.readouterr().out
+
+
+def test_a_reused_classifier_is_called_what_the_registry_calls_it_now(experiment: str) -> None:
+    client = mlflow.MlflowClient()
+    client.create_registered_model("cars")
+    for version in "12":
+        client.create_model_version("cars", "models:/m-none", tags={"version": version})
+    assert standing("models:/cars/1") == "cars version 1; there is no champion"
+    client.set_registered_model_alias("cars", CHAMPION, "2")
+    assert standing("models:/cars/1") == "cars version 1; the champion is version 2"
+    assert standing("models:/cars/2") == "cars version 2, the champion"
