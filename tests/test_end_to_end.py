@@ -31,7 +31,8 @@ pytestmark = pytest.mark.slow
 
 TINY = (
     "preprocess.sample_classes=3,preprocess.sample_photos=10,preprocess.image_size=32,preprocess.seed=5,"
-    "train.width=4,train.epochs=1,package_pyfunc.registered_model_name=tiny"
+    "preprocess.crop=box,train.backbone=resnet,train.depth=14,train.batch_norm=train,train.head_init=random,"
+    "train.layer_decay=1,train.width=4,train.epochs=1,package_pyfunc.registered_model_name=tiny"
 )
 MLFLOW = Path(sys.executable).with_name("mlflow")
 

@@ -193,7 +193,7 @@ def test_the_whole_pipeline_is_one_spark_job_that_tracks_to_its_workspace(
             "preprocess.sample_classes=2, preprocess.sample_photos=10, preprocess.image_size=32, augment.copies=0, "
             "train.depth=14, train.width=8, train.epochs=1, train.batch_size=8, package_pyfunc.example_pictures=0"
         )
-        given = {"config": "configs/demo.yaml", "set": recipe, "registered_model_name": "main.cars.carmodel"}
+        given = {"config": "configs/residual.yaml", "set": recipe, "registered_model_name": "main.cars.carmodel"}
         words = [word for name, value in given.items() for word in ("-P", f"{name}={value}")]
         command = ["run", str(copy), "-b", "databricks", "--backend-config", str(CONFIG), *words]
         command += ["--experiment-name", "/Users/you@example.com/spark-job"]
