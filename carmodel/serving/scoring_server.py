@@ -55,7 +55,9 @@ def start_server(model_uri: str, port: int, log: IO[bytes] | None = None) -> sub
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.Popen(
         [*command, "--host", HOST, "--port", str(port), "--workers", "1"],
-        env=os.environ | {"PATH": path},
+        env={"TF_CPP_MIN_LOG_LEVEL": "3", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+        | os.environ
+        | {"PATH": path},
         stdout=log,
         stderr=log,
         start_new_session=True,
