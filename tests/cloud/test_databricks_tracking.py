@@ -174,13 +174,13 @@ def test_the_workspace_s_own_registry_has_tags_instead_of_aliases(cloud: Cloud) 
     (classifier,) = cloud.client.search_logged_models([cloud.runs()["main"].info.experiment_id], "name = 'classifier'")
     program = f"""
 import mlflow
-from carmodel.serving.registry import address_of, promote, register
+from carmodel.serving.registry import uri_of, promote, register
 from carmodel.tracking.artifacts import fetch, listing
 client = mlflow.MlflowClient()
 for accuracy in (0.5, 0.6):
     version = register("models:/{classifier.model_id}", "carmodel", accuracy, "a store")
     print(promote(client, "carmodel", version, 0.4).reason)
-print(address_of(client, "carmodel", "champion"), (fetch("models:/carmodel/2") / "MLmodel").is_file())
+print(uri_of(client, "carmodel", "champion"), (fetch("models:/carmodel/2") / "MLmodel").is_file())
 """
     done = cloud.project.run("python", "-c", program, MLFLOW_REGISTRY_URI="databricks")
     assert done.stdout.splitlines()[-1] == "models:/carmodel/2 True", done.stdout[-1000:] + done.stderr[-3000:]
