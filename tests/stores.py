@@ -25,5 +25,5 @@ def store_of(
         for part in np.array_split(row, 2):
             writer.append(images[part])
         files = [f"{i}.jpg" for i in row]
-        writer.describe(StoreColumns(labels, files, row, row < 0 if validation is None else validation))
+        writer.describe(StoreColumns(np.asarray(labels), files, row, row < 0 if validation is None else validation))
     return open_store(path)
