@@ -32,13 +32,13 @@ def serve(model: str, port: int, page_host: str, page_port: int) -> None:
     about = about_model(model)
     print(f"loading {about['model']}")
     print(f"  {about['accuracy'] or 'its test accuracy is not known'}", flush=True)
-    page = [about, examples_of(model), draw_samples(about["classes"])]
+    examples, samples = examples_of(model), draw_samples(about["classes"])
     with running_server(model, port) as (endpoint, _):
         print(f"\n  the page       {page_url(page_host, page_port)}")
         print(f"  the endpoint   {endpoint}/invocations")
         print("  another model  make serve MODEL=models:/NAME@ALIAS")
         print("  Ctrl-C stops both\n", flush=True)
-        run_page(create_page(endpoint, *page), page_host, page_port)
+        run_page(create_page(endpoint, about, examples, samples), page_host, page_port)
 
 
 def choose_model() -> str:
