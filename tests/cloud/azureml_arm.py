@@ -13,9 +13,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from tests.cloud.azureml_runs import CLUSTERS, Jobs, denied, refused
-from tests.cloud.azureml_tracking import HOST
-from tests.cloud.containers import Containers
+from tests.cloud.azureml_runs import CLUSTERS, Jobs
+from tests.cloud.azureml_tracking import HOST, refused
 
 VERSION = re.compile(r"20\d\d-\d\d-\d\d(-preview)?")
 
@@ -26,13 +25,11 @@ class Resources:
 
     Attributes:
         jobs: of the workspace.
-        containers: its storage.
         kept: ``{path: body}``.
         mounts: ``{uri: folder}``: what a cluster mounts for a data input.
     """
 
     jobs: Jobs
-    containers: Containers
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
     mounts: dict[str, str] = field(default_factory=dict)
 
@@ -46,29 +43,26 @@ class Resources:
         return re.sub(r"\$\{\{inputs\.(\w+)\}\}", value, job["command"])
 
     def project_of(self, code: str) -> dict[str, bytes]:
-        """Files of an uploaded project, by path."""
-        uri = self.kept[code]["properties"]["codeUri"]
+        """Return the files of an uploaded project, by path."""
+        return self.files_at(self.kept[code]["properties"]["codeUri"])
+
+    def files_at(self, uri: str) -> dict[str, bytes]:
+        """Return the files that were uploaded to an address, by path."""
         folder = uri.partition("core.windows.net/")[2] + "/"
-        files = self.containers.blobs.content.items()
+        files = self.jobs.workspace.blobs.content.items()
         return {name.removeprefix(folder): content for name, content in files if name.startswith(folder)}
 
 
 def add_resources(app: FastAPI, resources: Resources) -> None:
     """Code, environments and jobs of a workspace."""
-    from azure.ai.ml._restclient.arm_ml_service import models  # takes seconds
-
     jobs = resources.jobs
     scope = jobs.workspace.scope
 
     @app.middleware("http")
     async def check(request: Request, call_next):
-        if request.url.path.startswith(scope + "/"):
-            if denied(jobs, request):
-                return refused(
-                    401, "AuthenticationFailed", "Authentication failed. The 'Authorization' header is missing."
-                )
-            if not VERSION.fullmatch(request.query_params.get("api-version", "")):
-                return refused(400, "MissingApiVersionParameter", "The api-version query parameter is required.")
+        versioned = VERSION.fullmatch(request.query_params.get("api-version", ""))
+        if request.url.path.startswith(f"{scope}/") and not versioned:
+            return refused(400, "MissingApiVersionParameter", "The api-version query parameter is required.")
         return await call_next(request)
 
     @app.get(f"{scope}/codes/{{name}}/versions")
@@ -86,7 +80,7 @@ def add_resources(app: FastAPI, resources: Resources) -> None:
         reference = {
             "blobUri": f"https://{account}.blob.core.windows.net/{container}",
             "storageAccountArmId": f"{scope.partition('/providers/')[0]}/providers/Microsoft.Storage/storageAccounts/{account}",
-            "credential": {"credentialType": "SAS", "sasUri": resources.containers.sign(container)},
+            "credential": {"credentialType": "SAS", "sasUri": jobs.workspace.blobs.sign(container, "rcwl")},
         }
         return {"pendingUploadType": "TemporaryBlobReference", "blobReferenceForConsumption": reference}
 
@@ -94,11 +88,11 @@ def add_resources(app: FastAPI, resources: Resources) -> None:
     async def version(kind: str, name: str, version: str, request: Request) -> Response:
         path = f"{scope}/{kind}/{name}/versions/{version}"
         if request.method == "PUT":
-            model = {"codes": models.CodeVersion, "environments": models.EnvironmentVersion}[kind]
+            model = {"codes": "CodeVersion", "environments": "EnvironmentVersion"}[kind]
             body = await request.json()
             if unknown := unread(model, body):
                 return refused(400, "ValidationError", f"{kind}: unknown {unknown}")
-            if kind == "codes" and "MLproject" not in resources_of(resources, body):
+            if kind == "codes" and "MLproject" not in resources.files_at(body["properties"]["codeUri"]):
                 return refused(400, "UserError", "no project was uploaded")
             resources.kept[path] = body
         if path not in resources.kept:
@@ -112,7 +106,7 @@ def add_resources(app: FastAPI, resources: Resources) -> None:
         if request.method == "PUT":
             body = await request.json()
             own = body["properties"]
-            if unknown := unread(models.JobBase, body):
+            if unknown := unread("JobBase", body):
                 return refused(400, "ValidationError", f"job: unknown {unknown}")
             if own["computeId"].rpartition("/")[2] not in CLUSTERS:
                 return refused(400, "UserError", f"The specified compute {own['computeId']} is not found.")
@@ -144,14 +138,10 @@ def add_resources(app: FastAPI, resources: Resources) -> None:
         return Response(status_code=200)
 
 
-def resources_of(resources: Resources, code: dict[str, Any]) -> list[str]:
-    """Paths of the files that a code version names."""
-    folder = code["properties"]["codeUri"].partition("core.windows.net/")[2] + "/"
-    return [name.removeprefix(folder) for name in resources.containers.blobs.content if name.startswith(folder)]
+def unread(model: str, body: dict[str, Any]) -> set[str]:
+    """Return the properties that the client's model of a resource does not know."""
+    from azure.ai.ml._restclient.arm_ml_service import models  # takes seconds
 
-
-def unread(model: type, body: dict[str, Any]) -> set[str]:
-    """Properties that the client's model of a resource does not know."""
-    read = model(body).properties
+    read = getattr(models, model)(body).properties
     known = {field._rest_name for field in type(read)._attr_to_rest_field.values()}
     return set(body["properties"]) - known

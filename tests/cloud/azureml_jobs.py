@@ -6,33 +6,35 @@ source. What a job is, and its history, is in `tests.cloud.azureml_runs`.
 """
 
 import hashlib
+import uuid
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from tests.cloud.azureml_runs import CLUSTERS, NOW, Jobs, denied, refused
-from tests.cloud.azureml_tracking import HOST, REGION, Workspace
+from tests.cloud.azureml_runs import CLUSTERS, NOW, Jobs
+from tests.cloud.azureml_tracking import HOST, MANAGEMENT, REGION, Workspace, refused
 
 
-def add_management(app: FastAPI, jobs: Jobs) -> None:
-    """What SDK v1 asks of Azure Resource Manager."""
-    workspace = jobs.workspace
+def add_management(app: FastAPI, workspace: Workspace) -> None:
+    """Add what all clients ask of Azure Resource Manager: which clouds there are, the subscription and the workspace."""
+
+    @app.get("/metadata/endpoints")
+    def endpoints() -> list[dict[str, object]]:
+        login = {"loginEndpoint": "https://login.microsoftonline.com/", "audiences": [f"{MANAGEMENT}/"]}
+        suffixes = {"storage": "core.windows.net", "keyVaultDns": "vault.azure.net"}
+        return [{"name": "AzureCloud", "authentication": login, "suffixes": suffixes, "resourceManager": MANAGEMENT}]
 
     @app.get("/subscriptions")
-    def subscriptions(request: Request) -> Response:
-        if denied(jobs, request):
-            return refused(401, "AuthenticationFailed", "Authentication failed.")
+    def subscriptions() -> Response:
         own = {"subscriptionId": workspace.subscription, "tenantId": workspace.identity.tenant, "state": "Enabled"}
         return JSONResponse(
             {"value": [own | {"id": f"/subscriptions/{workspace.subscription}", "displayName": "Cars"}]}
         )
 
     @app.get(workspace.scope)
-    def get_workspace(request: Request) -> Response:
-        if denied(jobs, request):
-            return refused(401, "AuthenticationFailed", "Authentication failed.")
+    def get_workspace() -> Response:
         group = workspace.scope.partition("/providers/")[0]
         properties = {
             "workspaceId": "99999999-0000-4444-8888-000000000009",
@@ -91,8 +93,8 @@ def add_jobs(app: FastAPI, jobs: Jobs) -> None:
 
     @app.post(f"/content/v2.0{scope}/snapshots/getblob")
     async def get_blobs(request: Request) -> dict[str, Any]:
-        names = (await request.json())["FileNames"]
-        return {"fileNodes": [{"fullName": n, "blobUri": workspace.blobs.sign(f"snapshots/{n}", "rcw")} for n in names]}
+        names, upload = (await request.json())["FileNames"], f"snapshots/{uuid.uuid4()}"
+        return {"fileNodes": [{"fullName": n, "blobUri": workspace.blobs.sign(f"{upload}/{n}", "rcw")} for n in names]}
 
     @app.post(f"/content/v2.0{scope}/snapshots/{{snapshot}}")
     async def create_snapshot(snapshot: str, request: Request) -> Response:

@@ -19,7 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
-from tests.cloud.azureml_tracking import Workspace, workspace_service
+from tests.cloud.azureml_tracking import Workspace
 
 CHANGEABLE = {
     "ACI": {"environmentImageRequest", "authEnabled", "sslEnabled", "sslCertificate", "sslKey", "cname", "kvTags"}
@@ -29,6 +29,8 @@ CHANGEABLE = {
     | {"livenessProbeRequirements", "dataCollection", "appInsightsEnabled", "description"},
 }
 """What a JSON patch may replace in a service."""
+CLUSTER = "cars-aks"
+"""The AKS cluster that is attached to the workspace."""
 
 
 @dataclass
@@ -38,27 +40,23 @@ class Services:
     Attributes:
         workspace: that they are in.
         address: ``https://HOST:PORT`` of `scoring_service`.
-        computes: the attached AKS clusters by name, with their ``sslConfiguration``.
         kept: the services by name, as the service shows them.
         keys: by the service's name.
-        tags: by the cluster's name.
-        clusters: states by the cluster's name.
-        cluster_end: the state that a change of a cluster ends in.
         pace: how many times a service that is created or updated shows ``Transitioning``.
         end: the state that comes then, and the error it comes with.
     """
 
     workspace: Workspace
     address: str = ""
-    computes: dict[str, dict[str, Any]] = field(default_factory=lambda: {"cars-aks": {}})
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)
     keys: dict[str, dict[str, str]] = field(default_factory=dict)
-    tags: dict[str, dict[str, str]] = field(default_factory=dict)
-    clusters: dict[str, str] = field(default_factory=dict)
-    cluster_end: str = "Succeeded"
     operations: dict[str, str] = field(default_factory=dict)
     pace: int = 2
     end: tuple[str, dict[str, Any] | None] = ("Healthy", None)
+
+    def reset(self) -> None:
+        """Forget all services, and how operations end."""
+        self.__init__(self.workspace, self.address)  # type: ignore[misc]
 
     def ends_as(self, state: str, code: str = "", message: str = "", detail: str = "") -> None:
         """Say how the services that are created or updated from now on end."""
@@ -107,16 +105,13 @@ def failure(status: int, code: str, message: str, detail: tuple[str, str] | None
     return JSONResponse(said | {"correlation": {"RequestId": str(uuid.uuid4())}}, status)
 
 
-def region_service(services: Services) -> FastAPI:
-    """Make the service of the workspace's region: web services, and tracking."""
-    app = FastAPI()
+def add_services(app: FastAPI, services: Services) -> None:
+    """Add web services, and the upload of their scripts, to the service of the workspace's region."""
     workspace = services.workspace
     root = f"/modelmanagement/v1.0{workspace.scope}"
 
     @app.post(f"/artifact/v2.0{workspace.scope}/artifacts/LocalUpload/{{container}}/batch/metadata")
     async def make_artifacts(container: str, request: Request) -> Response:
-        if workspace.refuse(request):
-            return unauthorized()
         records, signed = {}, {}
         for path in [item["path"] for item in (await request.json())["paths"]]:
             name = f"LocalUpload/{container}/{path}"
@@ -126,8 +121,6 @@ def region_service(services: Services) -> FastAPI:
 
     @app.post(f"{root}/services")
     async def create(request: Request) -> Response:
-        if workspace.refuse(request):
-            return unauthorized()
         body = await request.json()
         if said := await run_in_threadpool(wrong, body, services):
             return failure(400, "BadRequest", "The request is invalid.", ("InvalidServiceRequest", said))
@@ -144,9 +137,7 @@ def region_service(services: Services) -> FastAPI:
         return services.begin(name, "Service")
 
     @app.get(f"{root}/services/{{name}}")
-    def get(name: str, request: Request, expand: str = "false") -> Response:
-        if workspace.refuse(request):
-            return unauthorized()
+    def get(name: str, expand: str = "false") -> Response:
         if name not in services.kept:
             return missing(name)
         shown = services.look(name)
@@ -154,8 +145,6 @@ def region_service(services: Services) -> FastAPI:
 
     @app.patch(f"{root}/services/{{name}}")
     async def update(name: str, request: Request) -> Response:
-        if workspace.refuse(request):
-            return unauthorized()
         if name not in services.kept:
             return missing(name)
         service = services.kept[name]
@@ -174,80 +163,21 @@ def region_service(services: Services) -> FastAPI:
         return services.begin(name, "Service")
 
     @app.delete(f"{root}/services/{{name}}")
-    def delete(name: str, request: Request) -> Response:
-        if workspace.refuse(request):
-            return unauthorized()
+    def delete(name: str) -> Response:
         if name not in services.kept:
             return Response(status_code=204)
         compute = services.kept.pop(name)["computeType"]
         return services.accept(name, "DeleteService") if compute == "AKS" else Response(status_code=200)
 
     @app.get(f"{root}/operations/{{operation}}")
-    def look(operation: str, request: Request) -> Response:
-        if workspace.refuse(request):
-            return unauthorized()
+    def look(operation: str) -> Response:
         if operation not in services.operations:
             return failure(404, "NotFound", "The specified resource was not found.")
         return JSONResponse({"id": operation, "operationType": services.operations[operation], "state": "Succeeded"})
 
     @app.post(f"{root}/services/{{name}}/listkeys")
-    def list_keys(name: str, request: Request) -> Response:
-        if workspace.refuse(request):
-            return unauthorized()
+    def list_keys(name: str) -> Response:
         return JSONResponse(services.keys[name]) if name in services.keys else missing(name)
-
-    app.mount("/", workspace_service(workspace))
-    return app
-
-
-def endpoints_service(services: Services, app: FastAPI) -> FastAPI:
-    """Add to Azure Resource Manager's stand-in what is asked there: online endpoints of that name, and the AKS clusters."""
-    workspace = services.workspace
-
-    @app.get(f"{workspace.scope}/computes/{{name}}")
-    def compute(name: str, request: Request) -> Response:
-        if workspace.refuse(request):
-            return unauthorized()
-        if name not in services.computes:
-            said = {"code": "UserError", "message": f"The specified resource {name} was not found."}
-            return JSONResponse({"error": said}, 404)
-        state = services.clusters.get(name, "Succeeded")
-        if state == "Updating":
-            services.clusters[name] = services.cluster_end
-        shown = {key: value for key, value in services.computes[name].items() if key not in ("cert", "key")}
-        cluster = {"agentCount": 3, "sslConfiguration": shown or None}
-        properties = {"computeType": "AKS", "provisioningState": state, "properties": cluster}
-        own = {"name": name, "location": "eastus", "tags": services.tags.get(name)}
-        return JSONResponse(own | {"properties": properties})
-
-    @app.put(f"{workspace.scope}/computes/{{name}}")
-    async def change(name: str, request: Request) -> Response:
-        if workspace.refuse(request):
-            return unauthorized()
-        body = await request.json()
-        asked = body["properties"]["properties"]["sslConfiguration"]
-        needs = {"Auto": {"leafDomainLabel"}, "Enabled": {"cname", "cert", "key"}}[asked["status"]]
-        if (
-            body["properties"]["computeType"] != "AKS"
-            or not needs <= set(asked)
-            or "api-version" not in request.query_params
-        ):
-            return JSONResponse({"error": {"code": "UserError", "message": "Invalid sslConfiguration."}}, 400)
-        services.computes[name], services.tags[name] = asked, body.get("tags") or {}
-        services.clusters[name] = "Updating"
-        return JSONResponse(body | {"name": name}, 201, {"Azure-AsyncOperation": "https://management.azure.com/none"})
-
-    @app.get(f"{workspace.scope}/onlineEndpoints/{{name:path}}")
-    def online(name: str, request: Request) -> Response:
-        if workspace.refuse(request):
-            return unauthorized()
-        if not request.query_params.get("api-version"):
-            said = {"code": "MissingApiVersionParameter", "message": "The api-version query parameter is required."}
-            return JSONResponse({"error": said}, 400)
-        said = {"code": "ResourceNotFound", "message": f"The Resource 'onlineEndpoints/{name}' was not found."}
-        return JSONResponse({"error": said}, 404)
-
-    return app
 
 
 def scoring_service(services: Services, server: str) -> FastAPI:
@@ -304,8 +234,7 @@ def wrong(body: dict[str, Any], services: Services) -> str:
         f"models {unknown}": asked.get("modelIds") and not unknown,
         "the environment lacks azureml-inference-server-http": any("azureml-inference-server-http" in p for p in pip),
         "cpu and memoryInGB are required": needs.get("cpu", 0) > 0 and needs.get("memoryInGB", 0) > 0,
-        f"compute {body.get('computeName')} not found": compute == "ACI"
-        or body.get("computeName") in services.computes,
+        f"compute {body.get('computeName')} not found": compute == "ACI" or body.get("computeName") == CLUSTER,
     }
     return "; ".join(said for said, right in checks.items() if not right)
 
@@ -333,8 +262,3 @@ def new_key() -> str:
 def missing(name: str) -> JSONResponse:
     said = f"Service {name} was not found."
     return failure(404, "NotFound", "The specified resource was not found.", ("NoSuchService", said))
-
-
-def unauthorized() -> JSONResponse:
-    said = {"error": {"code": "UserError", "message": "Bearer token not provided or expired."}}
-    return JSONResponse(said, 401, {"WWW-Authenticate": 'Bearer authorization_uri="https://login.microsoftonline.com"'})

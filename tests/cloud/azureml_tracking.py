@@ -15,6 +15,7 @@ import re
 import secrets
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from tests.cloud.identity import Identity
 REGION = "eastus"
 HOST = f"{REGION}.api.azureml.ms"
 MANAGEMENT = "https://management.azure.com"
+AUDIENCES = (MANAGEMENT, "https://management.core.windows.net")
 SUPPORTED = re.compile(
     r"(experiments/(create|get|get-by-name|search|update|delete|restore|set-experiment-tag)"
     r"|runs/(create|get|update|search|delete|restore|log-metric|log-parameter|log-batch|set-tag|delete-tag)"
@@ -85,28 +87,41 @@ class Workspace:
         return place | {"artifactId": f"ExperimentRun/{container}/{path}"}
 
     def refuse(self, request: Request) -> bool:
-        """Whether the caller may not."""
+        """Return whether a request has no token for Azure Resource Manager, under its new name or the one of SDK v1."""
         sent = request.headers.get("authorization", "")
-        # SDK v1 asks for tokens under the older name.
-        return all(
-            self.identity.refusal(sent, audience) for audience in (MANAGEMENT, "https://management.core.windows.net")
-        )
+        return all(self.identity.refusal(sent, audience) for audience in AUDIENCES)
 
 
-def workspace_service(workspace: Workspace) -> FastAPI:
-    """Make the service of a workspace's region."""
+def guarded(workspace: Workspace) -> FastAPI:
+    """Make a service that answers only to who has a token, but for where other services are."""
     app = FastAPI()
+
+    @app.middleware("http")
+    async def authenticate(request: Request, call_next: Callable[[Request], Any]) -> Response:
+        if request.url.path in ("/discovery", "/metadata/endpoints") or not workspace.refuse(request):
+            return await call_next(request)
+        challenge = {"WWW-Authenticate": 'Bearer authorization_uri="https://login.microsoftonline.com"'}
+        return refused(401, "UserError", "Bearer token not provided or expired.", challenge)
+
+    return app
+
+
+def refused(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return an error as Azure's services send it."""
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+
+
+def add_tracking(app: FastAPI, workspace: Workspace) -> None:
+    """Add a workspace's runs, registry and artifacts to the service of its region, and 404 for all other paths."""
     history = f"/history/v1.0{workspace.scope}/experiments/{{experiment}}/runs/{{run}}/artifacts"
 
     @app.api_route(f"/mlflow/v2.0{workspace.scope}/api/2.0/mlflow/{{method:path}}", methods=["GET", "POST", "PATCH"])
     async def mlflow(method: str, request: Request) -> Response:
-        if workspace.refuse(request):
-            return Response(status_code=401)
         if not SUPPORTED.fullmatch(method):
             return Response(status_code=404)
         body = await request.body()
         if method == "runs/search" and (said := _beyond_search(json.loads(body))):
-            return _refused(400, "INVALID_PARAMETER_VALUE", said)
+            return mlflow_error(400, "INVALID_PARAMETER_VALUE", said)
         answer = await run_in_threadpool(
             requests.request,
             request.method,
@@ -120,7 +135,7 @@ def workspace_service(workspace: Workspace) -> FastAPI:
         if answer.ok:
             _with_addresses(said, workspace)
             return JSONResponse(said)
-        return _refused(answer.status_code, said["error_code"], said["message"])
+        return mlflow_error(answer.status_code, said["error_code"], said["message"])
 
     preview = f"/mlflow/v2.0{workspace.scope}/api/2.0/preview/mlflow/runs"
 
@@ -133,15 +148,11 @@ def workspace_service(workspace: Workspace) -> FastAPI:
         return JSONResponse({"batch_tracking_id": tracked if json.loads(await request.body()).get("metrics") else ""})
 
     @app.get(f"{preview}/get-run-data-status")
-    def batch_status(request: Request, batch_tracking_id: str) -> Response:
-        if workspace.refuse(request):
-            return Response(status_code=401)
+    def batch_status(batch_tracking_id: str) -> Response:
         return JSONResponse({"is_complete": batch_tracking_id in workspace.batches})
 
     @app.post(f"{history}/batch/metadata")
     async def create_artifacts(experiment: str, run: str, request: Request) -> Response:
-        if workspace.refuse(request):
-            return _unauthorized()
         records, signed, errors = {}, {}, {}
         known = workspace.artifacts.setdefault(run, {})
         for path in [item["path"] for item in (await request.json())["paths"]]:
@@ -157,8 +168,6 @@ def workspace_service(workspace: Workspace) -> FastAPI:
 
     @app.get(history)
     def list_artifacts(experiment: str, run: str, request: Request, continuationToken: int = 0) -> Response:  # noqa: N803
-        if workspace.refuse(request):
-            return _unauthorized()
         paths = sorted(workspace.artifacts.get(run, {}))
         page, rest = paths[continuationToken : continuationToken + 50], continuationToken + 50
         said: dict[str, Any] = {"value": [workspace.record(run, path) for path in page]}
@@ -168,41 +177,20 @@ def workspace_service(workspace: Workspace) -> FastAPI:
         return JSONResponse(said)
 
     @app.get(f"{history}/contentinfo")
-    def find_artifact(experiment: str, run: str, path: str, request: Request) -> Response:
-        if workspace.refuse(request):
-            return _unauthorized()
+    def find_artifact(experiment: str, run: str, path: str) -> Response:
         if path not in workspace.artifacts.get(run, {}):
-            said = f"Artifact {path} not found in container dcid.{run}"
-            return JSONResponse({"error": {"code": "UserError", "message": said}}, 404)
+            return refused(404, "UserError", f"Artifact {path} not found in container dcid.{run}")
         address = workspace.blobs.sign(workspace.artifacts[run][path], "r")
         return JSONResponse(workspace.record(run, path) | {"contentUri": address})
 
     @app.get(f"/history/v1.0{workspace.scope}/experimentids/{{experiment}}/runs/{{run}}/token")
-    def renew(experiment: str, run: str, request: Request) -> Response:
-        if workspace.refuse(request):
-            return _unauthorized()
+    def renew(experiment: str, run: str) -> Response:
         until = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + workspace.identity.lifetime))
         return JSONResponse({"token": workspace.identity.issue(MANAGEMENT), "expiryTimeUtc": until})
 
     @app.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
-    def nothing(path: str, request: Request) -> Response:
-        return Response(status_code=401 if workspace.refuse(request) else 404)
-
-    return app
-
-
-def management_service() -> FastAPI:
-    """Make the part of Azure Resource Manager that says which clouds there are: the public one."""
-    app = FastAPI()
-
-    @app.get("/metadata/endpoints")
-    def endpoints() -> list[dict[str, object]]:
-        login = {"loginEndpoint": "https://login.microsoftonline.com/", "audiences": [f"{MANAGEMENT}/"]}
-        suffixes = {"storage": "core.windows.net", "keyVaultDns": "vault.azure.net"}
-        cloud = {"name": "AzureCloud", "authentication": login, "suffixes": suffixes, "resourceManager": MANAGEMENT}
-        return [cloud]
-
-    return app
+    def nothing(path: str) -> Response:
+        return Response(status_code=404)
 
 
 def _beyond_search(asked: dict[str, Any]) -> str:
@@ -222,13 +210,8 @@ def _with_addresses(said: Any, workspace: Workspace) -> None:
         said["artifact_uri"] = workspace.artifact_uri(said["experiment_id"], said["run_id"])
 
 
-def _refused(status: int, code: str, message: str) -> JSONResponse:
+def mlflow_error(status: int, code: str, message: str) -> JSONResponse:
     """An error as the service's MLflow component sends it."""
     error = {"Code": "UserError", "Severity": None, "Message": message, "Details": [], "InnerError": None}
     said = {"Error": error, "Environment": REGION, "Location": REGION, "ComponentName": "mlflow", "statusCode": status}
     return JSONResponse(said | {"error_code": code}, status)
-
-
-def _unauthorized() -> JSONResponse:
-    said = {"error": {"code": "UserError", "message": "Bearer token not provided or expired.", "severity": None}}
-    return JSONResponse(said, 401, {"WWW-Authenticate": 'Bearer authorization_uri="https://login.microsoftonline.com"'})

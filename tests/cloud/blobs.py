@@ -22,29 +22,34 @@ class Blobs:
     Attributes:
         account: its name.
         content: ``{container/path: bytes}`` of the blobs that are whole.
-        grants: ``{signature: (container/path, permissions, expiry)}``.
+        metadata: ``{container/path: {name: value}}``.
+        grants: ``{signature: (name, permissions, expiry)}``; the name is a blob's, or that of a whole container.
         lifetime: of the signatures to come, in seconds.
     """
 
     account: str = "carmodelstore"
     content: dict[str, bytes] = field(default_factory=dict)
+    metadata: dict[str, dict[str, str]] = field(default_factory=dict)
     blocks: dict[str, dict[str, bytes]] = field(default_factory=dict)
     grants: dict[str, tuple[str, str, float]] = field(default_factory=dict)
     lifetime: float = 3600
 
     def sign(self, name: str, permissions: str) -> str:
-        """Return the address of a blob with a signature for `permissions` (``r``, ``cw`` …)."""
+        """Return the URI of a blob or container with a signature for `permissions` (``r``, ``cw`` …)."""
         signature = f"sas+signature+{secrets.token_urlsafe(24)}"
         expiry = time.time() + self.lifetime
         self.grants[signature] = (name, permissions, expiry)
         until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(expiry))
-        query = f"sv=2025-05-05&sr=b&sp={permissions}&se={quote(until)}&sig={quote(signature)}"
+        query = (
+            f"sv=2025-05-05&sr={'b' if '/' in name else 'c'}&sp={permissions}&se={quote(until)}&sig={quote(signature)}"
+        )
         return f"https://{self.account}.blob.core.windows.net/{quote(name)}?{query}"
 
-    def refusal(self, name: str, permission: str, signature: str) -> Response | None:
-        """The answer to a request without the right signature."""
+    def refusal(self, name: str, permission: str, request: Request) -> Response | None:
+        """Return the answer to a request without the right signature."""
+        signature = request.query_params.get("sig", "")
         granted, permissions, expiry = self.grants.get(signature, ("", "", 0.0))
-        if name != granted or expiry <= time.time():
+        if granted not in (name, name.partition("/")[0]) or expiry <= time.time():
             return failure(403, "AuthenticationFailed", "Server failed to authenticate the request.")
         if permission not in permissions:
             return failure(403, "AuthorizationPermissionMismatch", "This request is not authorized.")
@@ -52,7 +57,7 @@ class Blobs:
 
 
 def failure(status: int, code: str, message: str) -> Response:
-    """An error as the service sends it."""
+    """Return an error as the service sends it."""
     body = f'<?xml version="1.0" encoding="utf-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
     return Response(body, status, {"x-ms-error-code": code}, "application/xml")
 
@@ -63,15 +68,16 @@ def blob_service(blobs: Blobs) -> FastAPI:
 
     @app.put("/{name:path}")
     async def put(name: str, request: Request) -> Response:
-        query, body = request.query_params, await request.body()
-        if refusal := blobs.refusal(name, "w", query.get("sig", "")):
+        comp, body = request.query_params.get("comp"), await request.body()
+        if refusal := blobs.refusal(name, "w", request):
             return refusal
-        if query.get("comp") == "block":
-            blobs.blocks.setdefault(name, {})[query["blockid"]] = body
-            return Response(status_code=201, headers=HEADERS)
-        if request.headers.get("if-none-match") == "*" and name in blobs.content:
+        if comp == "metadata":
+            blobs.metadata[name] = {k: v for k, v in request.headers.items() if k.startswith("x-ms-meta-")}
+        elif comp == "block":
+            blobs.blocks.setdefault(name, {})[request.query_params["blockid"]] = body
+        elif request.headers.get("if-none-match") == "*" and name in blobs.content:
             return failure(409, "BlobAlreadyExists", "The specified blob already exists.")
-        if query.get("comp") == "blocklist":
+        elif comp == "blocklist":
             listed = re.findall(r"<(?:Latest|Uncommitted)>([^<]+)<", body.decode())
             if missing := [block for block in listed if block not in blobs.blocks.get(name, {})]:
                 return failure(400, "InvalidBlockList", f"The specified block list is invalid: {missing}")
@@ -80,23 +86,30 @@ def blob_service(blobs: Blobs) -> FastAPI:
             blobs.content[name] = body
         else:
             return failure(400, "MissingRequiredHeader", "x-ms-blob-type")
-        return Response(status_code=201, headers=HEADERS)
+        return Response(status_code=200 if comp == "metadata" else 201, headers=HEADERS)
 
-    @app.get("/{name:path}")
+    @app.api_route("/{name:path}", methods=["GET", "HEAD"])
     def get(name: str, request: Request) -> Response:
-        if refusal := blobs.refusal(name, "r", request.query_params.get("sig", "")):
+        if refusal := blobs.refusal(name, "r", request):
             return refusal
         if (content := blobs.content.get(name)) is None:
             return failure(404, "BlobNotFound", "The specified blob does not exist.")
-        headers = HEADERS | {"x-ms-blob-type": "BlockBlob"}
-        asked = request.headers.get("x-ms-range") or request.headers.get("range")
-        if not asked:
-            return Response(content, 200, headers, "application/octet-stream")
-        first, last = (int(n) for n in asked.removeprefix("bytes=").split("-"))
-        if first >= len(content):
-            return failure(416, "InvalidRange", "The range specified is invalid for the current size of the resource.")
-        part = content[first : last + 1]
-        headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
-        return Response(part, 206, headers, "application/octet-stream")
+        return ranged(content, request, blobs.metadata.get(name, {}))
 
     return app
+
+
+def ranged(content: bytes, request: Request, metadata: dict[str, str]) -> Response:
+    """Return a blob, or the part of it that is asked for."""
+    headers = HEADERS | {"x-ms-blob-type": "BlockBlob"} | metadata
+    asked = request.headers.get("x-ms-range") or request.headers.get("range")
+    if request.method == "HEAD":
+        return Response(None, 200, headers | {"Content-Length": str(len(content))})
+    if not asked:
+        return Response(content, 200, headers, "application/octet-stream")
+    first, last = (int(number) for number in asked.removeprefix("bytes=").split("-"))
+    if first >= len(content):
+        return failure(416, "InvalidRange", "The range specified is invalid for the current size of the resource.")
+    part = content[first : last + 1]
+    headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
+    return Response(part, 206, headers, "application/octet-stream")

@@ -1,55 +1,66 @@
-"""The authority that the cloud's stand-ins are signed by, and the clouds that several tests share."""
+"""What tests of clouds share: one interpreter, one `mlflow server` and one certificate authority, and the clouds."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from carmodel.cloud import waiting
 from tests.cloud.azureml_cloud import Azure, azure
 from tests.cloud.databricks_jobs import TOKEN, Workspace, make
-from tests.cloud.mlflow_server import mlflow_server
-from tests.cloud.plain_server import plain_server
+from tests.cloud.mlflow_server import Server, mlflow_server
+from tests.cloud.project import client_here, environment
 from tests.cloud.stand_in import Authority, Wire, make_authority, serve
-
-
-class Server(NamedTuple):
-    """A running `mlflow server`: its address, and the folder of its state and log."""
-
-    url: str
-    folder: Path
+from tests.preloaded import preloaded
 
 
 @pytest.fixture(scope="session")
-def authority(tmp_path_factory) -> Authority:
+def commands() -> Iterator[str]:
+    """Folder of a `python` and an `mlflow` that start at once."""
+    with TemporaryDirectory(prefix="carmodel-") as folder, preloaded(Path(folder)) as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return make_authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="session")
-def tracking_server(tmp_path_factory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    with mlflow_server(folder) as url:
-        yield Server(url, folder)
+def server(commands: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A tracking server. The interpreter of `commands` starts meanwhile."""
+    with mlflow_server(tmp_path_factory.mktemp("server")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
-def tracking(tmp_path_factory) -> Iterator[str]:
-    """URL of a tracking server that hands out artifacts."""
-    with plain_server(tmp_path_factory.mktemp("tracking")) as url:
-        yield url
-
-
-@pytest.fixture(scope="session")
-def cloud(authority: Authority, tmp_path_factory) -> Iterator[Azure]:
+def cloud(
+    server: Server, authority: Authority, commands: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Azure]:
     """Azure with one workspace."""
-    with azure(tmp_path_factory.mktemp("azure"), authority) as running:
+    with azure(tmp_path_factory.mktemp("azure"), server, authority, commands) as running:
         yield running
 
 
 @pytest.fixture
-def databricks(authority: Authority, tmp_path) -> Iterator[tuple[Workspace, Wire]]:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for the state of a job ten times a second at first."""
+    monkeypatch.setattr(waiting, "FIRST_PAUSE", 0.1)
+
+
+@pytest.fixture
+def client(cloud: Azure, impatient: None) -> Iterator[Azure]:
+    """This process as a client that is signed in to the workspace and asks nobody else."""
+    with client_here(cloud.environment):
+        yield cloud
+    assert cloud.proxy.refused == []
+
+
+@pytest.fixture
+def databricks(authority: Authority, commands: str, tmp_path: Path) -> Iterator[tuple[Workspace, Wire]]:
     """A workspace of Databricks and its service."""
-    workspace = Workspace(tmp_path / "databricks", {})
+    workspace = Workspace(tmp_path / "databricks", commands)
     with serve(make(workspace), authority) as wire:
         yield workspace, wire
         for job in workspace.jobs.values():
@@ -57,7 +68,9 @@ def databricks(authority: Authority, tmp_path) -> Iterator[tuple[Workspace, Wire
 
 
 @pytest.fixture
-def databricks_environment(databricks: tuple[Workspace, Wire], authority: Authority) -> dict[str, str]:
-    """Variables of a client of that workspace."""
-    own = {"DATABRICKS_HOST": databricks[1].url, "DATABRICKS_TOKEN": TOKEN, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return authority.environment | own
+def databricks_environment(
+    databricks: tuple[Workspace, Wire], authority: Authority, commands: str, server: Server
+) -> dict[str, str]:
+    """All variables of a client of that workspace which tracks to the server."""
+    own = {"DATABRICKS_HOST": databricks[1].url, "DATABRICKS_TOKEN": TOKEN, "MLFLOW_TRACKING_URI": server.url}
+    return environment(commands, **authority.environment, **own)

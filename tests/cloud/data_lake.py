@@ -12,7 +12,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from tests.cloud.blobs import HEADERS, failure
+from tests.cloud.blobs import failure, ranged
 from tests.cloud.identity import Identity
 
 AUDIENCE = "https://storage.azure.com"
@@ -83,15 +83,7 @@ def lake_service(lake: Lake) -> FastAPI:
         file = lake.folder / path
         if file_system != lake.file_system or not file.is_file():
             return failure(404, "BlobNotFound", "The specified blob does not exist.")
-        content = file.read_bytes()
-        asked = request.headers.get("x-ms-range") or request.headers.get("range") or f"bytes=0-{len(content)}"
-        first, last = (int(number) for number in asked.removeprefix("bytes=").split("-"))
-        if first >= len(content):
-            return failure(416, "InvalidRange", "The range specified is invalid for the current size of the resource.")
-        part = content[first : last + 1]
-        span = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
-        headers = HEADERS | {"x-ms-blob-type": "BlockBlob", "Content-Range": span}
-        return Response(part, 206, headers, "application/octet-stream")
+        return ranged(file.read_bytes(), request, {})
 
     return app
 

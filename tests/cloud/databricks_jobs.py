@@ -32,13 +32,15 @@ class Workspace:
 
     Attributes:
         folder: where its files are: ``dbfs/`` and a folder for each job's driver.
-        environment: what the cluster's drivers have in their environment.
+        commands: folder of the `python` and `mlflow` of its drivers.
+        environment: variables of its drivers.
         jobs: run id to the running job.
         requests: run id to the body that submitted it.
     """
 
     folder: Path
-    environment: dict[str, str]
+    commands: str
+    environment: dict[str, str] = field(default_factory=dict)
     jobs: dict[int, Job] = field(default_factory=dict)
     requests: dict[int, dict[str, Any]] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
@@ -164,15 +166,6 @@ def run(workspace: Workspace, run_id: int, body: dict[str, Any]) -> Job:
         command = ["python", "job.py", *task["parameters"]]
     else:
         raise RefusedError(400, "INVALID_PARAMETER_VALUE", f"no task in {json.dumps(body)[:200]}")
-    return start(
-        [
-            "bash",
-            "-c",
-            'PATH="$0:$PATH" exec "$@"',
-            str(workspace.folder / "bin"),
-            *command,
-        ],
-        driver,
-        driver / "log",
-        environment,
-    )
+    # The driver's programs come first, though a job sets PATH itself.
+    shell = ["bash", "-c", 'PATH="$0:$PATH" exec "$@"', str(workspace.folder / "bin")]
+    return start([*shell, *command], driver, driver / "log", environment, workspace.commands)

@@ -3,15 +3,10 @@
 The service principal's flow: https://learn.microsoft.com/en-us/entra/identity-platform/v2-oauth2-client-creds-grant-flow
 """
 
-import json
 import secrets
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import jwt
 from fastapi import FastAPI, Request
@@ -42,10 +37,11 @@ class Identity:
         """What `azure.identity.EnvironmentCredential` reads."""
         return {"AZURE_TENANT_ID": self.tenant, "AZURE_CLIENT_ID": self.client, "AZURE_CLIENT_SECRET": self.secret}
 
-    def issue(self, audience: str) -> str:
+    def issue(self, audience: str, lifetime: int | None = None) -> str:
         """Return a new token."""
         now = int(time.time())
-        claims = {"aud": audience, "iat": now, "exp": now + self.lifetime, "tid": self.tenant, "appid": self.client}
+        until = now + (self.lifetime if lifetime is None else lifetime)
+        claims = {"aud": audience, "iat": now, "exp": until, "tid": self.tenant, "appid": self.client}
         token = jwt.encode(claims | {"uti": secrets.token_hex(8)}, "a key that nobody checks it with: 32 bytes")
         self.tokens[token] = audience
         return token
@@ -62,7 +58,7 @@ class Identity:
 
 
 def login_service(identity: Identity) -> FastAPI:
-    """Make the login service that gives `identity` its tokens."""
+    """Make the login service that gives `identity` its tokens, also as the managed identity of a compute."""
     app = FastAPI()
 
     @app.get("/{tenant}/v2.0/.well-known/openid-configuration")
@@ -98,38 +94,13 @@ def login_service(identity: Identity) -> FastAPI:
         given = {"token_type": "Bearer", "expires_in": identity.lifetime, "access_token": identity.issue(audience)}
         return JSONResponse(given)
 
+    # As an Azure ML compute gives tokens: azure/identity/_credentials/azure_ml.py in the client.
+    @app.get("/MSI/token")
+    def managed(resource: str, request: Request) -> JSONResponse:
+        if request.headers.get("secret") != identity.secret or request.query_params["api-version"] != "2017-09-01":
+            return JSONResponse({"error": "unauthorized"}, 401)
+        until, token = str(int(time.time()) + identity.lifetime), identity.issue(resource.rstrip("/"))
+        given = {"access_token": token, "expires_on": until, "resource": resource, "token_type": "Bearer"}
+        return JSONResponse(given)
+
     return app
-
-
-@contextmanager
-def managed_identity(identity: Identity) -> Iterator[dict[str, str]]:
-    """Give tokens as an Azure ML compute does: the variables for `azure.identity.ManagedIdentityCredential`.
-
-    The protocol (``MSI_ENDPOINT``, ``MSI_SECRET``) is that of `azure/identity/_credentials/azure_ml.py` in the client.
-    """
-    given: list[str] = []
-
-    class Tokens(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked = parse_qs(urlsplit(self.path).query)
-            right = self.headers.get("secret") == identity.secret and asked["api-version"] == ["2017-09-01"]
-            said = {"error": "unauthorized"}
-            if right:
-                given.append(token := identity.issue(asked["resource"][0].rstrip("/")))
-                until = str(int(time.time()) + identity.lifetime)
-                said = {"access_token": token, "expires_on": until, "resource": asked["resource"][0]}
-            body = json.dumps(said | {"token_type": "Bearer"}).encode()
-            self.send_response(200 if right else 401)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *words: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Tokens) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield {"MSI_ENDPOINT": f"http://127.0.0.1:{server.server_port}/MSI/token", "MSI_SECRET": identity.secret}
-        server.shutdown()
-    assert given, "nobody asked the compute for a token"

@@ -38,7 +38,7 @@ def leaked(secrets: Iterable[str], places: Iterable[tuple[str, bytes]]) -> list[
 def requests(sent: Iterable[Sent], *, body: bool = True, query: bool = True) -> Iterator[tuple[str, bytes]]:
     """What requests carry beside their ``Authorization``; without the body or query that has to hold a credential."""
     for one in sent:
-        headers = {name: value for name, value in one.headers.items() if name != "authorization"}
+        headers = {name: value for name, value in one.headers.items() if name not in ("authorization", "secret")}
         carried = f"{one.path} {headers} {one.query if query else ''}".encode() + (one.body if body else b"")
         yield f"{one.method} {one.path}", carried
 

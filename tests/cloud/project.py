@@ -1,11 +1,16 @@
-"""A copy of the project, and its commands run in it as a user would, in an environment that names a cloud."""
+"""A copy of the project, and its commands run in it as a user runs them, in an environment that names a cloud."""
 
 import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from carmodel.parameters import STEPS
 from carmodel.tracking.digests import ROOT
@@ -23,18 +28,53 @@ TINY = {
     "train.width": "4",
     "train.epochs": "1",
     "package_pyfunc.min_accuracy": "0",
+    "package_pyfunc.example_pictures": "1",
 }
 """Parameters with which `main` takes seconds."""
+TINY_PREPROCESS = {"sample_classes": "2", "sample_photos": "5", "image_size": "16"}
+"""Parameters with which `preprocess` takes a second."""
 CLOUDS = ("MLFLOW_", "AZURE", "DATABRICKS_", "MSI_", "IDENTITY_", "ARM_")
-# Retried all the same, but not for minutes.
-SHORT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
+# Clients retry as always, without long waits.
+SHORT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
+    "MLFLOW_DATABRICKS_ENDPOINT_HTTP_RETRY_TIMEOUT": "3",
+}
+
+
+def environment(commands: str, **variables: str) -> dict[str, str]:
+    """Return this process's variables, without those of a cloud or of MLflow, and with more.
+
+    Args:
+        commands: folder with `python` and `mlflow`, which comes first in PATH.
+        variables: the others.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(CLOUDS)}
+    own = {"PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return kept | own | SHORT | {"MLFLOW_DISABLE_TELEMETRY": "true"} | variables
+
+
+@contextmanager
+def client_here(variables: dict[str, str]) -> Iterator[None]:
+    """Give this process these variables alone, and the tracking URI among them, until the context ends."""
+    before, uri = dict(os.environ), mlflow.get_tracking_uri()
+    os.environ.clear()
+    os.environ.update(variables)
+    mlflow.set_tracking_uri(variables["MLFLOW_TRACKING_URI"])
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(uri)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class Project:
     """A copy in `folder`, whose commands have their home and temporary folder there too.
 
     Attributes:
-        said: what all commands have printed.
+        said: the output of all commands.
     """
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
@@ -45,23 +85,13 @@ class Project:
             shutil.copy(ROOT / name, folder)
         for name in ("home", "tmp"):
             (folder / name).mkdir()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(CLOUDS)}
-        own = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.environment = kept | own | SHORT | {"MLFLOW_DISABLE_TELEMETRY": "true"} | environment
+        self.environment = environment | {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}
 
-    def run(self, *command: str, timeout: float = 600, **environment: str | None) -> CompletedProcess[str]:
+    def run(self, *command: str, **environment: str | None) -> CompletedProcess[str]:
         """Run a command in the copy, with more variables, and without those that are None."""
-        variables = self.environment | environment
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            env={name: value for name, value in variables.items() if value is not None},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        variables = {name: value for name, value in (self.environment | environment).items() if value is not None}
+        where = {"cwd": self.folder, "env": variables}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, **where)
         self.said += done.stdout + done.stderr
         return done
 
@@ -69,12 +99,34 @@ class Project:
         """Run `main` through `mlflow run` with `TINY` and more parameters, ``STEP__NAME``."""
         given = TINY | {name.replace("__", "."): value for name, value in parameters.items()}
         chosen = ",".join(f"{name}={value}" for name, value in given.items())
-        return self.run(
-            "mlflow", "run", ".", "--env-manager", "local", "--experiment-name", experiment, "-P", f"set={chosen}"
-        )
+        own = ("--env-manager", "local", "--experiment-name", experiment)
+        return self.run("mlflow", "run", ".", *own, "-P", f"set={chosen}")
+
+    def preprocess(self, **environment: str | None) -> CompletedProcess[str]:
+        """Run the first step with few and small pictures."""
+        given = [f"--{name}={value}" for name, value in TINY_PREPROCESS.items()]
+        return self.run("python", "-m", "steps.preprocess", *given, **environment)
 
 
 def happened(done: CompletedProcess[str]) -> dict[str, str]:
-    """What happened to each step, as the table of `main` says: ran or reused."""
+    """Return what the table of `main` says of each step: ran or reused."""
     words = [line.split() for line in done.stdout.splitlines()]
     return {line[0]: line[1] for line in words if line and line[0] in STEPS and line[1] in ("ran", "reused")}
+
+
+def finished_runs(client: MlflowClient, experiment: str) -> dict[str, Run]:
+    """Return the oldest FINISHED run of each name in an experiment."""
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([found.experiment_id], "attributes.status = 'FINISHED'")
+    return {run.info.run_name or "": run for run in runs}
+
+
+def check_runs(runs: dict[str, Run]) -> None:
+    """Check that `main` and each step has a run with parameters, metrics and lineage."""
+    assert runs.keys() >= {"main", *STEPS}
+    for name, settings in STEPS.items():
+        assert set(settings.model_fields) <= set(runs[name].data.params), name
+        assert runs[name].data.metrics["seconds"] > 0, name
+        assert runs[name].data.tags["mlflow.parentRunId"], name
+    assert {"loss", "accuracy", "val_loss", "images_per_second"} <= set(runs["train"].data.metrics)
+    assert {"test_top1", "test_top5"} <= set(runs["evaluate"].data.metrics)

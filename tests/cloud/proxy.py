@@ -10,7 +10,7 @@ import selectors
 import socket
 import socketserver
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -29,7 +29,7 @@ class Proxy:
     """
 
     url: str
-    stand_ins: Mapping[str, Wire]
+    stand_ins: dict[str, Wire]
     refused: list[str] = field(default_factory=list)
 
     @property
@@ -48,7 +48,7 @@ class Proxy:
 
 
 @contextmanager
-def lead(stand_ins: Mapping[str, Wire]) -> Iterator[Proxy]:
+def lead(stand_ins: dict[str, Wire]) -> Iterator[Proxy]:
     """Run a proxy on a free port, from threads, until the context ends."""
 
     class Tunnel(socketserver.StreamRequestHandler):

@@ -1,7 +1,7 @@
 """Loopback stand-ins for a cloud's REST services: TLS, a memory of what they were sent, and faults on demand.
 
 A service is a FastAPI application that checks what it is sent and keeps state; `serve` puts it behind TLS on a free port
-of this machine. Clients trust its throw-away authority through `Authority.environment`.
+of this machine. Clients trust its certificate through `Authority.environment`.
 """
 
 import datetime
@@ -22,8 +22,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fastapi import FastAPI
-
-from tests.cloud import exercised
 
 
 class Sent(NamedTuple):
@@ -58,12 +56,11 @@ class Wire:
     Attributes:
         sent: the requests so far, in order.
         faults: those to come; `fail` adds one.
-        exercised: the kinds of requests so far.
     """
 
     def __init__(self, app: FastAPI):
         self.app, self.sent, self.faults = app, [], []  # type: FastAPI, list[Sent], list[Fault]
-        self.url, self.exercised = "", set[str]()
+        self.url = ""
 
     def fail(self, method: str, path: str, status: int, **how: Any) -> Fault:
         """Let the next request with this method, whose path matches the regular expression, fail."""
@@ -83,7 +80,6 @@ class Wire:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
         headers = {key.decode().lower(): value.decode() for key, value in scope["headers"]}
-        self.exercised.add(exercised.pattern(headers.get("host", ""), scope["method"], scope["path"]))
         self.sent.append(Sent(scope["method"], scope["path"], scope["query_string"].decode(), headers, body))
         fault = next((f for f in self.faults if f.meets(scope["method"], scope["path"])), None)
         if fault is None:
@@ -108,16 +104,15 @@ class Wire:
 
 
 class Authority(NamedTuple):
-    """A throw-away certificate authority's root, and a certificate of localhost that it signed, as PEM files."""
+    """A certificate that clients trust, and its key, as PEM files."""
 
-    root: Path
     certificate: Path
     key: Path
 
     @property
     def environment(self) -> dict[str, str]:
         """Variables that make requests, aiohttp, urllib3 and OpenSSL trust it."""
-        return {name: str(self.root) for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")}
+        return {name: str(self.certificate) for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")}
 
 
 # Hosts that clients make up from an account's name, a region or a workspace; `tests.cloud.proxy` leads them here.
@@ -127,8 +122,7 @@ CLOUD_HOSTS = (
     "ml.azure.com",
     "*.azureml.ms",
     "*.api.azureml.ms",
-    "*.workspace.westeurope.api.azureml.ms",
-    "*.westeurope.inference.ml.azure.com",
+    "*.eastus.inference.ml.azure.com",
     "*.azuredatabricks.net",
     "*.7.azuredatabricks.net",
     "*.blob.core.windows.net",
@@ -139,47 +133,16 @@ CLOUD_HOSTS = (
 
 
 def make_authority(folder: Path) -> Authority:
-    """Make an authority, valid for a day, in `folder`; its certificate is good for localhost and `CLOUD_HOSTS`."""
-    now = datetime.datetime.now(datetime.UTC)
-
-    def sign(name: str, key, issuer: str, issuer_key, *extensions) -> bytes:
-        builder = x509.CertificateBuilder(
-            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]),
-            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]),
-            key.public_key(),
-            x509.random_serial_number(),
-            now - datetime.timedelta(hours=1),
-            now + datetime.timedelta(days=1),
-        )
-        for extension, critical in extensions:
-            builder = builder.add_extension(extension, critical)
-        return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
-    identifier = x509.SubjectKeyIdentifier.from_public_key(root_key.public_key())
-    root = sign(
-        "carmodel tests",
-        root_key,
-        "carmodel tests",
-        root_key,
-        (x509.BasicConstraints(ca=True, path_length=None), True),
-        (usage, True),
-        (identifier, False),
-    )
-    names = [x509.DNSName(name) for name in ("localhost", *CLOUD_HOSTS)]
-    hosts = [*names, x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    certificate = sign(
-        "localhost",
-        key,
-        "carmodel tests",
-        root_key,
-        (x509.SubjectAlternativeName(hosts), False),
-        (x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), False),
-    )
-    authority = Authority(*(folder / name for name in ("root.pem", "localhost.pem", "localhost.key")))
-    authority.root.write_bytes(root)
-    authority.certificate.write_bytes(certificate)
+    """Write a self-signed certificate into `folder`, valid for a day for localhost and `CLOUD_HOSTS`."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "carmodel tests")])
+    dates = now - datetime.timedelta(hours=1), now + datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), *dates)
+    hosts = [x509.DNSName(host) for host in ("localhost", *CLOUD_HOSTS)]
+    hosts.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+    certificate = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False).sign(key, hashes.SHA256())
+    authority = Authority(folder / "certificate.pem", folder / "key.pem")
+    authority.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     authority.key.write_bytes(key.private_bytes(*pem))
     return authority
@@ -212,7 +175,6 @@ def serve(app: FastAPI, authority: Authority) -> Iterator[Wire]:
     try:
         yield wire
     finally:
-        exercised.note(wire.exercised)
         # Not waiting for clients that keep their connection open.
         server.should_exit = server.force_exit = True
         thread.join(10)

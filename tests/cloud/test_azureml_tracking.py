@@ -3,9 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -13,96 +11,74 @@ from mlflow.entities import Run
 
 from carmodel.parameters import STEPS
 from tests.cloud import leaks
-from tests.cloud.azureml_tracking import MANAGEMENT, Workspace, management_service, workspace_service
-from tests.cloud.blobs import Blobs, blob_service
-from tests.cloud.conftest import Server
-from tests.cloud.identity import Identity, login_service, managed_identity
-from tests.cloud.project import Project, happened
-from tests.cloud.proxy import Proxy, lead
-from tests.cloud.stand_in import Authority, Wire, serve
+from tests.cloud.azureml_cloud import Azure, azure
+from tests.cloud.azureml_tracking import MANAGEMENT
+from tests.cloud.mlflow_server import Server
+from tests.cloud.project import Project, check_runs, finished_runs, happened
+from tests.cloud.stand_in import Authority
 
 pytestmark = pytest.mark.slow
 
-EXPERIMENT = "cars"
-MODEL = "carmodel-demo"
+EXPERIMENT, MODEL = "cars", "carmodel-demo"
 
 
 @dataclass
-class Cloud:
-    """The stand-ins, and a project that tracks to them."""
+class Tracked:
+    """A workspace of its own, and a project that tracks to it."""
 
-    workspace: Workspace
-    region: Wire
-    storage: Wire
-    login: Wire
-    proxy: Proxy
+    cloud: Azure
     project: Project
-    server: Path
 
     @property
     def client(self) -> MlflowClient:
-        """The `mlflow server` behind the stand-in: its state."""
-        return MlflowClient(self.workspace.server)
+        """The `mlflow server` behind the workspace: its state."""
+        return MlflowClient(self.cloud.workspace.server)
 
     def runs(self) -> dict[str, Run]:
-        """The newest FINISHED run of each name."""
-        experiment = self.client.get_experiment_by_name(EXPERIMENT)
-        assert experiment
-        runs = self.client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
-        return {run.info.run_name or "": run for run in reversed(runs)}
+        return finished_runs(self.client, EXPERIMENT)
 
     def mlflow(self, method: str) -> str:
         """Pattern of the path of a call of MLflow's API."""
-        return f"^/mlflow/v2.0{self.workspace.scope}/api/2.0/mlflow/{method}$"
+        return f"^/mlflow/v2.0{self.cloud.workspace.scope}/api/2.0/mlflow/{method}$"
 
 
 @pytest.fixture(scope="module")
-def cloud(authority: Authority, tracking_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    folder = tmp_path_factory.mktemp("azureml") / "project"
-    with ExitStack() as stack:
-        workspace = Workspace(tracking_server.url, Identity(), Blobs())
-        region = stack.enter_context(serve(workspace_service(workspace), authority))
-        storage = stack.enter_context(serve(blob_service(workspace.blobs), authority))
-        login = stack.enter_context(serve(login_service(workspace.identity), authority))
-        management = stack.enter_context(serve(management_service(), authority))
-        stand_ins = {
-            r".*\.api\.azureml\.ms": region,
-            re.escape(f"{workspace.blobs.account}.blob.core.windows.net"): storage,
-            r"login\.microsoftonline\.com": login,
-            r"management\.azure\.com": management,
-        }
-        proxy = stack.enter_context(lead(stand_ins))
-        environment = {"MLFLOW_TRACKING_URI": workspace.uri} | workspace.identity.environment
-        project = Project(folder, environment | authority.environment | proxy.environment)
-        yield Cloud(workspace, region, storage, login, proxy, project, tracking_server.folder)
+def tracked(
+    authority: Authority, server: Server, commands: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Tracked]:
+    folder = tmp_path_factory.mktemp("azureml")
+    with azure(folder, server, authority, commands) as cloud:
+        yield Tracked(cloud, Project(folder / "project", cloud.environment))
 
 
 @pytest.fixture(scope="module")
-def stopped(cloud: Cloud) -> str:
-    """What `main` says when its token is refused in the middle: at the parameters of the second step."""
-    cloud.region.fail("POST", cloud.mlflow("runs/search"), 200, body=b"{}")  # preprocess: nothing to reuse
-    cloud.region.fail("POST", cloud.mlflow("runs/search"), 401, body=b"")
-    done = cloud.project.main(EXPERIMENT)
+def stopped(tracked: Tracked) -> str:
+    """What `main` prints when its token is refused in the middle: at the search for a finished second step."""
+    region = tracked.cloud.region
+    region.fail("POST", tracked.mlflow("runs/search"), 200, body=b"{}")  # preprocess: nothing to reuse
+    region.fail("POST", tracked.mlflow("runs/search"), 401, body=b"")
+    done = tracked.project.main(EXPERIMENT)
     assert done.returncode == 1
     return done.stderr
 
 
 @pytest.fixture(scope="module")
-def finished(cloud: Cloud, stopped: str) -> dict[str, str]:
-    """What happened to each step when the same command was given again, on a service and a network that hiccup."""
-    wire, storage = cloud.region, cloud.storage
-    wire.fail("POST", cloud.mlflow("runs/log-batch"), 429, headers={"Retry-After": "1"}, body=b"{}")
-    wire.fail("GET", cloud.mlflow("runs/get"), 500)
-    wire.fail("POST", cloud.mlflow("runs/set-tag"), 0)
-    wire.fail("POST", "/artifacts/batch/metadata$", 503)
+def finished(tracked: Tracked, stopped: str) -> dict[str, str]:
+    """What happened to each step when the same command was given again, while service and network had faults."""
+    region, storage = tracked.cloud.region, tracked.cloud.storage
+    region.fail("POST", tracked.mlflow("runs/log-batch"), 429, headers={"Retry-After": "1"}, body=b"{}")
+    region.fail("GET", tracked.mlflow("runs/get"), 500)
+    region.fail("POST", tracked.mlflow("runs/set-tag"), 0)
+    region.fail("POST", "/artifacts/batch/metadata$", 503)
     storage.fail("PUT", "/augmented/augmented.h5$", 0)
-    done = cloud.project.main(EXPERIMENT)
+    done = tracked.project.main(EXPERIMENT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert not any(fault.times for fault in (*wire.faults, *storage.faults))
+    assert not any(fault.times for fault in (*region.faults, *storage.faults))
+    assert f"make serve MODEL=models:/{MODEL}/1\n" in done.stdout
     return happened(done)
 
 
-def test_a_token_that_is_refused_stops_main_with_what_to_do(cloud: Cloud, stopped: str) -> None:
+def test_a_refused_token_stops_main_with_what_to_do(stopped: str) -> None:
     said = stopped[stopped.index("main: stopped") :]
     assert "answered 401" in said
     assert "sign in again" in said
@@ -110,38 +86,22 @@ def test_a_token_that_is_refused_stops_main_with_what_to_do(cloud: Cloud, stoppe
     assert "Traceback" not in said.partition("ERROR mlflow")[0]
 
 
-def test_the_same_command_again_finishes_through_hiccups(cloud: Cloud, finished: dict[str, str]) -> None:
+def test_the_same_command_again_finishes_through_faults(tracked: Tracked, finished: dict[str, str]) -> None:
     assert finished == dict.fromkeys(STEPS, "ran") | {"preprocess": "reused"}
-    for path, times in (("runs/log-batch", 1), ("runs/get", 1), ("runs/set-tag", 1)):
-        assert len(cloud.region.seen("GET" if path == "runs/get" else "POST", cloud.mlflow(path))) > times
-    assert len(cloud.storage.seen("PUT", "/augmented/augmented.h5$")) == 2
+    assert len(tracked.cloud.storage.seen("PUT", "/augmented/augmented.h5$")) == 2
 
 
 @pytest.mark.usefixtures("finished")
-def test_once_more_everything_is_reused(cloud: Cloud) -> None:
-    done = cloud.project.main(EXPERIMENT)
-    assert happened(done) == dict.fromkeys(STEPS, "reused")
-    assert f"make serve MODEL=models:/{MODEL}/1\n" in done.stdout
-
-
-@pytest.mark.usefixtures("finished")
-def test_the_workspace_has_the_runs_with_parameters_metrics_and_lineage(cloud: Cloud) -> None:
-    runs = cloud.runs()
-    assert runs.keys() == {"main", *STEPS}
-    for name, settings in STEPS.items():
-        assert set(settings.model_fields) <= set(runs[name].data.params), name
-        assert runs[name].data.metrics["seconds"] > 0, name
-        assert runs[name].data.tags["mlflow.parentRunId"], name
-    assert {"loss", "accuracy", "val_loss", "images_per_second"} <= set(runs["train"].data.metrics)
-    assert {"test_top1", "test_top5"} <= set(runs["evaluate"].data.metrics)
+def test_the_workspace_has_runs_with_parameters_metrics_and_lineage(tracked: Tracked) -> None:
+    check_runs(tracked.runs())
     # Autologging's metrics come in the service's own asynchronous batches.
-    assert cloud.region.seen("POST", "/api/2.0/preview/mlflow/runs/log-batch-async$")
-    assert cloud.region.seen("GET", "/api/2.0/preview/mlflow/runs/get-run-data-status$")
+    assert tracked.cloud.region.seen("POST", "/api/2.0/preview/mlflow/runs/log-batch-async$")
+    assert tracked.cloud.region.seen("GET", "/api/2.0/preview/mlflow/runs/get-run-data-status$")
 
 
 @pytest.mark.usefixtures("finished")
-def test_the_storage_account_has_every_artifact_byte_for_byte(cloud: Cloud) -> None:
-    runs, content = cloud.runs(), cloud.workspace.blobs.content
+def test_the_storage_account_has_every_artifact(tracked: Tracked) -> None:
+    runs, workspace = tracked.runs(), tracked.cloud.workspace
     expected = {
         "preprocess": ["data/train.h5", "data/test.h5", "contact_sheet.png", "data_report.json"],
         "augment": ["augmented/augmented.h5", "before_after.png"],
@@ -151,29 +111,26 @@ def test_the_storage_account_has_every_artifact_byte_for_byte(cloud: Cloud) -> N
         "main": ["summary.txt"],
     }
     for name, paths in expected.items():
-        known = cloud.workspace.artifacts[runs[name].info.run_id]
+        known = workspace.artifacts[runs[name].info.run_id]
         assert set(paths) <= known.keys(), name
-        assert all(content[blob] for path, blob in known.items() if not path.endswith("__init__.py")), name
-    top1 = json.loads(content[cloud.workspace.artifacts[runs["evaluate"].info.run_id]["report/metrics.json"]])["top1"]
-    assert top1 == runs["evaluate"].data.metrics["test_top1"]
+        assert all(workspace.blobs.content[blob] for path, blob in known.items() if not path.endswith("__init__.py"))
+    report = workspace.artifacts[runs["evaluate"].info.run_id]["report/metrics.json"]
+    assert json.loads(workspace.blobs.content[report])["top1"] == runs["evaluate"].data.metrics["test_top1"]
 
 
 @pytest.mark.usefixtures("finished")
-def test_the_registry_names_the_version_by_tags_since_the_service_has_no_aliases(cloud: Cloud) -> None:
-    version = cloud.client.get_model_version(MODEL, "1")
-    run = cloud.runs()["package_pyfunc"]
+def test_the_registry_names_versions_by_tags_for_lack_of_aliases(tracked: Tracked) -> None:
+    version, run = tracked.client.get_model_version(MODEL, "1"), tracked.runs()["package_pyfunc"]
     assert version.tags.keys() >= {"alias.candidate", "alias.champion", "test_top1", "test_store"}
     assert version.run_id == run.info.run_id
-    experiment = run.info.experiment_id
-    assert version.source == f"{cloud.workspace.artifact_uri(experiment, run.info.run_id)}/classifier"
-    assert "no aliases: version 1 gets the tag alias.champion" in cloud.project.said
-    assert "no logged models: kept as artifacts of the run" in cloud.project.said
+    address = tracked.cloud.workspace.artifact_uri(run.info.experiment_id, run.info.run_id)
+    assert version.source == f"{address}/classifier"
+    assert "no aliases: version 1 gets the tag alias.champion" in tracked.project.said
+    assert "no logged models; the model is an artifact of the run" in tracked.project.said
 
 
 @pytest.mark.usefixtures("finished")
-def test_the_registered_classifier_loads_and_answers_by_its_version_and_an_alias_is_refused_in_words(
-    cloud: Cloud,
-) -> None:
+def test_the_registered_classifier_answers_by_its_version_and_not_by_an_alias(tracked: Tracked) -> None:
     program = f"""
 import mlflow
 from carmodel.errors import InputError
@@ -186,9 +143,9 @@ try:
 except InputError as error:
     print("refused", error)
 """
-    done = cloud.project.run("python", "-c", program)
+    done = tracked.project.run("python", "-c", program)
     assert re.search(r"answered Synthetic \w+ 2020 None", done.stdout), done.stdout[-1000:] + done.stderr[-3000:]
-    assert "refused models:/carmodel-demo@champion: can't be read: this registry has no aliases" in done.stdout
+    assert "refused models:/carmodel-demo@champion: cannot be read: this registry has no aliases" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -201,13 +158,10 @@ except InputError as error:
     ],
 )
 @pytest.mark.usefixtures("finished")
-def test_what_the_service_refuses_is_said_in_words_with_what_to_do(
-    cloud: Cloud, asked: str, fault: dict, said: str
-) -> None:
+def test_a_refusal_of_the_service_is_explained(tracked: Tracked, asked: str, fault: dict, said: str) -> None:
     where, method, path = asked.split()
-    failing = getattr(cloud, where).fail(method, path, **fault)
-    given = [f"--{name}={value}" for name, value in (("sample_classes", 2), ("sample_photos", 5), ("image_size", 16))]
-    done = cloud.project.run("python", "-m", "steps.preprocess", *given, MLFLOW_EXPERIMENT_NAME="faults")
+    failing = getattr(tracked.cloud, where).fail(method, path, **fault)
+    done = tracked.project.preprocess(MLFLOW_EXPERIMENT_NAME="faults")
     failing.times = 0
     assert done.returncode == 1, done.stderr[-3000:]
     assert "preprocess: stopped: azureml://" in done.stderr
@@ -217,78 +171,51 @@ def test_what_the_service_refuses_is_said_in_words_with_what_to_do(
 
 
 @pytest.mark.usefixtures("finished")
-def test_an_address_that_is_wrong_is_said_in_words(cloud: Cloud) -> None:
-    wrong = cloud.workspace.uri.replace(cloud.workspace.name, "no-such-workspace")
-    done = cloud.project.run("python", "-m", "steps.preprocess", "--image_size=16", MLFLOW_TRACKING_URI=wrong)
+def test_a_wrong_address_or_secret_is_explained(tracked: Tracked) -> None:
+    workspace = tracked.cloud.workspace
+    done = tracked.project.preprocess(MLFLOW_TRACKING_URI=workspace.uri.replace(workspace.name, "no-such-workspace"))
     assert done.returncode == 1
-    assert "answered 404" in done.stderr
-    assert "check MLFLOW_TRACKING_URI" in done.stderr
+    assert "answered 404" in done.stderr and "check MLFLOW_TRACKING_URI" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.usefixtures("finished")
-def test_a_wrong_secret_is_said_in_words(cloud: Cloud) -> None:
-    done = cloud.project.run("python", "-m", "steps.preprocess", "--image_size=16", AZURE_CLIENT_SECRET="wrong")
+    done = tracked.project.preprocess(AZURE_CLIENT_SECRET="wrong")
     assert done.returncode == 1
     assert "answered 401" in done.stderr
     assert "Traceback" not in done.stderr.partition("preprocess: stopped")[2]
 
 
 @pytest.mark.usefixtures("finished")
-def test_in_a_job_the_token_that_the_service_gave_is_renewed_before_it_expires(cloud: Cloud) -> None:
-    experiment = cloud.client.get_experiment_by_name(EXPERIMENT)
-    assert experiment
-    identity = cloud.workspace.identity
-    run = cloud.client.create_run(experiment.experiment_id, run_name="job")
-    before, identity.lifetime = identity.lifetime, 60
-    first = identity.issue(MANAGEMENT)
-    identity.lifetime = before
-    given = [f"--{name}={value}" for name, value in (("sample_classes", 2), ("sample_photos", 5), ("image_size", 16))]
-    started = len(cloud.region.sent)
-    done = cloud.project.run(
-        "python", "-m", "steps.preprocess", *given,
-        AZURE_CLIENT_SECRET=None, MLFLOW_TRACKING_TOKEN=first, MLFLOW_RUN_ID=run.info.run_id,
-        MLFLOW_EXPERIMENT_ID=experiment.experiment_id,
-    )  # fmt: skip
+def test_the_token_of_a_job_is_renewed_before_it_expires(tracked: Tracked) -> None:
+    experiment = tracked.client.get_experiment_by_name(EXPERIMENT).experiment_id
+    run = tracked.client.create_run(experiment, run_name="job").info.run_id
+    first = tracked.cloud.workspace.identity.issue(MANAGEMENT, lifetime=60)
+    job = {"MLFLOW_TRACKING_TOKEN": first, "MLFLOW_RUN_ID": run, "MLFLOW_EXPERIMENT_ID": experiment}
+    started = len(tracked.cloud.region.sent)
+    done = tracked.project.preprocess(AZURE_CLIENT_SECRET=None, **job)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert cloud.client.get_run(run.info.run_id).info.status == "FINISHED"
-    asked = cloud.region.sent[started:]
-    assert re.search(rf"/experimentids/{experiment.experiment_id}/runs/{run.info.run_id}/token$", asked[0].path)
-    used = {sent.headers["authorization"].removeprefix("Bearer ") for sent in asked[1:]}
-    assert used <= identity.tokens.keys() - {first}
+    assert tracked.client.get_run(run).info.status == "FINISHED"
+    renewal, *asked = tracked.cloud.region.sent[started:]
+    assert re.search(rf"/experimentids/{experiment}/runs/{run}/token$", renewal.path)
+    used = {sent.headers["authorization"].removeprefix("Bearer ") for sent in asked}
+    assert used <= tracked.cloud.workspace.identity.tokens.keys() - {first}
 
 
 @pytest.mark.usefixtures("finished")
-def test_on_an_azure_ml_compute_its_managed_identity_is_used(cloud: Cloud) -> None:
-    given = [f"--{name}={value}" for name, value in (("sample_classes", 2), ("sample_photos", 5), ("image_size", 16))]
-    asked = len(cloud.login.sent)
-    with managed_identity(cloud.workspace.identity) as variables:
-        done = cloud.project.run(
-            "python",
-            "-m",
-            "steps.preprocess",
-            *given,
-            MLFLOW_EXPERIMENT_NAME="compute",
-            AZURE_CLIENT_SECRET=None,
-            **variables,
-        )
+def test_an_azure_ml_compute_s_managed_identity_is_used(tracked: Tracked) -> None:
+    login, asked = tracked.cloud.login, len(tracked.cloud.login.sent)
+    own = {"MSI_ENDPOINT": f"{login.url}/MSI/token", "MSI_SECRET": tracked.cloud.workspace.identity.secret}
+    done = tracked.project.preprocess(MLFLOW_EXPERIMENT_NAME="compute", AZURE_CLIENT_SECRET=None, **own)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(cloud.login.sent) == asked
+    assert {sent.path for sent in login.sent[asked:]} == {"/MSI/token"}
 
 
 @pytest.mark.usefixtures("finished")
-def test_no_credential_reaches_parameters_tags_artifacts_output_or_files(cloud: Cloud) -> None:
-    identity, blobs = cloud.workspace.identity, cloud.workspace.blobs
+def test_no_credential_leaks_and_only_the_services_are_asked(tracked: Tracked, server: Server) -> None:
+    cloud, identity, blobs = tracked.cloud, tracked.cloud.workspace.identity, tracked.cloud.workspace.blobs
     assert len(identity.tokens) > 5
-    secrets = [identity.secret, leaks.begin(identity.tokens), leaks.begin(blobs.grants)]
-    places = [("printed", cloud.project.said.encode())]
+    places = [("output", tracked.project.said.encode())]
     places += leaks.requests(cloud.region.sent)
     places += leaks.requests(cloud.storage.sent, query=False)  # the signature is in the query
     places += leaks.requests(cloud.login.sent, body=False)  # the secret is in the body
-    places += [*blobs.content.items(), *leaks.files(cloud.project.folder), *leaks.files(cloud.server)]
-    assert leaks.leaked(secrets, places) == []
-
-
-@pytest.mark.usefixtures("finished")
-def test_nothing_but_the_services_was_asked(cloud: Cloud) -> None:
+    places += [*blobs.content.items(), *leaks.files(tracked.project.folder), *leaks.files(server.folder)]
+    assert leaks.leaked([identity.secret, leaks.begin(identity.tokens), leaks.begin(blobs.grants)], places) == []
     assert cloud.proxy.refused == []

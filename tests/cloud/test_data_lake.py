@@ -1,5 +1,6 @@
 """Photos in ADLS Gen2 by ``abfss://``: MLflow and azure-storage-file-datalake read them with the environment's identity."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 import mlflow
 import pytest
+from azure.storage.filedatalake import ExponentialRetry
 
 from carmodel.data.store import open_store
 from carmodel.errors import InputError
@@ -15,7 +17,8 @@ from carmodel.tracking.cache import digest_of_input
 from carmodel.tracking.digests import digest_of_path
 from tests.cloud.data_lake import Lake, lake_service
 from tests.cloud.identity import Identity, login_service
-from tests.cloud.project import Project
+from tests.cloud.mlflow_server import Server
+from tests.cloud.project import client_here, environment
 from tests.cloud.proxy import Proxy, lead
 from tests.cloud.stand_in import Authority, Wire, serve
 
@@ -30,8 +33,8 @@ class Storage(NamedTuple):
     environment: dict[str, str]
 
 
-@pytest.fixture
-def storage(sample: Path, authority: Authority) -> Iterator[Storage]:
+@pytest.fixture(scope="module")
+def storage(sample: Path, authority: Authority, commands: str, server: Server) -> Iterator[Storage]:
     identity = Identity()
     lake = Lake(identity, sample.parent)
     with ExitStack() as stack:
@@ -39,58 +42,55 @@ def storage(sample: Path, authority: Authority) -> Iterator[Storage]:
         login = stack.enter_context(serve(login_service(identity), authority))
         hosts = {r"carphotos\.dfs\.core\.windows\.net": dfs, r"carphotos\.blob\.core\.windows\.net": blob}
         proxy = stack.enter_context(lead(hosts | {r"login\.microsoftonline\.com": login}))
-        yield Storage(lake, dfs, blob, proxy, proxy.environment | authority.environment | identity.environment)
+        own = proxy.environment | authority.environment | identity.environment | {"MLFLOW_TRACKING_URI": server.url}
+        yield Storage(lake, dfs, blob, proxy, environment(commands, **own))
         assert proxy.refused == []
 
 
 @pytest.fixture
-def signed_in(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """This process as a client of the account."""
-    for name, value in storage.environment.items():
-        monkeypatch.setenv(name, value)
-    return storage
+def signed_in(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    """This process as a client of the account, which holds the empty folder `tmp_path`."""
+    monkeypatch.setattr(storage.lake, "folder", tmp_path)
+    for wire in (storage.dfs, storage.blob):
+        wire.sent.clear()
+        wire.faults.clear()
+    with client_here(storage.environment):
+        yield storage
 
 
 @pytest.mark.slow
-def test_preprocess_reads_the_photos_and_makes_the_store_that_it_makes_of_the_folder(
-    storage: Storage, sample: Path, tmp_path: Path
-) -> None:
-    project = Project(tmp_path, {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"})
-    addresses = {"there": f"{storage.lake.uri}/{sample.name}", "here": str(sample)}
-    for name, data_uri in addresses.items():
-        words = ["--data_uri", data_uri, "--image_size", "16"]
-        given = storage.environment if name == "there" else {}
-        done = project.run("python", "-m", "steps.preprocess", *words, **given)
-        assert done.returncode == 0, done.stdout + done.stderr
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    runs = {run.data.params["data_uri"]: run for run in client.search_runs(["0"])}
-    folders = [Path(client.download_artifacts(runs[uri].info.run_id, "data")) for uri in addresses.values()]
-    there, here = (open_store(folder / "train.h5") for folder in folders)
+def test_preprocess_makes_the_same_store_of_photos_there_and_here(storage: Storage, sample: Path) -> None:
+    client, said, stores = mlflow.MlflowClient(storage.environment["MLFLOW_TRACKING_URI"]), "", []
+    for uri in (f"{storage.lake.uri}/{sample.name}", str(sample)):
+        command = ["python", "-m", "steps.preprocess", "--data_uri", uri, "--image_size", "16"]
+        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        done = subprocess.run(command, env=storage.environment, check=False, **both)
+        assert done.returncode == 0, done.stdout
+        said += done.stdout
+        (run,) = client.search_runs(["0"], f"params.data_uri = '{uri}'")
+        stores.append(open_store(Path(client.download_artifacts(run.info.run_id, "data"), "train.h5")))
+    there, here = stores
     assert len(there) == len(here) and (there.take(range(len(there))) == here.take(range(len(here)))).all()
-    assert storage.lake.identity.secret not in project.said
-    assert not [token for token in storage.lake.identity.tokens if token in project.said]
+    assert not [secret for secret in (storage.lake.identity.secret, *storage.lake.identity.tokens) if secret in said]
 
 
-def test_the_listing_goes_over_its_pages_and_tells_when_the_photos_change(signed_in: Storage, tmp_path: Path) -> None:
-    lake = signed_in.lake
-    lake.folder = tmp_path
+def test_the_digest_covers_all_pages_of_the_listing(signed_in: Storage, tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / f"{number}.jpg").write_bytes(b"x" * (number + 1))
-    before = digest_of_input(lake.uri)
+    before = digest_of_input(signed_in.lake.uri)
     assert len(signed_in.dfs.seen("GET", "^/photos$")) == 3
-    assert digest_of_input(lake.uri) == before
+    assert digest_of_input(signed_in.lake.uri) == before
     (tmp_path / "20.jpg").write_bytes(b"x")
-    assert digest_of_input(lake.uri) != before
+    assert digest_of_input(signed_in.lake.uri) != before
 
 
-@pytest.mark.slow  # the client waits a quarter of a minute, whatever Retry-After says
-def test_a_busy_server_is_asked_again(signed_in: Storage, tmp_path: Path) -> None:
-    lake = signed_in.lake
-    lake.folder = tmp_path
+def test_a_busy_server_is_asked_again(signed_in: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The client waits for 15 seconds, whatever Retry-After says.
+    monkeypatch.setattr(ExponentialRetry, "get_backoff_time", lambda *_: 0.1)
     (tmp_path / "cars").mkdir()
     (tmp_path / "cars" / "one.jpg").write_bytes(b"a photo")
     signed_in.blob.fail("GET", "one.jpg", 503, headers={"x-ms-error-code": "ServerBusy"})
-    assert digest_of_path(fetch(f"{lake.uri}/cars")) == digest_of_path(tmp_path / "cars")
+    assert digest_of_path(fetch(f"{signed_in.lake.uri}/cars")) == digest_of_path(tmp_path / "cars")
     assert len(signed_in.blob.seen("GET", "one.jpg")) == 2
 
 
@@ -102,7 +102,7 @@ def test_a_busy_server_is_asked_again(signed_in: Storage, tmp_path: Path) -> Non
         (404, "FilesystemNotFound", "The specified filesystem does not exist"),
     ],
 )
-def test_what_does_not_pass_is_said_in_the_service_s_words(
+def test_a_refusal_is_raised_with_the_service_s_message(
     signed_in: Storage, status: int, code: str, message: str
 ) -> None:
     body = f'{{"error": {{"code": "{code}", "message": "{message}"}}}}'.encode()
@@ -113,8 +113,7 @@ def test_what_does_not_pass_is_said_in_the_service_s_words(
         assert message in str(error.value) and str(error.value).startswith(f"{signed_in.lake.uri}/cars: cannot be ")
 
 
-def test_a_whole_container_is_refused_since_the_client_reads_folders_alone(signed_in: Storage, tmp_path: Path) -> None:
-    signed_in.lake.folder = tmp_path
+def test_a_whole_container_is_refused(signed_in: Storage, tmp_path: Path) -> None:
     (tmp_path / "one.jpg").write_bytes(b"a photo")
     with pytest.raises(InputError, match="cannot read a whole container: give a directory in it"):
         fetch(signed_in.lake.uri)

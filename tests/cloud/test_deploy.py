@@ -1,11 +1,11 @@
 """The entry point `deploy` through `mlflow run`: MLflow's server on this machine, and what is refused before that."""
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,11 @@ import requests
 from carmodel.deploy import local
 from carmodel.errors import InputError
 from carmodel.parameters import Deploy
-from tests.tiny import free_port, log_tiny, tiny_network
+from steps import deploy as step
+from steps.command import run_step
+from tests.cloud.project import environment
+from tests.tiny import Endpoint, free_port
 from tests.tracked import tracked_in
-
-MLFLOW = Path(sys.executable).with_name("mlflow")
 
 
 @dataclass
@@ -27,95 +28,142 @@ class Registered:
     """A folder with a registry that holds two versions of the classifier ``cars``; version 1 is its candidate."""
 
     folder: Path
+    commands: str
 
     def deploy(self, fails: bool = False, **parameters: object) -> str:
-        """Run the entry point, and return what it says."""
-        started = self.start(parameters)
-        said, _ = started.communicate(timeout=300)
+        """Run the entry point, and return what it prints."""
+        return self.finish(self.start(parameters), fails)
+
+    def finish(self, started: subprocess.Popen[str], fails: bool = False) -> str:
+        """Return what the entry point prints until it ends."""
+        said, _ = started.communicate()
         assert (started.returncode != 0) == fails, said
         return said
 
     def start(self, parameters: dict[str, object]) -> subprocess.Popen[str]:
         """Start the entry point."""
-        parameters = {"folder": self.folder / "deployed", "name": "cars"} | parameters
+        parameters = {"target": "local", "folder": self.folder / "deployed", "name": "cars"} | parameters
         given = [f"-P{name}={value}" for name, value in parameters.items()]
-        environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db"}
-        command = [str(MLFLOW), "run", ".", "-e", "deploy", "--env-manager", "local", *given]
-        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen(command, env=environment, text=True, **both)
+        command = ["mlflow", "run", ".", "-e", "deploy", "--env-manager", "local", *given]
+        own = environment(self.commands, MLFLOW_TRACKING_URI=f"sqlite:///{self.folder}/mlflow.db")
+        return subprocess.Popen(command, env=own, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Registered:
+def registered(endpoint: Endpoint, commands: str, tmp_path_factory: pytest.TempPathFactory) -> Registered:
     folder = tmp_path_factory.mktemp("registered")
     with tracked_in(folder):
-        experiment = mlflow.create_experiment("Default-1", artifact_location=(folder / "artifacts").as_uri())
-        with mlflow.start_run(experiment_id=experiment):
-            uri = log_tiny(tiny_network())
+        client = mlflow.MlflowClient()
+        client.create_registered_model("cars")
         for _ in range(2):
-            mlflow.register_model(uri, "cars")
-        mlflow.MlflowClient().set_registered_model_alias("cars", "candidate", "1")
-    return Registered(folder)
+            client.create_model_version("cars", endpoint.model.as_uri())
+        client.set_registered_model_alias("cars", "candidate", "1")
+    return Registered(folder, commands)
 
 
-@pytest.mark.slow
-def test_a_local_server_is_started_left_replaced_and_ended(registered: Registered) -> None:
+@dataclass
+class Server:
+    """A server of version 1, and what the commands printed that were given while it started.
+
+    Attributes:
+        port: of the server.
+        first: what the command that started it printed.
+        same: what the same command printed that was given meanwhile.
+        status: what `action=status` printed meanwhile.
+    """
+
+    port: int
+    first: str
+    same: str
+    status: str
+
+
+@pytest.fixture(scope="module")
+def server(registered: Registered) -> Iterator[Server]:
     port = free_port()
-    said = registered.deploy(target="local", model_uri="models:/cars@candidate", port=port)
-    assert "a photo was answered with" in said
-    assert f"running, http://127.0.0.1:{port}/invocations; models:/cars/1" in said
-    assert requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).status_code == 200
-    said = registered.deploy(target="local", model_uri="models:/cars/1", port=port)
-    assert "cars already serves models:/cars/1" in said
-    said = registered.deploy(target="local", model_uri="models:/cars/2", port=port)
-    assert "stopping the server of models:/cars/1" in said
-    assert "models:/cars/2" in registered.deploy(target="local", action="status")
-    registered.deploy(target="local", action="delete")
-    with socket.create_server(("127.0.0.1", port)):
-        pass
-    assert "there is no server cars" in registered.deploy(fails=True, target="local", action="status")
-    assert "there is no deployment of this name" in registered.deploy(target="local", action="delete")
-    runs = mlflow.MlflowClient(f"sqlite:///{registered.folder}/mlflow.db").search_runs(["0"], "status = 'FINISHED'")
-    assert {run.data.tags.get("carmodel.state") for run in runs} == {"running", None}
-
-
-@pytest.mark.slow
-def test_one_that_answers_no_photo_is_said_to_be_there_with_the_ways_on_and_back(
-    registered: Registered, tmp_path: Path
-) -> None:
-    port = free_port()
-    (tmp_path / "photo.jpg").write_text("no photo")
-    given = {"target": "local", "port": port, "name": "vans"}
-    registered.deploy(**given, model_uri="models:/cars/1")
-    command = "mlflow run . -e deploy --env-manager local -P target=local -P name=vans -P action={}"
-    folder = f"-P folder={registered.folder}/deployed"
+    first = registered.start({"model_uri": "models:/cars@candidate", "port": port})
     try:
-        said = registered.deploy(fails=True, **given, model_uri="models:/cars/2", photo=tmp_path / "photo.jpg")
-        assert "answers a photo with" in said
-        assert (
-            f"previous version:  {command.format('deploy')} {folder} -P model_uri=models:/cars/1 -P port={port}" in said
-        )
-        assert f"{command.format('status')} {folder}" in said and f"{command.format('delete')} {folder}" in said
-        said = registered.deploy(**given, action="status", photo=tmp_path / "photo.jpg")
-        assert "local vans: running" in said and "answers a photo with" in said
-    finally:
-        assert "next:" not in registered.deploy(**given, action="delete")
-
-
-@pytest.mark.slow
-def test_the_same_command_beside_itself_waits_for_the_server_that_is_starting(registered: Registered) -> None:
-    given = {"target": "local", "name": "twins", "port": free_port(), "model_uri": "models:/cars/1"}
-    first = registered.start(given)
-    try:
-        while not (registered.folder / "deployed" / "local-twins" / "server.json").exists():
-            assert first.poll() is None
+        while not (registered.folder / "deployed" / "local-cars" / "server.json").exists():
+            assert first.poll() is None, first.communicate()[0]
             time.sleep(0.05)
-        assert "local twins: starting" in registered.deploy(target="local", name="twins", action="status")
-        assert "serve models:/cars/1" in registered.deploy(**given)
-        said, _ = first.communicate(timeout=120)
-        assert first.returncode == 0, said
+        status = registered.start({"action": "status"})
+        same = registered.start({"model_uri": "models:/cars/1", "port": port})
+        yield Server(port, *map(registered.finish, (first, same, status)))
     finally:
-        registered.deploy(target="local", name="twins", action="delete")
+        first.kill()
+        registered.deploy(action="delete")
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that is no photo."""
+    file = tmp_path_factory.mktemp("photo") / "photo.jpg"
+    file.write_text("no photo")
+    return file
+
+
+@pytest.fixture(scope="module")
+def replaced(registered: Registered, server: Server, photo: Path) -> str:
+    """What the command prints that replaces the server by version 2 and finds that it answers no photo."""
+    return registered.deploy(fails=True, port=server.port, model_uri="models:/cars/2", photo=photo)
+
+
+@pytest.mark.slow
+def test_a_server_of_the_alias_s_version_answers_a_photo(registered: Registered, server: Server) -> None:
+    assert "a photo was answered with" in server.first
+    assert f"running, http://127.0.0.1:{server.port}/invocations; models:/cars/1" in server.first
+    assert requests.get(f"http://127.0.0.1:{server.port}/ping", timeout=5).status_code == 200
+    runs = mlflow.MlflowClient(f"sqlite:///{registered.folder}/mlflow.db").search_runs(["0"], "status = 'FINISHED'")
+    assert {run.data.tags["carmodel.state"] for run in runs} == {"running", "starting"}
+
+
+@pytest.mark.slow
+def test_the_same_command_meanwhile_waits_for_the_server(server: Server) -> None:
+    assert "serve models:/cars/1" in server.same
+    assert "local cars: starting" in server.status
+
+
+@pytest.mark.slow
+def test_a_version_that_answers_no_photo_is_left_with_the_next_commands(
+    registered: Registered, server: Server, replaced: str, photo: Path
+) -> None:
+    command = "mlflow run . -e deploy --env-manager local -P target=local -P name=cars -P action={} -P folder="
+    command += str(registered.folder / "deployed")
+    previous = f"{command.format('deploy')} -P model_uri=models:/cars/1 -P port={server.port}"
+    assert "stopping the server of models:/cars/1" in replaced
+    assert "answers a photo with" in replaced
+    assert f"previous version:  {previous}" in replaced
+    assert command.format("status") in replaced and command.format("delete") in replaced
+    said = registered.deploy(action="status", photo=photo)
+    assert "local cars: running" in said and "models:/cars/2" in said and "answers a photo with" in said
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("replaced")
+def test_delete_ends_the_server(registered: Registered, server: Server) -> None:
+    assert "next:" not in registered.deploy(action="delete")
+    with socket.create_server(("127.0.0.1", server.port)):
+        pass
+    assert "there is no server cars" in registered.deploy(fails=True, action="status")
+    assert "there is no deployment of this name" in registered.deploy(action="delete")
+
+
+@pytest.mark.slow
+def test_an_interrupted_deployment_names_the_next_commands(registered: Registered) -> None:
+    given = {"name": "trucks", "port": free_port(), "model_uri": "models:/cars/1"}
+    started = registered.start(given)
+    said = ""
+    for line in started.stdout:
+        said += line
+        if "starting MLflow's server" in line:
+            break
+    started.send_signal(signal.SIGINT)
+    said += started.communicate()[0]
+    assert "deploy: interrupted: operations that were started may continue" in said, said
+    assert "-P name=trucks -P action=status" in said and "-P name=trucks -P action=delete" in said
+    registered.deploy(name="trucks", action="delete")
+    with socket.create_server(("127.0.0.1", given["port"])):
+        pass
 
 
 def local_server(folder: Path) -> Deploy:
@@ -143,40 +191,26 @@ def test_a_record_of_a_server_that_was_cut_short_is_no_server(tmp_path: Path) ->
     assert not (tmp_path / "local-cars").exists()
 
 
-@pytest.mark.slow
-def test_an_interrupted_deployment_says_what_is_there_and_how_to_end_it(registered: Registered) -> None:
-    given = {"target": "local", "name": "trucks", "port": free_port(), "model_uri": "models:/cars/1"}
-    started = registered.start(given)
-    lines = []
-    for line in started.stdout:
-        lines.append(line)
-        if "starting MLflow's server" in line:
-            break
-    started.send_signal(signal.SIGINT)
-    rest, _ = started.communicate(timeout=60)
-    assert "deploy: interrupted: operations that were started may continue" in rest, "".join(lines) + rest
-    assert "-P name=trucks -P action=status" in rest and "-P name=trucks -P action=delete" in rest
-    registered.deploy(target="local", name="trucks", action="delete")
-    with socket.create_server(("127.0.0.1", given["port"])):
-        pass
-
-
-def test_a_password_in_the_tracking_uri_is_not_shown(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from steps import deploy
-    from steps.command import run_step
-
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(sys, "argv", ["deploy", "--model_uri", "models:/cars/1"])
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"http://me:pass-word@127.0.0.1:{free_port()}")
+def refused(monkeypatch: pytest.MonkeyPatch, **parameters: str) -> object:
+    """Run the step in this process, and return what it exits with."""
+    words = [word for name, value in parameters.items() for word in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", ["deploy", *words])
+    before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as ended:
-            run_step("deploy", deploy.Deploy, deploy.work)
+            run_step("deploy", Deploy, step.work)
     finally:
-        mlflow.set_tracking_uri(before)
-    said = f"{ended.value.code}{''.join(capsys.readouterr())}"
+        signal.signal(signal.SIGTERM, before)
+    return ended.value.code
+
+
+def test_a_password_in_the_tracking_uri_is_not_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with tracked_in(tmp_path):
+        mlflow.set_tracking_uri(f"http://me:pass-word@127.0.0.1:{free_port()}")
+        said = f"{refused(monkeypatch, model_uri='models:/cars/1')}{''.join(capsys.readouterr())}"
     assert "http://…@127.0.0.1" in said and "cannot be reached" in said
     assert "pass-word" not in said
 
@@ -184,36 +218,26 @@ def test_a_password_in_the_tracking_uri_is_not_shown(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"target": "local"}, "model_uri"),
-        ({"target": "local", "model_uri": "models:/cars/7"}, "cars"),
-        ({"target": "local", "model_uri": "models:/cars@champion"}, "no version of cars has the alias champion"),
-        ({"target": "local", "model_uri": "runs:/0/model"}, "deploy.model_uri='runs:/0/model'"),
-        ({"target": "local", "model_uri": "models:/cars/1", "photo": "no.jpg"}, "photo='no.jpg'"),
-        ({"target": "local", "action": "promote"}, "action=promote is for online and kubernetes-online"),
+        ({}, "model_uri"),
+        ({"model_uri": "models:/cars/7"}, "cars"),
+        ({"model_uri": "models:/cars@champion"}, "no version of cars has the alias champion"),
+        ({"model_uri": "runs:/0/model"}, "deploy.model_uri='runs:/0/model'"),
+        ({"model_uri": "models:/cars/1", "photo": "no.jpg"}, "photo='no.jpg'"),
+        ({"action": "promote"}, "action=promote is for online and kubernetes-online"),
         ({"target": "online", "model_uri": "models:/cars/1"}, "names no Azure ML workspace"),
         ({"target": "aci", "model_uri": "models:/cars/1"}, "MLFLOW_TRACKING_URI"),
         ({"target": "online", "settings_file": "no.yml", "model_uri": "models:/cars/1"}, "settings_file='no.yml'"),
         ({"target": "moon"}, "deploy.target='moon'"),
-        (
-            {"target": "local", "name": "My Cars"},
-            "deploy.name='My Cars': invalid format; name is the name of the service",
-        ),
+        ({"name": "My Cars"}, "deploy.name='My Cars': invalid format; name is the name of the service"),
     ],
 )
-def test_what_can_t_be_done_is_said_before_anything_is(
+def test_invalid_parameters_are_refused(
     registered: Registered,
     given: dict[str, str],
     words: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from steps import deploy
-    from steps.command import run_step
-
-    monkeypatch.setattr(
-        sys, "argv", ["deploy", *(part for name, value in given.items() for part in (f"--{name}", value))]
-    )
-    with tracked_in(registered.folder), pytest.raises(SystemExit) as ended:
-        run_step("deploy", deploy.Deploy, deploy.work)
-    assert ended.value.code == 2
+    with tracked_in(registered.folder):
+        assert refused(monkeypatch, **{"target": "local"} | given) == 2
     assert words in capsys.readouterr().err

@@ -28,8 +28,6 @@ from carmodel.parameters import Deploy
 from tests.cloud import docker_cli
 from tests.tiny import Endpoint, free_port
 
-IN_IMAGE = Path("/opt/ml/model")
-
 
 @pytest.fixture
 def settings(endpoint: Endpoint) -> Deploy:
@@ -103,7 +101,7 @@ def test_a_model_that_does_not_exist_is_named_before_the_build(
     assert engine.asked("build") == []
 
 
-def test_the_server_in_the_image_is_no_root_and_one_process(settings: Deploy, tmp_path: Path) -> None:
+def test_the_server_in_the_image_is_one_process_without_root(settings: Deploy, tmp_path: Path) -> None:
     write_context(settings.model_uri, tmp_path / "context")
     lines = (tmp_path / "context" / "Dockerfile").read_text().splitlines()
     assert {"USER serving", "ENV MLFLOW_MODELS_WORKERS=1", f'LABEL carmodel.model="{settings.model_uri}"'} <= set(lines)
@@ -201,61 +199,54 @@ def test_a_port_that_is_taken_is_reported_before_the_build(settings: Deploy, eng
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    os.geteuid() != 0 or IN_IMAGE.exists(), reason="copies the model to /opt/ml/model: wants root, and nothing there"
-)
-def test_the_image_s_start_command_answers_photos_in_an_environment_of_the_image_s_packages(
-    settings: Deploy, tmp_path: Path
-) -> None:
+def test_the_image_s_start_command_answers_a_photo_with_the_image_s_packages(settings: Deploy, tmp_path: Path) -> None:
     write_context(settings.model_uri, context := tmp_path / "context")
     lines = (context / "Dockerfile").read_text()
     (command,) = re.findall(r"^ENTRYPOINT (\[.*\])$", lines, re.MULTILINE)
     (mlflow,) = re.findall(r"^RUN pip install (mlflow==\S+)$", lines, re.MULTILINE)
-    (folder,) = re.findall(rf"^COPY (\S+) {IN_IMAGE}$", lines, re.MULTILINE)
+    (folder,) = re.findall(r"^COPY (\S+) /opt/ml/model$", lines, re.MULTILINE)
     model, uv = context / folder, [sys.executable, "-m", "uv", "--quiet"]
     subprocess.run([*uv, "venv", "--python", sys.executable, str(tmp_path / "env")], check=True)
     install = [*uv, "pip", "install", "--constraint", "requirements.lock", "--python", str(tmp_path / "env/bin/python")]
     subprocess.run([*install, mlflow, "-r", str(model / "requirements.txt")], check=True)
-    with copied(model), started(json.loads(command), tmp_path) as address:
-        assert "was answered with" in smoke_test(Status("running", address), drawn_car())
-        if folder := os.environ.get("CARMODEL_PHOTOS"):
-            real = next(Path(folder).rglob("*.jpg"))
-            assert "was answered with" in smoke_test(Status("running", address), real.read_bytes())
+    with started(json.loads(command), model, tmp_path) as url:
+        assert "was answered with" in smoke_test(Status("running", url), drawn_car())
+        if photos := os.environ.get("CARMODEL_PHOTOS"):
+            real = next(Path(photos).rglob("*.jpg"))
+            assert "was answered with" in smoke_test(Status("running", url), real.read_bytes())
 
 
 @contextmanager
-def copied(model: Path) -> Iterator[None]:
-    """The model where the image has it."""
-    made = not IN_IMAGE.parent.exists()
-    IN_IMAGE.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(model, IN_IMAGE)
-    try:
-        yield
-    finally:
-        shutil.rmtree(IN_IMAGE)
-        if made:
-            IN_IMAGE.parent.rmdir()
+def started(command: list[str], model: Path, folder: Path) -> Iterator[str]:
+    """Run the start command of an image without nginx, and yield the URL that answers.
 
-
-@contextmanager
-def started(command: list[str], folder: Path) -> Iterator[str]:
-    """Run the start command as the image does, without the proxy in front of the server (nginx); yield the server's address."""
+    Args:
+        command: ``python -c CODE``. The code gets another folder and port than an image, which has them for itself.
+        model: the folder.
+        folder: with the environment.
+    """
+    *python, code = command
+    moved = f"import mlflow.models.container as image; image.MODEL_PATH = {str(model)!r}; "
+    moved += f"image.DEFAULT_INFERENCE_SERVER_PORT = {(port := free_port())}; "
     path = f"{folder / 'env' / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin"
     environment = {"PATH": path, "HOME": str(folder), "DISABLE_NGINX": "true", "MLFLOW_MODELS_WORKERS": "1"}
     environment |= {"MLFLOW_DISABLE_ENV_CREATION": "True"}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        both = {"stdout": log, "stderr": log, "start_new_session": True}
+        process = subprocess.Popen([*python, moved + code], env=environment, cwd=folder, **both)
     try:
         deadline = time.monotonic() + 120
-        while True:
-            try:
-                if requests.get("http://127.0.0.1:8000/ping", timeout=5).status_code == 200:
-                    break
-            except requests.ConnectionError:
-                assert process.poll() is None, (folder / "log").read_text()[-2000:]
-                assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
-            time.sleep(0.5)
-        yield "http://127.0.0.1:8000/invocations"
+        while not answers(f"http://127.0.0.1:{port}/ping"):
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/invocations"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.RequestException:
+        return False

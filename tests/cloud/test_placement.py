@@ -1,10 +1,7 @@
-"""Steps of main on other machines: what is refused before any work, and a whole main over Databricks, Azure ML and here."""
+"""Steps of main on other machines: what is refused before any work, and a `main` over Databricks, Azure ML and here."""
 
-import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import mlflow
@@ -16,14 +13,17 @@ from carmodel.errors import InputError
 from carmodel.recipe import resolve
 from tests.cloud.azureml_cloud import Azure
 from tests.cloud.databricks_jobs import Workspace
+from tests.cloud.mlflow_server import Server
+from tests.cloud.project import environment
 from tests.cloud.stand_in import Wire
+from tests.tracked import new_database
 
 ON_DATABRICKS = Place(backend="databricks", backend_config="backends/databricks.json")
 AZUREML = "azureml://eastus.api.azureml.ms/mlflow/v1.0/subscriptions/s/resourceGroups/g/providers/P/workspaces/w"
 TINY = {
     "preprocess": {"sample_classes": 2, "sample_photos": 10, "image_size": 32},
     "augment": {"copies": 0},
-    "train": {"depth": 14, "width": 8, "epochs": 1, "batch_size": 8},
+    "train": {"depth": 14, "width": 4, "epochs": 1, "batch_size": 8},
     "package_pyfunc": {"registered_model_name": "placed", "example_pictures": 0},
 }
 
@@ -40,16 +40,11 @@ def main(folder: Path, environment: dict[str, str], placement: dict, **more: str
     recipe.write_text(yaml.safe_dump(TINY))
     given = {"config": str(recipe), "placement": write(folder, placement)} | more
     words = [word for name, value in given.items() for word in ("-P", f"{name}={value}")]
-    return subprocess.Popen(
-        [Path(sys.executable).with_name("mlflow"), "run", ".", "--env-manager", "local", *words],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = ["mlflow", "run", ".", "--env-manager", "local", *words]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_the_example_is_valid_and_no_placement_is_none() -> None:
+def test_the_example_is_valid_and_an_empty_path_places_nothing() -> None:
     placement = load_placement("backends/placement.yaml")
     assert {step: place.backend for step, place in placement.items()} == {
         "preprocess": "databricks",
@@ -72,13 +67,13 @@ def test_the_example_is_valid_and_no_placement_is_none() -> None:
         (["train"], "must map steps to backends"),
     ],
 )  # fmt: skip
-def test_a_placement_that_names_what_is_not_there_is_refused(tmp_path: Path, steps: object, said: str) -> None:
+def test_a_placement_with_an_unknown_name_or_file_is_refused(tmp_path: Path, steps: object, said: str) -> None:
     with pytest.raises(InputError) as error:
         load_placement(write(tmp_path, steps))
     assert said in str(error.value)
 
 
-def test_a_file_that_is_missing_or_no_yaml_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_invalid_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file; backends/placement.yaml is an example"):
         load_placement("nowhere.yaml")
     (tmp_path / "bad.yaml").write_text("a: b: c")
@@ -100,7 +95,7 @@ def test_a_file_that_is_missing_or_no_yaml_is_refused(tmp_path: Path) -> None:
         ("azureml-job", AZUREML, True),
     ],
 )
-def test_the_tracking_server_must_be_one_that_the_machines_reach(backend: str, tracking: str, fine: bool) -> None:
+def test_the_machines_must_reach_the_tracking_server(backend: str, tracking: str, fine: bool) -> None:
     placement = {"train": Place(backend=backend, backend_config="any")}
     if fine:
         check_placement(placement, resolve("", "", {}), tracking)
@@ -110,7 +105,7 @@ def test_the_tracking_server_must_be_one_that_the_machines_reach(backend: str, t
 
 
 @pytest.mark.parametrize("data_uri", ["/data/cars", "cars", "file:///data/cars"])
-def test_a_local_path_is_no_input_of_a_step_elsewhere(data_uri: str) -> None:
+def test_a_step_elsewhere_takes_no_local_path(data_uri: str) -> None:
     settings = resolve("", "", {"preprocess": {"data_uri": data_uri}})
     with pytest.raises(InputError, match=f"preprocess.data_uri={data_uri} is a path of this machine"):
         check_placement({"preprocess": ON_DATABRICKS}, settings, "databricks")
@@ -118,82 +113,78 @@ def test_a_local_path_is_no_input_of_a_step_elsewhere(data_uri: str) -> None:
 
 
 @pytest.mark.parametrize("data_uri", ["", "dbfs:/mnt/cars", "abfss://photos@account.dfs.core.windows.net/cars"])
-def test_an_address_that_is_the_same_everywhere_is_an_input(data_uri: str) -> None:
+def test_a_step_elsewhere_takes_a_uri_that_is_the_same_everywhere(data_uri: str) -> None:
     settings = resolve("", "", {"preprocess": {"data_uri": data_uri}})
     check_placement({"preprocess": ON_DATABRICKS}, settings, "databricks")
 
 
-def test_artifacts_in_a_folder_of_this_machine_can_not_be_shared() -> None:
+def test_artifacts_in_a_folder_of_this_machine_are_refused() -> None:
     with pytest.raises(InputError, match="in a folder of this machine, /tmp/mlruns"):
         check_artifacts({"train": ON_DATABRICKS}, "/tmp/mlruns")
     check_artifacts({}, "/tmp/mlruns")
     check_artifacts({"train": ON_DATABRICKS}, "mlflow-artifacts:/0")
 
 
-def test_main_says_so_before_any_work(tmp_path: Path) -> None:
-    started = main(tmp_path, {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}, {"train": dict(ON_DATABRICKS)})
-    said, _ = started.communicate(timeout=120)
+def test_main_refuses_before_any_work(tmp_path: Path, commands: str) -> None:
+    own = environment(commands, MLFLOW_TRACKING_URI=new_database(tmp_path))
+    said, _ = main(tmp_path, own, {"train": dict(ON_DATABRICKS)}).communicate()
     assert "main: error: placement: train on databricks cannot log to sqlite" in said
     assert "Running command 'python -m steps.preprocess" not in said
 
 
 @pytest.mark.slow
-def test_main_over_databricks_azure_ml_and_here_fails_in_words_and_a_rerun_finishes(
+def test_main_over_three_places_explains_a_failure_and_a_rerun_finishes(
     tmp_path: Path, cloud: Azure, databricks: tuple[Workspace, Wire], databricks_environment: dict[str, str]
 ) -> None:
     """Preprocess on Databricks, train as a job of Azure ML, the rest here; all runs in Azure ML's tracking."""
-    workspace, _ = databricks
-    environment = databricks_environment | cloud.environment
-    workspace.environment.update(cloud.jobs.environment | cloud.workspace.identity.environment)
+    workspace, jobs = databricks[0], cloud.jobs
+    own = databricks_environment | cloud.environment
+    workspace.environment.update(jobs.environment | cloud.workspace.identity.environment)
     placement = {
         "preprocess": dict(ON_DATABRICKS),
         "train": {"backend": "azureml-job", "backend_config": "backends/azureml-job.yaml"},
     }
-    known = set(cloud.jobs.running)
-    # A job whose machine fails: no such precision of the command, only of the machine.
-    cloud.jobs.environment["KERAS_BACKEND"] = "no_such_backend"
-    failed, _ = main(tmp_path, environment, placement).communicate(timeout=300)
+    known = set(jobs.running)
+    startup = tmp_path / "startup.sh"
+    startup.write_text("echo no space left on device; exit 28")
+    jobs.environment["BASH_ENV"] = str(startup)  # a machine that fails before it gets to the command
+    failed, _ = main(tmp_path, own, placement).communicate()
+    del jobs.environment["BASH_ENV"]
     assert "main: preprocess ran, run " in failed, failed
     assert "main: train is Azure ML job " in failed and "https://ml.azure.com/runs/" in failed
-    assert "main: stopped: train ended as Failed" in failed and "no_such_backend" in failed
+    assert "main: stopped: train ended as Failed" in failed and "no space left on device" in failed
     assert "run the same command again" in failed
 
-    del cloud.jobs.environment["KERAS_BACKEND"]
-    again, _ = main(tmp_path, environment, placement).communicate(timeout=300)
+    again, _ = main(tmp_path, own, placement).communicate()
     assert "main: preprocess reused" in again, again
     for step in ("train", "evaluate", "package_pyfunc"):
         assert f"main: {step} ran" in again, again
-    assert len(set(cloud.jobs.running) - known) == 2
+    assert len(set(jobs.running) - known) == 2
     assert cloud.workspace.identity.secret not in failed + again
     assert databricks_environment["DATABRICKS_TOKEN"] not in failed + again
 
 
 @pytest.mark.slow
 def test_an_interrupted_main_cancels_the_job(
-    tmp_path: Path, tracking: str, databricks: tuple[Workspace, Wire], databricks_environment: dict[str, str]
+    tmp_path: Path, server: Server, databricks: tuple[Workspace, Wire], databricks_environment: dict[str, str]
 ) -> None:
     workspace, wire = databricks
-    environment = databricks_environment | {"MLFLOW_TRACKING_URI": tracking}
     workspace.environment["CARMODEL_HOLD"] = "1"  # the driver waits before it runs the command
-    started = main(tmp_path, environment, {"preprocess": dict(ON_DATABRICKS)}, fresh="true")
+    started = main(tmp_path, databricks_environment, {"preprocess": dict(ON_DATABRICKS)}, fresh="true")
+    said = ""
     try:
-        lines = []
         for line in started.stdout:
-            lines.append(line)
+            said += line
             if "main: preprocess: " in line:
                 break
         started.send_signal(signal.SIGINT)
-        rest, _ = started.communicate(timeout=60)
+        said += started.communicate()[0]
     finally:
-        del workspace.environment["CARMODEL_HOLD"]
         started.kill()
-    said = "".join(lines) + rest
     assert "main: preprocess: cancelled Databricks run" in said, said
     (cancelled,) = wire.seen("POST", "/api/2.0/jobs/runs/cancel")
-    deadline = time.monotonic() + 10
-    while (job := list(workspace.jobs.values())[-1]).wait(0) is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert job.cancelled and str(list(workspace.jobs)[-1]).encode() in cancelled.body
-    client = mlflow.MlflowClient(tracking)
-    (run,) = client.search_runs(["0"], "tags.mlflow.runName = 'preprocess'", max_results=1)
+    ((number, job),) = workspace.jobs.items()
+    assert str(number).encode() in cancelled.body
+    assert job.wait(10) is not None and job.cancelled
+    (run,) = mlflow.MlflowClient(server.url).search_runs(["0"], "tags.mlflow.runName = 'preprocess'", max_results=1)
     assert run.info.status == "FAILED"
