@@ -51,7 +51,7 @@ def test_the_example_is_valid_and_an_empty_path_places_nothing() -> None:
         "augment": "databricks",
         "train": "azureml-job",
     }
-    check_placement(placement, resolve("", "", {}), AZUREML)
+    check_placement(placement, dict(resolve("", "", {})), AZUREML)
     assert load_placement("") == {}
 
 
@@ -98,15 +98,15 @@ def test_a_missing_or_invalid_file_is_refused(tmp_path: Path) -> None:
 def test_the_machines_must_reach_the_tracking_server(backend: str, tracking: str, fine: bool) -> None:
     placement = {"train": Place(backend=backend, backend_config="any")}
     if fine:
-        check_placement(placement, resolve("", "", {}), tracking)
+        check_placement(placement, dict(resolve("", "", {})), tracking)
     else:
         with pytest.raises(InputError, match="set MLFLOW_TRACKING_URI to"):
-            check_placement(placement, resolve("", "", {}), tracking)
+            check_placement(placement, dict(resolve("", "", {})), tracking)
 
 
 @pytest.mark.parametrize("data_uri", ["/data/cars", "cars", "file:///data/cars"])
 def test_a_step_elsewhere_takes_no_local_path(data_uri: str) -> None:
-    settings = resolve("", "", {"preprocess": {"data_uri": data_uri}})
+    settings = dict(resolve("", "", {"preprocess": {"data_uri": data_uri}}))
     with pytest.raises(InputError, match=f"preprocess.data_uri={data_uri} is a path of this machine"):
         check_placement({"preprocess": ON_DATABRICKS}, settings, "databricks")
     check_placement({"augment": ON_DATABRICKS}, settings, "databricks")
@@ -114,7 +114,7 @@ def test_a_step_elsewhere_takes_no_local_path(data_uri: str) -> None:
 
 @pytest.mark.parametrize("data_uri", ["", "dbfs:/mnt/cars", "abfss://photos@account.dfs.core.windows.net/cars"])
 def test_a_step_elsewhere_takes_a_uri_that_is_the_same_everywhere(data_uri: str) -> None:
-    settings = resolve("", "", {"preprocess": {"data_uri": data_uri}})
+    settings = dict(resolve("", "", {"preprocess": {"data_uri": data_uri}}))
     check_placement({"preprocess": ON_DATABRICKS}, settings, "databricks")
 
 
