@@ -64,6 +64,7 @@ def client(registered: Azure, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clien
     """This process as a client of the workspace without services, in an active run, as the step has it."""
     client = Client(registered)
     client.services.reset()
+    registered.online.reset()
     monkeypatch.setattr(webservice, "POLL_SECONDS", 0.05)
     with client_here(registered.environment):
         experiment = mlflow.get_experiment_by_name(EXPERIMENT).experiment_id
