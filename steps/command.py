@@ -37,7 +37,7 @@ def run_step(name: str, parameters: type[Parameters], work: Callable[[Parameters
         settings, given = parse_step(name, parameters, sys.argv[1:])
         from carmodel.tracking.runs import step_run
 
-        with step_run(name, settings, given) as step:
+        with step_run(name, settings, given) as step, undisturbed_end():
             work(settings, step)
 
 
@@ -76,10 +76,19 @@ def errors_reported(entry: str) -> Iterator[None]:
 
 
 def interrupt(*_: object) -> NoReturn:
-    """Raise `KeyboardInterrupt`, and ignore later signals, so that nothing disturbs the end of the run."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Raise `KeyboardInterrupt`. Python ignores it inside some callbacks, so every signal raises it again."""
     raise KeyboardInterrupt
+
+
+@contextmanager
+def undisturbed_end() -> Iterator[None]:
+    """Ignore further signals once the work was interrupted, so that the run is set to FAILED."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise
 
 
 def parse_step(name: str, parameters: type[Parameters], arguments: list[str]) -> tuple[Parameters, dict[str, str]]:

@@ -20,6 +20,7 @@ from carmodel.tracking.cache import cache_key, find_reusable
 from carmodel.tracking.digests import ROOT
 from carmodel.tracking.lineage import SUMMARY_TAG, command, outputs_of
 from carmodel.tracking.unfinished import end_dead_runs, find_unfinished, process_tags
+from steps.command import undisturbed_end
 
 WIDTHS = "{:<15}{:<8}{:>8}  {:<10}{}"
 
@@ -47,7 +48,8 @@ def run_pipeline(
             print(f"main: set to FAILED, because their processes were killed: {', '.join(i[:8] for i in dead)}")
         pipeline = Pipeline(run.info.experiment_id, fresh, placement)
         try:
-            classifier = chain(pipeline, recipe)
+            with undisturbed_end():
+                classifier = chain(pipeline, recipe)
         except ExecutionException as error:
             # The runs of the earlier steps stay, and are reused next time.
             raise SystemExit(f"\nmain: stopped: {error}; {RERUN}") from None
