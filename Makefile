@@ -50,7 +50,7 @@ pretrained: .venv/runtime  ## package the network that ships with the clone: mod
 	python -m carmodel.serving.pretrained
 
 test: .venv/dev .venv/horovod .venv/spark .venv/azure browser  ## install everything and run all tests
-	python -m pytest -n 2
+	python -m pytest -n 2 --durations=10
 
 # The system's Chromium, by apt where that is possible, or else the one that Playwright downloads.
 browser: .venv/dev  ## install the browser that the tests of the page need
