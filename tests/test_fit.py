@@ -26,7 +26,6 @@ from carmodel.training.features import Features, initialise_head
 from carmodel.training.fit import fit
 from carmodel.training.optimizer import decays
 from carmodel.training.progress import line
-from steps.train_rank import autologging
 from tests.stores import store_of
 from tests.tracked import tracked_in
 
@@ -144,6 +143,8 @@ def test_resuming_with_another_batch_size_or_schedule_is_refused(store: Store, t
 def test_the_network_itself_is_trained_through_augmentation_and_mlflow_records_each_epoch(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    from steps.train_rank import autologging  # imports TensorFlow
+
     params = Train(**SMALL, epochs="24x1,32x1", random_flip=True, mixup=0.2)
     model = network(params)
     with tracked_in(tmp_path):
