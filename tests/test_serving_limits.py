@@ -174,7 +174,7 @@ def test_a_budget_gives_back_what_a_failure_held() -> None:
     for _ in range(3):
         with pytest.raises(KeyError), budget.hold(10):
             raise KeyError
-    with pytest.raises(ValueError, match="11 bytes of 10"), budget.hold(11):
+    with pytest.raises(ValueError, match="11 bytes do not fit into 10"), budget.hold(11):
         pass
 
 

@@ -175,7 +175,7 @@ def _answers(server: _Server) -> bool:
 
 def _is_running(server: _Server) -> bool:
     """Return whether the process is still that server, and not another process with the same id."""
-    ps = ["ps", "-o", "args=", "-p", str(server.pid)]
+    ps = ["ps", "-ww", "-o", "args=", "-p", str(server.pid)]
     arguments = subprocess.run(ps, capture_output=True, text=True, check=False).stdout
     return "mlflow" in arguments and str(server.port) in arguments
 
