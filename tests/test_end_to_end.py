@@ -21,6 +21,7 @@ from carmodel.data import stanford_cars
 from carmodel.data.store import open_store
 from carmodel.mlflow_model import load_network
 from carmodel.parameters import STEPS
+from carmodel.serving.calibration import apply_temperature
 from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.digests import ROOT
 from carmodel.tracking.lineage import outputs_of
@@ -168,7 +169,9 @@ def test_the_endpoint_gives_each_test_photo_the_probabilities_of_preprocess_and_
     with serve("models:/tiny@candidate", tmp_path) as endpoint:
         *answers, bad = endpoint.predict(body)
     network, _ = load_network(outputs_of(project.newest("train"))["model"]["uri"])
-    for answer, probabilities in zip(answers, network.predict(store.take(np.arange(len(store)))), strict=True):
+    temperature = project.newest("package_pyfunc").data.metrics["temperature"]
+    expected = apply_temperature(network.predict(store.take(np.arange(len(store)))), temperature)
+    for answer, probabilities in zip(answers, expected, strict=True):
         assert answer["error"] is None
         assert answer["label"].startswith("Synthetic")
         served = {item["class_id"]: item["probability"] for item in answer["top_k"]}

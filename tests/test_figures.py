@@ -186,5 +186,5 @@ def test_a_model_that_does_not_fit_the_store_is_an_error_in_words(store: Store, 
         evaluate(colour_model(classes=2), store, 4)
     with pytest.raises(InputError, match="image_size"):
         evaluate(colour_model(size=16), store, 4, NAMES)
-    with pytest.raises(InputError, match="no probabilities"):
+    with pytest.raises(InputError, match="not probabilities"):
         evaluate(colour_model(activation="linear"), store, 4, NAMES)

@@ -28,7 +28,12 @@ def mlflow_server(folder: Path) -> Iterator[Server]:
     """Run a server, with everything it keeps in `folder`, until the context ends."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", new_database(folder), "--artifacts-destination", f"{folder}/files"]
+    command += [
+        "--backend-store-uri",
+        new_database(folder, "mlflow-artifacts:/0"),
+        "--artifacts-destination",
+        f"{folder}/files",
+    ]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(

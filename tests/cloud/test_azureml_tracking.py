@@ -55,6 +55,7 @@ def tracked(
 def stopped(tracked: Tracked) -> str:
     """What `main` prints when its token is refused in the middle: at the search for a finished second step."""
     region = tracked.cloud.region
+    region.fail("POST", tracked.mlflow("runs/search"), 200, body=b"{}")  # main: no runs of killed processes
     region.fail("POST", tracked.mlflow("runs/search"), 200, body=b"{}")  # preprocess: nothing to reuse
     region.fail("POST", tracked.mlflow("runs/search"), 401, body=b"")
     done = tracked.project.main(EXPERIMENT)
@@ -125,7 +126,7 @@ def test_the_registry_names_versions_by_tags_for_lack_of_aliases(tracked: Tracke
     assert version.run_id == run.info.run_id
     address = tracked.cloud.workspace.artifact_uri(run.info.experiment_id, run.info.run_id)
     assert version.source == f"{address}/classifier"
-    assert "no aliases: version 1 gets the tag alias.champion" in tracked.project.said
+    assert "no aliases, so version 1 gets the tag alias.champion" in tracked.project.said
     assert "no logged models; the model is an artifact of the run" in tracked.project.said
 
 

@@ -67,6 +67,7 @@ def tracked(
 @pytest.fixture(scope="module")
 def stopped(tracked: Tracked) -> str:
     """What `main` prints when its token is refused in the middle: at the search for a finished second step."""
+    tracked.workspace.fail("POST", "/runs/search$", 200, body=b"{}")  # main: no runs of killed processes
     tracked.workspace.fail("POST", "/runs/search$", 200, body=b"{}")  # preprocess: nothing to reuse
     said = {"error_code": "PERMISSION_DENIED", "message": "Invalid access token."}
     tracked.workspace.fail("POST", "/runs/search$", 403, body=json.dumps(said).encode())
