@@ -188,7 +188,7 @@ def test_the_whole_pipeline_is_one_spark_job_that_tracks_to_its_workspace(
         for step in ("preprocess", "train", "evaluate", "package_pyfunc"):
             assert f"main: {step} ran" in job.said()
         assert "make serve MODEL=models:/main.cars.carmodel/1" in job.said()
-        assert "all runs and pictures: databricks" in job.said()
+        assert "all runs and pictures:  databricks" in job.said()
 
 
 def test_a_passing_fault_is_retried(client: tuple[Workspace, Wire]) -> None:
