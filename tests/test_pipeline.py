@@ -36,11 +36,11 @@ def test_a_training_resumes_the_unfinished_one_with_the_same_parameters(
     assert f"main: resuming the unfinished training of run {step.run_id}" in capsys.readouterr().out
 
 
-def test_a_reused_classifier_is_called_what_the_registry_calls_it_now(experiment: str) -> None:
+def test_a_reused_classifier_is_called_what_the_registry_calls_it_now(experiment: str, tmp_path: Path) -> None:
     client = mlflow.MlflowClient()
     client.create_registered_model("cars")
     for version in "12":
-        client.create_model_version("cars", "models:/m-none", tags={"version": version})
+        client.create_model_version("cars", tmp_path.as_uri(), tags={"version": version})
     assert standing("models:/cars/1") == "cars version 1; there is no champion"
     client.set_registered_model_alias("cars", CHAMPION, "2")
     assert standing("models:/cars/1") == "cars version 1; the champion is version 2"
