@@ -73,6 +73,8 @@ class _Output:
     def __init__(self, logs: Path, processes: int) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         self.files = [logs / f"rank-{rank}.log" for rank in range(processes)]
+        for file in self.files:  # A rank that prints nothing has an empty log, as with the other launcher.
+            file.touch()
         self.last: list[deque[str]] = [deque(maxlen=LAST_LINES) for _ in range(processes)]
         self.thread = threading.local()
 
