@@ -6,11 +6,12 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from carmodel.cloud import azure as azure_jobs
 from carmodel.cloud import waiting
 from tests.cloud.azureml_cloud import Azure, azure
 from tests.cloud.databricks_jobs import TOKEN, Workspace, make
 from tests.cloud.mlflow_server import Server, mlflow_server
-from tests.cloud.project import client_here, environment
+from tests.cloud.project import client_here, copy_project, environment
 from tests.cloud.stand_in import Authority, Wire, make_authority, serve
 from tests.preloaded import preloaded
 
@@ -49,9 +50,20 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "FIRST_PAUSE", 0.1)
 
 
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small copy of the project, with files that are not to be uploaded. The clients read each file of a project."""
+    folder = copy_project(tmp_path_factory.mktemp("sources") / "project")
+    for name in (".git/HEAD", ".venv/pyvenv.cfg", "mlruns/meta.yaml"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text("not for a job")
+    return folder
+
+
 @pytest.fixture
-def client(cloud: Azure, impatient: None) -> Iterator[Azure]:
-    """This process as a client that is signed in to the workspace and asks nobody else."""
+def client(cloud: Azure, sources: Path, impatient: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Azure]:
+    """This process as a client that is signed in to the workspace, asks nobody else, and submits the copy."""
+    monkeypatch.setattr(azure_jobs, "ROOT", sources)
     with client_here(cloud.environment):
         yield cloud
     assert cloud.proxy.refused == []

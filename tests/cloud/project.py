@@ -70,6 +70,15 @@ def client_here(variables: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
+def copy_project(folder: Path) -> Path:
+    """Copy what a job needs of the project into a new folder: a tenth of the files of a clone. Return the folder."""
+    for name in ("carmodel", "steps", "configs", "backends"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("MLproject", "conda.yaml", "requirements.lock", ".amlignore", ".gitignore"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
 class Project:
     """A copy in `folder`, whose commands have their home and temporary folder there too.
 
@@ -78,11 +87,7 @@ class Project:
     """
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder, self.said = folder, ""
-        for name in ("carmodel", "steps", "configs"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("MLproject", "conda.yaml", "requirements.lock"):
-            shutil.copy(ROOT / name, folder)
+        self.folder, self.said = copy_project(folder), ""
         for name in ("home", "tmp"):
             (folder / name).mkdir()
         self.environment = environment | {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}

@@ -43,9 +43,9 @@ def test_a_yaml_with_an_unknown_key_is_refused_by_the_client(tmp_path: Path, cli
 
 
 @pytest.mark.slow
-def test_the_gpu_job_runs_on_mounted_photos(client: Azure, sample: Path) -> None:
+def test_the_gpu_job_runs_on_mounted_photos(client: Azure, sample: Path, sources: Path) -> None:
     """As `az ml job create -f … --set command=…`: the real client's upload, code, environment and job."""
-    job, resources, workspace = load_job(GPU), client.resources, client.workspace
+    job, resources, workspace = load_job(sources / GPU), client.resources, client.workspace
     job.command = "python -m steps.preprocess --data_uri ${{inputs.photos}} --image_size 16 --crop none"
     resources.mounts[job.inputs["photos"].path] = str(sample)
     ml = MLClient(DefaultAzureCredential(), workspace.subscription, workspace.group, workspace.name)
@@ -57,7 +57,7 @@ def test_the_gpu_job_runs_on_mounted_photos(client: Azure, sample: Path) -> None
     assert kept["resources"] == {"instanceCount": 1, "properties": {}, "shmSize": "32g"}
     sent = resources.project_of(kept["codeId"])
     assert {"MLproject", "steps/main.py", "configs/gpu_finetune.yaml"} <= set(sent)
-    assert not [path for path in sent if path.startswith((".git/", ".venv/"))]
+    assert not [path for path in sent if path.startswith((".git/", ".venv/", "mlruns/"))]
     run = mlflow.get_run(submitted.name)
     assert run.info.status == "FINISHED" and "21 training" in run.data.tags["carmodel.summary"], run.data.tags
 

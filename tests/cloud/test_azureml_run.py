@@ -37,13 +37,13 @@ def test_without_an_image_azure_ml_installs_the_project_s_packages() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_submits_the_project_and_the_job_runs_it(client: Azure) -> None:
+def test_the_command_submits_the_project_and_the_job_runs_it(client: Azure, sources: Path) -> None:
     jobs, earlier = client.jobs, len(client.management.sent)
     known, snapshots = set(jobs.running), set(jobs.snapshots)
     words = [word for name, value in TINY_PREPROCESS.items() for word in ("-P", f"{name}={value}")]
     command = ["python", "-m", "carmodel.cloud.azure", "run", ".", "-e", "preprocess", "-b", "azureml", *words]
     command += ["--backend-config", "backends/azureml-gpu.json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=sources, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     scope = client.workspace.scope
     assert {f"{sent.method} {sent.path.replace(scope, '')}" for sent in client.region.sent} >= ASKED

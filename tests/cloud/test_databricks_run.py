@@ -33,9 +33,14 @@ KNOWN = re.compile(
 
 @pytest.fixture
 def client(
-    databricks: tuple[Workspace, Wire], databricks_environment: dict[str, str], impatient: None
+    databricks: tuple[Workspace, Wire],
+    databricks_environment: dict[str, str],
+    sources: Path,
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[Workspace, Wire]]:
-    """This process as a client of the workspace, with runs on the tracking server, which asks for nothing else."""
+    """This process as a client of the workspace that submits a copy, tracks to the server, and asks for nothing else."""
+    monkeypatch.setattr(remote, "ROOT", sources)
     with client_here(databricks_environment):
         yield databricks
     assert [sent.path for sent in databricks[1].sent if not KNOWN.fullmatch(sent.path)] == []
