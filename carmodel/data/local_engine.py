@@ -110,7 +110,7 @@ def map_batches(
     with (
         one_opencv_thread(),
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(table), desc=title, unit="photo", mininterval=1) as bar,
+        tqdm(total=len(table), desc=title, unit="photo", mininterval=1, leave=False, disable=None) as bar,
     ):
 
         def oldest() -> Result:

@@ -18,7 +18,7 @@ def draw_negatives(count: int, size: int, seed: int = 0) -> np.ndarray:
     Returns:
         uint8 (count, size, size, 3) RGB.
     """
-    kinds = (_scene, _gradient, _scene, _noise)
+    kinds = (draw_empty_road, _gradient, draw_empty_road, _noise)
     pictures = np.empty((count, size, size, 3), np.uint8)
     for i in range(count):
         picture = kinds[i % len(kinds)](np.random.default_rng([seed, i]))
@@ -27,7 +27,8 @@ def draw_negatives(count: int, size: int, seed: int = 0) -> np.ndarray:
     return pictures
 
 
-def _scene(rng: np.random.Generator) -> np.ndarray:
+def draw_empty_road(rng: np.random.Generator) -> np.ndarray:
+    """Draw a scene without a car: uint8 (H, W, 3) RGB with W from 160 to 240."""
     width = int(rng.integers(160, 241))
     height = int(width * rng.uniform(0.64, 0.8))
     large = (OVERSAMPLING * width, OVERSAMPLING * height)

@@ -1,0 +1,154 @@
+"""Measure a packaged classifier on labelled photos: with boxes, whole, and as "composite" photos.
+
+    python -m carmodel.serving.accuracy --model models:/carmodel-pretrained@champion --photos /data/stanford_cars
+
+In a composite photo, the car is a part of a larger scene. The photo is cut to its box and placed on a drawn scene that
+no training has seen. It fills 50% to 100% of the scene's width and height, and its edge is blended.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import mlflow
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from carmodel.data.drawing.negatives import draw_empty_road
+from carmodel.data.images import Box, crop_to_box, decode, resize
+from carmodel.data.sources import ReadyStores, open_folder
+from carmodel.data.table import NO_BOX
+from carmodel.errors import InputError
+from carmodel.evaluation.metrics import wilson_interval
+from carmodel.serving.about import with_version
+from carmodel.serving.rows import BOX_COLUMNS
+from carmodel.training.device_augmentation import FEATHER
+
+KINDS = ("with boxes", "whole", "composite")
+
+SHARES = (0.5, 1.0)
+"""Smallest and largest fraction of a composite's width and height that the car fills."""
+
+SEED = 1_000_000
+"""Seed of scenes and places. The calibration of a classifier uses other scenes."""
+
+BATCH = 32
+"""Photos per request."""
+
+Labelled = tuple[Path, str, Box | None]
+"""A photo, its class, and the box around its car."""
+
+Classify = Callable[[pd.DataFrame], pd.DataFrame]
+"""Turn a request into answers, as `carmodel.serving.classifier.CarClassifier.predict` does."""
+
+
+def place(photo: np.ndarray, scene: np.ndarray, share: float, corner: tuple[float, float]) -> np.ndarray:
+    """Place a photo on a scene with a blended edge, like the zoom-out of training.
+
+    The outermost pixels of the photo go on around it, and fade into the scene.
+
+    Args:
+        photo: uint8 (h, w, 3).
+        scene: uint8 (H, W, 3), which is stretched to the size of the result.
+        share: fraction of the width and of the height that the photo fills.
+        corner: where the photo is within the free width and height, in fractions: (0, 0) is the upper left corner.
+
+    Returns:
+        uint8 (round(h / share), round(w / share), 3).
+    """
+    height, width = (round(side / share) for side in photo.shape[:2])
+    columns, across = _side(photo.shape[1], width, corner[0])
+    lines, down = _side(photo.shape[0], height, corner[1])
+    inside = (down[:, None] * across[None, :])[..., None]
+    blended = inside * photo[lines][:, columns] + (1 - inside) * resize(scene, width, height)
+    return np.round(blended).astype(np.uint8)
+
+
+def _side(old: int, new: int, corner: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest pixel of the photo, int (new,), and the photo's weight, float (new,), along a side."""
+    pixels = np.arange(new) - round(corner * (new - old))
+    centres = (pixels + 0.5) / old
+    return np.clip(pixels, 0, old - 1), np.clip(1 + np.minimum(centres, 1 - centres) / FEATHER, 0, 1)
+
+
+def composite(data: bytes, box: Box | None, margin: float, number: int) -> bytes:
+    """Return a photo, cut to its box with a margin, on the scene with the given number, as a PNG file."""
+    rng = np.random.default_rng([SEED, number])
+    corner = rng.random(), rng.random()
+    picture = place(crop_to_box(decode(data), box, margin), draw_empty_road(rng), rng.uniform(*SHARES), corner)
+    return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def request_of(kind: str, photos: list[Labelled], margin: float, first: int = 0) -> pd.DataFrame:
+    """Return a request with photos of one of the `KINDS`. `first` is the number of the first photo."""
+    if kind == "composite":
+        files = [composite(path.read_bytes(), box, margin, first + i) for i, (path, _, box) in enumerate(photos)]
+    else:
+        files = [path.read_bytes() for path, _, _ in photos]
+    frame = pd.DataFrame({"image": files}, dtype=object)
+    boxes = [box if kind == "with boxes" and box else (None,) * 4 for _, _, box in photos]
+    return frame.join(pd.DataFrame(boxes, columns=BOX_COLUMNS, dtype=object))
+
+
+def measure(classify: Classify, kind: str, photos: list[Labelled], margin: float) -> dict[str, float]:
+    """Return the `top1` of a classifier, the fraction of its answers that are `certain`, and of those the `precision`."""
+    answers = []
+    with tqdm(total=len(photos), desc=kind, unit="photo", leave=False, disable=None) as bar:
+        for first in range(0, len(photos), BATCH):
+            part = photos[first : first + BATCH]
+            answers.append(classify(request_of(kind, part, margin, first)))
+            bar.update(len(part))
+    table = pd.concat(answers, ignore_index=True)
+    right = table["label"] == [name for _, name, _ in photos]
+    certain = table["certain"].eq(True)
+    return {"top1": right.mean(), "certain": certain.mean(), "precision": right[certain].mean()}
+
+
+def read_test_photos(folder: Path, workdir: Path) -> list[Labelled]:
+    """Return the test photos of a folder in any layout of photos that preprocess reads.
+
+    Args:
+        folder: the data set.
+        workdir: directory to unpack archives into.
+
+    Raises:
+        InputError: the folder has another layout.
+    """
+    table = open_folder(folder, workdir, seed=0)
+    if isinstance(table, ReadyStores):
+        raise InputError(f"{folder} contains stores; give the folder of photos that they were made of")
+    photos = table.photos[table.photos["split"] == "test"]
+    return [
+        (Path(path), table.class_names[label], None if box == NO_BOX else box)
+        for path, label, *corners in photos[["path", "label", *BOX_COLUMNS]].itertuples(index=False, name=None)
+        if (box := tuple(corners))
+    ]
+
+
+def main() -> None:
+    """Read the command line and print a table. If that is impossible, print why and exit with code 2."""
+    parser = argparse.ArgumentParser(description="Measure a packaged classifier on the test photos of a data set.")
+    parser.add_argument("--model", required=True, help="such as models:/NAME@champion")
+    parser.add_argument("--photos", required=True, type=Path, help="a data set, as data_uri of preprocess")
+    given = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            photos = read_test_photos(given.photos, Path(scratch))
+            print(f"{with_version(given.model)} on {len(photos):,} test photos")
+            classifier = mlflow.pyfunc.load_model(given.model)
+            margin = classifier.metadata.metadata["margin"]
+            print(f"{'':12}{'top-1':>7}  95% interval     certain  of these right")
+            for kind in KINDS:
+                found = measure(classifier.predict, kind, photos, margin)
+                low, high = wilson_interval(found["top1"], len(photos))
+                shares = f"{found['certain']:>7.1%}  {found['precision']:>14.1%}"
+                print(f"{kind:12}{found['top1']:>7.4f}  {low:.3f} to {high:.3f}  {shares}", flush=True)
+    except InputError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
