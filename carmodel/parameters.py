@@ -212,6 +212,13 @@ class Train(Settings):
             raise ValueError("not none, imagenet or an existing Keras weights file")
         return str(file)
 
+    @field_validator("init")
+    @classmethod
+    def _init_exists(cls, init: str) -> str:
+        if init in ("", "pretrained") or ":/" in init or Path(init).expanduser().exists():
+            return init
+        raise ValueError("not pretrained, a URI or an existing FILE.keras")
+
     @model_validator(mode="after")
     def _imagenet_has_this_network(self) -> Self:
         if (

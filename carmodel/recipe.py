@@ -89,8 +89,9 @@ def resolve(config: str, set_: str, overrides: dict[str, dict[str, str]], only: 
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(dict(item)) + _owners(overrides, *item["loc"][1:2]) for item in error.errors()]
-        raise SettingsError("; ".join(problems)) from None
+        problems = [_explain(dict(item)) for item in error.errors()]
+        owners = dict.fromkeys(_owners(overrides, *item["loc"][1:2]) for item in error.errors())  # each one once
+        raise SettingsError("; ".join(problems) + "".join(owners)) from None
 
 
 def parse_flag(name: str, text: str) -> bool:

@@ -46,7 +46,7 @@ def errors_reported(entry: str) -> Iterator[None]:
     """Exit with a message instead of a traceback for invalid input, a service's error and an interrupt.
 
     SIGTERM, which `mlflow run` sends when it is interrupted, counts as an interrupt. If a parameter is refused, the run that
-    `mlflow run` opened is deleted.
+    `mlflow run` opened is deleted when `mlflow run` has ended it.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in handlers.items():
@@ -57,9 +57,9 @@ def errors_reported(entry: str) -> Iterator[None]:
         yield
     except InputError as error:
         if opened and isinstance(error, SettingsError):
-            from carmodel.tracking.runs import discard
+            from carmodel.tracking.discard import discard_later
 
-            discard(opened)
+            discard_later(opened)
         print(f"\n{entry}: error: {error}\n  parameters: python -m steps.{entry} --help", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

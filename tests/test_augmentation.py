@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from carmodel.data.augmentation import augment, augment_store, check_augmented, cut_sides, mirror, pad_sides, rng_for
 from carmodel.data.pictures import before_after, class_examples, contact_sheet
 from carmodel.data.store import Store, open_store
+from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 from carmodel.errors import InputError
-from tests.stores import store_of
+from tests.stores import ATTRS, store_of
 
 STRENGTHS = {"crop": 0.2, "pad": 0.2, "flip": 0.5}
 
@@ -157,9 +158,18 @@ def test_pictures_are_drawn_of_any_store(train: Path) -> None:
     assert not list(train.parent.glob(".*"))
 
 
+def test_a_strip_shows_photos_in_their_natural_shape_but_no_panorama(tmp_path: Path) -> None:
+    images, aspects = np.zeros((3, 16, 16, 3), np.uint8), np.array([0.5, 1.5, 9.0])
+    with Writer(StoreSpec(tmp_path / "train.h5", 16, ["a"], **ATTRS), 3) as writer:
+        writer.append(images)
+        writer.describe(StoreColumns(np.zeros(3), ["1", "2", "3"], np.arange(3), np.zeros(3, bool), aspects))
+    class_examples(tmp_path / "train.h5", tmp_path, pictures=3, height=20)
+    assert cv2.imread(str(tmp_path / "0.jpg")).shape == (20, 10 + 30 + 60, 3)
+
+
 def test_each_class_that_has_photos_gets_a_strip_of_its_first_ones(train: Path) -> None:
     (folder := train.parent / "examples").mkdir()
-    class_examples(train, folder, pictures=3, side=20)
+    class_examples(train, folder, pictures=3, height=20)
     store = open_store(train)
     assert sorted(path.name for path in folder.iterdir()) == ["0.jpg", "1.jpg"]
     for label in (0, 1):

@@ -58,7 +58,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), np.uint8)
     store_of(store, images, np.arange(16) % len(NAMES), NAMES)
     (pictures := folder / EXAMPLES).mkdir()
-    class_examples(store, pictures, 2, side=50)
+    class_examples(store, pictures, 2, height=50)
     with tracked_in(folder):
         with mlflow.start_run():
             version = mlflow.register_model(log_tiny(tiny_network()), "tiny").version

@@ -32,7 +32,7 @@ def make(batch: pd.DataFrame, images: np.ndarray, bad: frozenset[int] = frozense
     images[:] = images_of(batch.index)
     problems = ["odd" if row in bad else "" for row in batch.index]
     return pd.DataFrame(
-        {"digest": b"", "perceptual_hash": b"", "problem": problems, "detail": problems},
+        {"digest": b"", "perceptual_hash": b"", "aspect": 1.5, "problem": problems, "detail": problems},
         columns=OUTCOME_COLUMNS,
         index=batch.index,
     )

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carmodel.data.data_report import Report
-from carmodel.data.images import prepare
+from carmodel.data.images import decode, prepare
 from carmodel.data.local_engine import map_batches, rows_per_batch
 from carmodel.data.preprocessing import WHOLE, check_stores, decode_batch, write_stores
 from carmodel.data.split import hold_out, hold_out_test
@@ -247,6 +247,16 @@ def test_a_batch_alone_gives_what_the_whole_table_gives(sample: Path) -> None:
     assert outcomes["problem"].eq("").all()
     assert decode_batch(photos.iloc[7:11], part, 0.0).equals(outcomes.iloc[7:11])
     assert np.array_equal(part, whole[7:11])
+
+
+def test_a_store_keeps_the_shape_of_the_photo_or_of_the_box_in_it(sample: Path, tmp_path: Path) -> None:
+    table = read(sample)
+    written(table, tmp_path, margin=0)
+    photos = table.photos[table.photos["split"] == "test"]
+    boxes = (photos["x2"] - photos["x1"]) / (photos["y2"] - photos["y1"])
+    frames = [frame.shape[1] / frame.shape[0] for frame in (decode(Path(p).read_bytes()) for p in photos["path"])]
+    np.testing.assert_allclose(open_store(tmp_path / "test.h5").aspect, boxes)
+    np.testing.assert_allclose(open_store(tmp_path / WHOLE["test"]).aspect, frames)
 
 
 def test_existing_stores_are_checked(sample: Path, tmp_path: Path) -> None:

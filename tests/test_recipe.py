@@ -113,6 +113,14 @@ def test_a_name_unlike_any_other_is_refused_with_all_that_exist() -> None:
         resolve("", "augment.zzz=1", {})
 
 
+def test_files_to_start_from_must_exist_before_any_work() -> None:
+    with pytest.raises(
+        SettingsError, match=r"train\.init='none\.keras': not pretrained, a URI or an existing FILE\.keras"
+    ):
+        resolve("", "train.init=none.keras", {})
+    assert resolve("", "train.init=models:/cars@champion", {}).train.init == "models:/cars@champion"
+
+
 def test_a_bad_value_of_a_shared_name_is_refused_with_the_way_to_address_one_step() -> None:
     with pytest.raises(SettingsError, match=r"preprocess, augment have a parameter crop.*-P set=augment.crop=VALUE"):
         resolve("", "", {"preprocess": {"crop": "0.2"}, "augment": {"crop": "0.2"}})

@@ -108,6 +108,14 @@ def test_a_store_without_rows_can_be_read(tmp_path: Path) -> None:
     assert store.take(np.array([], np.int64)).shape == (0, 4, 4, 3)
 
 
+def test_a_store_may_keep_the_shape_of_its_photos_and_otherwise_they_count_as_square(tmp_path: Path) -> None:
+    write(tmp_path / "without.h5", rows=2)
+    with Writer(StoreSpec(tmp_path / "with.h5", 4, NAMES, **ATTRS), 2) as writer:
+        writer.append(np.zeros((2, 4, 4, 3), np.uint8))
+        writer.describe(StoreColumns(np.zeros(2), ["x", "y"], np.arange(2), np.zeros(2, bool), np.array([1.5, 0.75])))
+    assert open_store(tmp_path / "with.h5", tmp_path / "without.h5").aspect.tolist() == [1.5, 0.75, 1.0, 1.0]
+
+
 def test_an_exception_leaves_nothing_and_keeps_the_file_that_was_there(tmp_path: Path) -> None:
     path = tmp_path / "train.h5"
     before = write(path)

@@ -113,7 +113,7 @@ def test_a_missing_input_leaves_no_run(experiment: str) -> None:
     assert CLIENT().search_runs([experiment]) == []
 
 
-def test_a_refused_parameter_deletes_the_run_that_mlflow_opened(
+def test_the_run_that_mlflow_opened_is_deleted_after_mlflow_has_ended_it(
     experiment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened = CLIENT().create_run(experiment).info.run_id
@@ -122,6 +122,10 @@ def test_a_refused_parameter_deletes_the_run_that_mlflow_opened(
     with pytest.raises(SystemExit):
         run_step("augment", Augment, lambda settings, step: None)
     assert "augment.copies='many'" in capsys.readouterr().err
+    CLIENT().set_terminated(opened, "FAILED")  # fails if the run is deleted
+    deadline = time.monotonic() + 60
+    while CLIENT().search_runs([experiment]) and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert CLIENT().search_runs([experiment]) == []
 
 

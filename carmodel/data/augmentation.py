@@ -116,7 +116,9 @@ def augment_store(
         partial(augment_batch, train_h5=train_h5.resolve(), seed=seed, change=change, transform=transform),
         table,
         _raise_first,
-        lambda _: StoreColumns(train.labels[origin], train.source[origin], origin, np.zeros(len(origin), np.bool_)),
+        lambda _: StoreColumns(
+            train.labels[origin], train.source[origin], origin, np.zeros(len(origin), np.bool_), train.aspect[origin]
+        ),
     )
 
 
@@ -150,7 +152,7 @@ def augment_batch(
             except TransformError as error:
                 problems[i] = str(error)
     kinds = ["transform" if problem else "" for problem in problems]
-    outcomes = {"digest": b"", "perceptual_hash": b"", "problem": kinds, "detail": problems}
+    outcomes = {"digest": b"", "perceptual_hash": b"", "aspect": 1.0, "problem": kinds, "detail": problems}
     return pd.DataFrame(outcomes, columns=OUTCOME_COLUMNS, index=copies.index)
 
 

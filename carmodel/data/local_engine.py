@@ -21,7 +21,7 @@ from carmodel.data.writer import StoreColumns, StoreSpec, Writer, checksums
 # A batch of this size stays in the processor's cache until it is written. Batches of twice the size took a third longer.
 BATCH_ROWS = 64
 BATCH_BYTES = 12 << 20
-OUTCOME_COLUMNS = ["digest", "perceptual_hash", "problem", "detail"]
+OUTCOME_COLUMNS = ["digest", "perceptual_hash", "aspect", "problem", "detail"]
 
 Result = TypeVar("Result")
 
@@ -32,6 +32,7 @@ Return one outcome per row, with the index of the rows:
 
     digest           16 bytes, of the file that was read; empty if there is none
     perceptual_hash  32 bytes, of the image (see `carmodel.data.near_duplicates`); empty if there is none
+    aspect           width / height of what the image shows, before it became square
     problem, detail  why there is no image; "" if there is one
 """
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from carmodel.data.data_report import Report, report_on_photos, report_on_stores
-from carmodel.data.images import Box, ImageError, check_box, prepare, read_header
+from carmodel.data.images import Box, ImageError, check_box, crop_to_box, decode, resize
 from carmodel.data.local_engine import OUTCOME_COLUMNS, Engine, MakeImages, local_engine
 from carmodel.data.near_duplicates import group_duplicates, perceptual_hash
 from carmodel.data.split import digest, hold_out
@@ -37,17 +37,17 @@ def decode_batch(photos: pd.DataFrame, images: np.ndarray, margin: float) -> pd.
     outcomes = []
     boxes = zip(*(photos[corner].tolist() for corner in ("x1", "y1", "x2", "y2")), strict=True)
     for i, (path, box, whole) in enumerate(zip(photos["path"], boxes, photos["whole"].tolist(), strict=True)):
-        content, look, problem, detail = b"", b"", "", ""
+        content, look, aspect, problem, detail = b"", b"", 1.0, "", ""
         try:
             data = Path(path).read_bytes()
             content = digest(data)
-            _prepare(data, None if box == NO_BOX else box, whole, margin, images[i])
+            aspect = _prepare(data, None if box == NO_BOX else box, whole, margin, images[i])
             look = perceptual_hash(images[i])
         except ImageError as error:
             problem, detail = error.problem, str(error)
         except OSError as error:
             problem, detail = "unreadable", str(error.strerror)
-        outcomes.append((content, look, problem, detail))
+        outcomes.append((content, look, aspect, problem, detail))
     return pd.DataFrame(outcomes, columns=OUTCOME_COLUMNS, index=photos.index)
 
 
@@ -106,7 +106,9 @@ def write_stores(
             validation = np.zeros(len(labels), np.bool_)
         measured = (validation | (usable["split"] == "test")) & ~usable["whole"]
         kept.append(usable.assign(measured=measured))
-        return StoreColumns(labels, usable["source"].tolist(), np.arange(len(usable)), validation)
+        return StoreColumns(
+            labels, usable["source"].tolist(), np.arange(len(usable)), validation, usable["aspect"].to_numpy()
+        )
 
     with TemporaryDirectory(prefix=".", dir=out) as unfinished:
         for split, fraction in {"train": settings.validation_fraction, "test": 0.0}.items():
@@ -140,7 +142,7 @@ def _write_whole(spec: StoreSpec, decode: MakeImages, photos: pd.DataFrame, engi
     table = photos.iloc[rows].drop(columns=[*OUTCOME_COLUMNS, "measured"]).assign(whole=True)
     labels, sources = table["label"].to_numpy(), table["source"].tolist()
     columns = StoreColumns(labels, sources, rows, np.full(len(rows), spec.path.name == WHOLE["train"]))
-    engine(spec, decode, table, _raise_changed, lambda _: columns)
+    engine(spec, decode, table, _raise_changed, lambda outcomes: columns._replace(aspect=outcomes["aspect"].to_numpy()))
 
 
 def _raise_changed(problems: pd.DataFrame) -> None:
@@ -164,15 +166,14 @@ def check_stores(folder: Path) -> Report:
     return report_on_stores(train, test, ["The stores exist already. They were checked, not written."])
 
 
-def _prepare(data: bytes, box: Box | None, whole: bool, margin: float, out: np.ndarray) -> None:
-    size = len(out)
-    if not whole:
-        prepare(data, size, box, margin, out=out)
-        return
+def _prepare(data: bytes, box: Box | None, whole: bool, margin: float, out: np.ndarray) -> float:
+    """Fill an image as `carmodel.data.images.prepare` does, and return width / height of the part of the photo in it."""
+    photo = decode(data)
     if box is not None:  # a box outside its photo shows that one of the two is wrong, even if the box is not used
-        header = read_header(data)
-        check_box(box, header.width, header.height)
-    prepare(data, size, out=out)
+        check_box(box, photo.shape[1], photo.shape[0])
+    region = crop_to_box(photo, None if whole else box, margin)
+    resize(region, len(out), len(out), out=out)
+    return float(region.shape[1] / region.shape[0])
 
 
 def _check_problems(problems: pd.DataFrame, kept: pd.DataFrame, table: CarTable, allowed: float) -> None:

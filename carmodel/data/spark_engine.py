@@ -32,6 +32,7 @@ RESULT_TYPES = {
     ROW: int,
     "digest": bytes,
     "perceptual_hash": bytes,
+    "aspect": float,
     "problem": str,
     "detail": str,
     "part": str,

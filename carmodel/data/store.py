@@ -12,6 +12,10 @@ virtual data set over part files) is mapped part by part. Schema version 1:
     validation    bool   (N,)          whether a training row is used for validation
     class_names   str    (C,)
 
+and, optionally,
+
+    aspect        float32 (N,)         width / height of what an image shows, before it became square
+
 The attributes are schema_version, split, image_size, crop, margin, seed, created_by and, optionally, note.
 """
 
@@ -28,6 +32,7 @@ from carmodel.data.memory_map import StoreError, map_images
 
 SCHEMA_VERSION = 1
 ROW_DATA = {"labels": np.int64, "crc32": np.uint32, "source_index": np.int64, "validation": np.bool_}
+OPTIONAL_DATA = {"aspect": np.float32}
 ATTRIBUTES = ("schema_version", "split", "image_size", "crop", "margin", "seed", "created_by")
 
 Attribute = str | int | float
@@ -42,6 +47,7 @@ class Store:
         source: str (N,), file name in the data set.
         source_index: int64 (N,), the row in the first file that an augmented copy was made from, otherwise its own row.
         validation: bool (N,).
+        aspect: float32 (N,), width / height of what an image shows, before it became square; 1 if the file has none.
         class_names: C names; label i is class_names[i].
         image_shape: (H, W, 3).
         image_size: side of the square images, in pixels.
@@ -66,6 +72,7 @@ class Store:
         self.crc32 = np.concatenate([file.rows["crc32"] for file in files])
         self.source_index = np.concatenate([file.rows["source_index"] for file in files])
         self.validation = np.concatenate([file.rows["validation"] for file in files])
+        self.aspect = np.concatenate([file.rows["aspect"] for file in files])
         self.source = np.concatenate([file.source for file in files])
         self._segments = [segment for file in files for segment in file.segments]
         self._starts = np.cumsum([0] + [len(segment) for segment in self._segments])
@@ -152,7 +159,12 @@ class _File:
         self.class_names = [str(name) for name in file["class_names"].asstr()[:]]
         self.source = np.asarray(file["source"].asstr()[:], dtype=str)
         self.rows = {name: file[name][:].astype(dtype) for name, dtype in ROW_DATA.items()}
-        if odd := [name for name in (*ROW_DATA, "source") if file[name].shape != (len(images),)]:
+        self.rows |= {
+            name: file[name][:].astype(dtype) if name in file else np.ones(len(images), dtype)
+            for name, dtype in OPTIONAL_DATA.items()
+        }
+        lengths = {name: len(column) for name, column in self.rows.items()} | {"source": len(self.source)}
+        if odd := [name for name, length in lengths.items() if length != len(images)]:
             raise StoreError(f"{path}: {', '.join(odd)} must have one entry for each of {len(images)} images")
         labels = self.rows["labels"]
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from carmodel.data.memory_map import StoreError
-from carmodel.data.store import ATTRIBUTES, ROW_DATA, SCHEMA_VERSION, Attribute
+from carmodel.data.store import ATTRIBUTES, OPTIONAL_DATA, ROW_DATA, SCHEMA_VERSION, Attribute
 
 # Linux caches larger writes in larger pages, for which a virtual machine may have to request memory. That took up to five
 # times the system time.
@@ -19,12 +19,13 @@ PIECE = 1 << 20
 
 
 class StoreColumns(NamedTuple):
-    """The columns of a store's N rows, in addition to the images."""
+    """The columns of a store's N rows, in addition to the images. `aspect` may be left out."""
 
     labels: np.ndarray
     source: Sequence[str] | np.ndarray
     source_index: np.ndarray
     validation: np.ndarray
+    aspect: np.ndarray | None = None
 
 
 class StoreSpec:
@@ -54,11 +55,12 @@ class StoreSpec:
         Raises:
             StoreError: the columns and `crc32` have different lengths.
         """
-        if columns is None or any(len(column) != len(crc32) for column in columns):
+        if columns is None or any(len(column) != len(crc32) for column in columns if column is not None):
             raise StoreError(f"{self.path}: every column must have {len(crc32)} rows, one per image")
         values = {**columns._asdict(), "crc32": crc32}
-        for name, dtype in ROW_DATA.items():
-            file[name] = np.asarray(values[name], dtype)
+        for name, dtype in (ROW_DATA | OPTIONAL_DATA).items():
+            if values[name] is not None:
+                file[name] = np.asarray(values[name], dtype)
         text = h5py.string_dtype()
         file.create_dataset("source", data=np.array(columns.source, object), dtype=text)
         file.create_dataset("class_names", data=np.array(self._class_names, object), dtype=text)

@@ -1,6 +1,7 @@
 """The MLflow run of a step, and the outputs that it logs."""
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -112,23 +113,17 @@ def step_run(name: str, settings: Settings, given: Mapping[str, str] | None = No
             print(f"  next:        {following}")
 
 
-def discard(run_id: str) -> None:
-    """Delete a run in which nothing has happened, if the tracking service can."""
-    client = mlflow.MlflowClient()
-    with suppress(MlflowException):
-        client.set_terminated(run_id, "KILLED")  # `mlflow run` would set a run that is RUNNING to FAILED
-        client.delete_run(run_id)
-
-
 @contextmanager
 def _unfinished(name: str, given: Mapping[str, str]) -> Iterator[list[Run]]:
     """Discard the run that is put into the list if a parameter is refused, and say how to resume it after an interrupt."""
     opened: list[Run] = []
+    opened_by_mlflow = "MLFLOW_RUN_ID" in os.environ
     try:
         yield opened
     except SettingsError:
-        for run in opened:
-            discard(run.info.run_id)
+        for run in opened if not opened_by_mlflow else []:  # otherwise, see `steps.command.errors_reported`
+            with suppress(MlflowException):  # some tracking services cannot delete
+                mlflow.MlflowClient().delete_run(run.info.run_id)
         raise
     except KeyboardInterrupt:
         if opened and name in STEPS and not _is_part_of_main(opened[0]):
