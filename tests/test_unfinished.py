@@ -123,7 +123,7 @@ def test_the_run_that_mlflow_opened_is_deleted_after_mlflow_has_ended_it(
         run_step("augment", Augment, lambda settings, step: None)
     assert "augment.copies='many'" in capsys.readouterr().err
     CLIENT().set_terminated(opened, "FAILED")  # fails if the run is deleted
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while CLIENT().search_runs([experiment]) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert CLIENT().search_runs([experiment]) == []

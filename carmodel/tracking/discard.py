@@ -11,15 +11,18 @@ import mlflow
 
 from carmodel.tracking.digests import ROOT
 
-WAIT = 120.0
+WAIT = 600.0
 """Longest time in seconds until `mlflow run` has ended the run."""
+
+_started: list[subprocess.Popen[bytes]] = []  # Python warns when it forgets a process that still runs
 
 
 def discard_later(run_id: str) -> None:
     """Delete a run after it has ended, in a process that lives longer than this one."""
     command = [sys.executable, "-m", "carmodel.tracking.discard", run_id, mlflow.get_tracking_uri()]
     quiet = subprocess.DEVNULL
-    subprocess.Popen(command, cwd=ROOT, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+    _started.append(process)
 
 
 def discard_ended(run_id: str, tracking_uri: str, wait: float = WAIT) -> None:
