@@ -58,7 +58,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), np.uint8)
     store_of(store, images, np.arange(16) % len(NAMES), NAMES)
     (pictures := folder / EXAMPLES).mkdir()
-    class_examples(store, pictures, 2, height=50)
+    class_examples(store, pictures, 2, width=50)
     with tracked_in(folder):
         with mlflow.start_run():
             version = mlflow.register_model(log_tiny(tiny_network()), "tiny").version
@@ -156,9 +156,9 @@ def test_a_chosen_photo_gets_a_large_answer_with_its_mark_and_four_others(page: 
 def test_example_pictures_of_the_class_keep_their_proportions(page: Page, sample: Path) -> None:
     choose(page, drawn(sample))
     picture = page.get_by_alt_text(f"Training photos of {answered(page)}")
-    expect(picture).to_have_js_property("naturalWidth", 100)
+    expect(picture).to_have_js_property("naturalWidth", 50)
     width, height = picture.evaluate("image => [image.width, image.height]")
-    assert width == 2 * height
+    assert height == 2 * width
 
 
 def test_a_sample_photo_is_classified_with_one_click(page: Page) -> None:

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from carmodel.data.images import resize
 from carmodel.data.store import open_store
 
-WIDEST = 3
-"""Largest ratio of the sides of an example. The shape of a panorama would hide the others."""
+SHAPES = 2 / 3, 3
+"""Smallest and largest width / height of an example picture."""
 
 
 def contact_sheet(store: Path, png: Path, title: str, columns: int = 8, rows: int = 4) -> None:
@@ -35,8 +35,8 @@ def contact_sheet(store: Path, png: Path, title: str, columns: int = 8, rows: in
     _grid(photos.take(chosen), labels, columns, title, png)
 
 
-def class_examples(store: Path, folder: Path, pictures: int, height: int = 112) -> None:
-    """Write one JPEG per class, `folder`/CLASS_ID.jpg, with its first photos side by side, in their natural shape.
+def class_examples(store: Path, folder: Path, pictures: int, width: int = 200) -> None:
+    """Write one JPEG per class, `folder`/CLASS_ID.jpg, with its first photos one below the other, in their natural shape.
 
     A class without photos gets no file.
 
@@ -44,16 +44,18 @@ def class_examples(store: Path, folder: Path, pictures: int, height: int = 112) 
         store: an HDF5 store.
         folder: existing directory to write to.
         pictures: largest number of photos per class.
-        height: height of each photo, in pixels.
+        width: width of each photo, in pixels.
     """
     photos = open_store(store)
     for label in range(len(photos.class_names)):
         rows = np.flatnonzero(photos.labels == label)[:pictures]
         if len(rows) == 0:
             continue
-        widths = np.rint(height * np.clip(photos.aspect[rows], 1 / WIDEST, WIDEST)).astype(int).tolist()
-        row = np.hstack([resize(image, width, height) for image, width in zip(photos.take(rows), widths, strict=True)])
-        cv2.imwrite(str(folder / f"{label}.jpg"), cv2.cvtColor(row, cv2.COLOR_RGB2BGR))
+        heights = np.rint(width / np.clip(photos.aspect[rows], *SHAPES)).astype(int).tolist()
+        strip = np.vstack(
+            [resize(image, width, height) for image, height in zip(photos.take(rows), heights, strict=True)]
+        )
+        cv2.imwrite(str(folder / f"{label}.jpg"), cv2.cvtColor(strip, cv2.COLOR_RGB2BGR))
 
 
 def before_after(train_h5: Path, augmented_h5: Path, png: Path, title: str = "Augmentation", pairs: int = 8) -> None:
