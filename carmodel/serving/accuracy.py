@@ -133,10 +133,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a packaged classifier on the test photos of a data set.")
     parser.add_argument("--model", required=True, help="such as models:/NAME@champion")
     parser.add_argument("--photos", required=True, type=Path, help="a data set, as data_uri of preprocess")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="measure every Nth photo alone (%(default)s)")
     given = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            photos = read_test_photos(given.photos, Path(scratch))
+            photos = read_test_photos(given.photos, Path(scratch))[:: max(given.every, 1)]
             print(f"{with_version(given.model)} on {len(photos):,} test photos")
             classifier = mlflow.pyfunc.load_model(given.model)
             margin = classifier.metadata.metadata["margin"]
