@@ -11,6 +11,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import carmodel.serving.quiet_tensorflow  # noqa: F401
+
+# isort: split
+
 import cv2
 import mlflow
 import numpy as np

@@ -3,6 +3,10 @@
 import argparse
 import json
 
+import carmodel.serving.quiet_tensorflow  # noqa: F401
+
+# isort: split
+
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
