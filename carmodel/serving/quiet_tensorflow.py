@@ -20,7 +20,7 @@ def _stderr_hidden() -> Iterator[None]:
         os.dup2(hidden.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             hidden.seek(0)
             os.write(terminal, hidden.read())
             raise

@@ -34,4 +34,4 @@ def discard_ended(run_id: str, tracking_uri: str, wait: float = WAIT) -> None:
 
 
 if __name__ == "__main__":
-    discard_ended(*sys.argv[1:])
+    discard_ended(run_id=sys.argv[1], tracking_uri=sys.argv[2])
