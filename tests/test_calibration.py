@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from carmodel.data.drawing.negatives import draw_negatives
+from carmodel.data.drawing.negatives import draw_negatives, draw_unknown_cars
+from carmodel.data.sample import class_names
 from carmodel.serving.calibration import apply_temperature, calibrate, fit_temperature, precise_threshold
 
 
@@ -76,3 +77,11 @@ def test_a_picture_without_a_car_depends_on_seed_and_number_alone() -> None:
     assert (pictures.shape, pictures.dtype) == ((6, 32, 32, 3), np.uint8)
     assert np.array_equal(draw_negatives(4, 32, seed=3), pictures[:4])
     assert len(np.unique(pictures.reshape(6, -1), axis=0)) == 6
+
+
+def test_unknown_cars_are_those_of_the_sample_that_the_network_does_not_know() -> None:
+    pictures = draw_unknown_cars(4, 32, class_names(6), seed=3)
+    assert (pictures.shape, pictures.dtype) == ((4, 32, 32, 3), np.uint8)
+    assert len(np.unique(pictures.reshape(4, -1), axis=0)) == 4
+    assert not np.array_equal(draw_unknown_cars(4, 32, ["Fiat Panda 2004"], seed=3), pictures)
+    assert len(draw_unknown_cars(4, 32, class_names(8))) == 0

@@ -18,10 +18,13 @@ PRECISION = 0.95
 """Fraction of the certain answers to validation photos that must be right."""
 
 FALSE_ALARMS = 0.05
-"""Largest fraction of the pictures without a car that may get a certain answer."""
+"""Largest fraction of the negatives, pictures that show no car of a known class, that may get a certain answer."""
 
 NEGATIVES = 200
 """Number of drawn pictures without a car."""
+
+UNKNOWN_CARS = 100
+"""Number of drawn cars of classes that the network does not know."""
 
 BATCH = 256
 """Photos in memory at a time."""
@@ -61,17 +64,17 @@ def calibrate(
     """Fit the temperature and the threshold.
 
     The threshold is the higher of two: the lowest one above which 95% of the answers to whole photos are right, and the
-    lowest one above which at most 5% of the answers to pictures without a car are.
+    lowest one above which at most 5% of the answers to negatives are.
 
     Args:
         labelled: (probabilities (N, C), labels (N,)) of validation photos, for the temperature.
         whole: the same, of validation photos that are sent without a box.
-        negatives: probabilities (M, C) of pictures without a car.
+        negatives: probabilities (M, C) of pictures that show no car of a known class.
 
     Returns:
         The calibration. Its metrics are `temperature`, `certain_threshold`, `certain_coverage` (fraction of the whole
         photos that get a certain answer), `certain_precision` (fraction of those that are right) and
-        `certain_negatives` (fraction of the pictures without a car that get a certain answer).
+        `certain_negatives` (fraction of the negatives that get a certain answer).
     """
     temperature = fit_temperature(
         np.concatenate([probabilities for probabilities, _ in labelled]),
@@ -97,13 +100,13 @@ def calibrate(
 
 
 def calibrate_on_stores(stores: Path, predict: Predict) -> Calibration:
-    """Calibrate on the validation photos, cropped and whole, and on drawn pictures without a car.
+    """Calibrate on the validation photos, cropped and whole, and on drawn negatives.
 
     Args:
         stores: directory with train.h5 and, if its photos are cropped, validation_whole.h5.
         predict: the network that is packaged.
     """
-    from carmodel.data.drawing.negatives import draw_negatives  # not needed for serving
+    from carmodel.data.drawing.negatives import draw_negatives, draw_unknown_cars  # not needed for serving
     from carmodel.data.preprocessing import WHOLE
     from carmodel.data.store import open_store
 
@@ -114,7 +117,11 @@ def calibrate_on_stores(stores: Path, predict: Predict) -> Calibration:
     if (file := stores / WHOLE["train"]).is_file():
         store = open_store(file)
         whole = _answers(predict, store, np.arange(len(store)))
-    return calibrate([cropped, whole], whole, predict(draw_negatives(NEGATIVES, train.image_size)))
+    negatives = (
+        draw_negatives(NEGATIVES, train.image_size),
+        draw_unknown_cars(UNKNOWN_CARS, train.image_size, train.class_names),
+    )
+    return calibrate([cropped, whole], whole, predict(np.concatenate(negatives)))
 
 
 def _answers(predict: Predict, store: "Store", rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,10 +1,15 @@
-"""Pictures without a car, on which a classifier should not be certain: drawn scenes, gradients and noise."""
+"""Pictures on which a classifier should not be certain: drawn scenes without a car, gradients, noise, and unknown cars."""
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from carmodel.data.drawing.photo import OVERSAMPLING, light
+from carmodel.data import sample
+from carmodel.data.drawing.bodies import BODIES
+from carmodel.data.drawing.photo import OVERSAMPLING, draw_photo, light
 from carmodel.data.drawing.scenery import draw_scene
+from carmodel.data.images import resize
 
 
 def draw_negatives(count: int, size: int, seed: int = 0) -> np.ndarray:
@@ -21,9 +26,28 @@ def draw_negatives(count: int, size: int, seed: int = 0) -> np.ndarray:
     kinds = (draw_empty_road, _gradient, draw_empty_road, _noise)
     pictures = np.empty((count, size, size, 3), np.uint8)
     for i in range(count):
-        picture = kinds[i % len(kinds)](np.random.default_rng([seed, i]))
-        shrinks = len(picture) > size
-        cv2.resize(picture, (size, size), pictures[i], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        resize(kinds[i % len(kinds)](np.random.default_rng([seed, i])), size, size, out=pictures[i])
+    return pictures
+
+
+def draw_unknown_cars(count: int, size: int, class_names: Sequence[str], seed: int = 0) -> np.ndarray:
+    """Draw cars of the built-in sample whose class is not among `class_names`.
+
+    Args:
+        count: number of pictures.
+        size: side of the pictures, in pixels.
+        class_names: the classes that a classifier knows.
+        seed: picture i depends on (seed, i) and on the classes alone.
+
+    Returns:
+        uint8 (count, size, size, 3) RGB, or (0, size, size, 3) if all classes of the sample are known.
+    """
+    names = sample.class_names(len(BODIES))
+    unknown = [body for body, name in zip(BODIES, names, strict=True) if name not in class_names]
+    pictures = np.empty((count if unknown else 0, size, size, 3), np.uint8)
+    for i, picture in enumerate(pictures):
+        photo, _ = draw_photo(unknown[i % len(unknown)], np.random.default_rng([seed, i]))
+        resize(photo, size, size, out=picture)
     return pictures
 
 
