@@ -30,7 +30,7 @@ mlflow run . --env-manager local -P set=train.seed=1,augment.seed=2
 | `fresh` | true or false | `false` | run every step, reuse nothing |
 | `placement` | string |  | file that says which steps run on another machine, such as `backends/placement.yaml` |
 
-This page is generated from `carmodel/parameters.py`: `python -m carmodel.parameter_table > docs/parameters.md`.
+This page is generated from `carmodel/parameters/`: `python -m carmodel.parameter_table > docs/parameters.md`.
 """
 
 

@@ -1,6 +1,6 @@
 """Read the values of the parameters (`carmodel.parameters`) from a recipe, a generic override and the command line.
 
-Later sources win: the defaults, the recipe (``config=configs/NAME.yaml``), the generic override
+Later sources take precedence: the defaults, the recipe (``config=configs/NAME.yaml``), the generic override
 (``set=train.epochs=3,preprocess.image_size=96``), the step's own ``-P name=value``. Pydantic validates all values before any
 work (https://docs.pydantic.dev); an error about an unknown step or parameter suggests existing ones.
 """

@@ -44,11 +44,11 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     stores = fetch(store_uri)
     store = open_store(stores / "test.h5")
 
-    photos = store.take(spread(len(store), CHECKED_PHOTOS))
+    photos = store.take(evenly_spaced(len(store), CHECKED_PHOTOS))
     info, inference = log_classifier(settings, photos, partial(calibrate_on_stores, stores), accuracy)
     for note in inference.notes:
         print(f"package_pyfunc: {note}")
-    check(info.model_uri, store)
+    check_classifier(info.model_uri, store)
     name = settings.registered_model_name
     version = register(info.model_uri, name, measured["top1"], content_digest(store))
     promotion = promote(mlflow.MlflowClient(), name, version, settings.min_accuracy)
@@ -64,14 +64,14 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     )
 
 
-def spread(rows: int, most: int) -> "np.ndarray":
+def evenly_spaced(rows: int, most: int) -> "np.ndarray":
     """Return up to `most` row numbers, int64, at equal distances, so that a store sorted by class gives rows of every class."""
     import numpy as np
 
     return np.unique(np.linspace(0, rows - 1, min(most, rows)).astype(np.int64))
 
 
-def check(uri: str, store: "Store") -> None:
+def check_classifier(uri: str, store: "Store") -> None:
     """Load the logged classifier, and check that it classifies the first test photo, sent as clients send it.
 
     Raises:

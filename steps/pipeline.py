@@ -118,7 +118,7 @@ class Pipeline:
         outputs = {output: record["uri"] for output, record in outputs_of(run).items()}
         verb, summary = "reused" if found else "ran", run.data.tags.get(SUMMARY_TAG, "")
         if found and name == "package_pyfunc":
-            summary = standing(outputs["classifier"])
+            summary = describe_version(outputs["classifier"])
         mlflow.set_tag(f"carmodel.run.{name}", run.info.run_id)
         if name == "evaluate":
             mlflow.log_metrics({k: v for k, v in run.data.metrics.items() if k.startswith("test_")})
@@ -149,8 +149,8 @@ class Pipeline:
         return "\n".join(WIDTHS.format(*row) for row in self.rows)
 
 
-def standing(uri: str) -> str:
-    """Return which version of the registered model is the champion now: the one of this URI, or another."""
+def describe_version(uri: str) -> str:
+    """Return the version of a URI as text, with the version that is the champion now."""
     name, version = uri.removeprefix("models:/").rsplit("/", 1)
     champion = version_for_alias(mlflow.MlflowClient(), name, CHAMPION)
     if champion is None:

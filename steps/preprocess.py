@@ -27,7 +27,7 @@ def work(settings: Preprocess, step: "StepRun") -> None:
     from steps.engine import output_folder
 
     with output_folder(settings, step, "data") as data:
-        report = write(settings, data)
+        report = make_stores(settings, data)
         for note in report["notes"]:
             print(f"preprocess: {note}")
         (step.folder / "data_report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -43,8 +43,8 @@ def work(settings: Preprocess, step: "StepRun") -> None:
     )
 
 
-def write(settings: Preprocess, data: Path) -> "Report":
-    """Write the stores into the directory `data`, and return the data report."""
+def make_stores(settings: Preprocess, data: Path) -> "Report":
+    """Write the stores into the directory `data`, or copy existing ones, and return the data report."""
     import mlflow
 
     from carmodel.data.memory_map import copy_store

@@ -9,13 +9,13 @@ import keras
 import numpy as np
 import pytest
 
-from carmodel.applications import APPLICATIONS
 from carmodel.errors import InputError
 from carmodel.model.backbone import application, load_network, saved_backbone, without_top
 from carmodel.model.half_precision import save_in_half_precision
 from carmodel.model.head import features_of, logits_of
 from carmodel.model.network import check_sizes
 from carmodel.model.resnet import resnet
+from carmodel.parameters.applications import APPLICATIONS
 
 PREPROCESSING = {
     "VGG16": keras.applications.vgg16,  # caffe mode: BGR, mean subtracted

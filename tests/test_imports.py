@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A package or module of carmodel imports only from earlier layers, and from itself.
 LAYERS = (
-    {"errors", "applications"},
+    {"errors"},
     {"parameters"},
     {"data", "model", "parameter_table", "recipe", "service_errors"},
     {"training", "evaluation", "tracking"},

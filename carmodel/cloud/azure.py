@@ -4,8 +4,8 @@ A step runs as a command job of SDK v2, or through MLflow's project backend `azu
 2026-06-30 (https://learn.microsoft.com/azure/machine-learning/v1/introduction), so prefer the command job.
 
 azureml-mlflow 1.62 has a backend `azureml` of its own. It reads `conda_env_path` of a project, which MLflow now calls
-`env_config_path`, so ``mlflow run -b azureml`` raises an AttributeError. It also knows no images. This module is the same
-command with a backend that works::
+`env_config_path`, so ``mlflow run -b azureml`` raises an AttributeError. It also cannot use an image. This module provides
+the same command with a backend that works::
 
     python -m carmodel.cloud.azure run . -b azureml --backend-config backends/azureml.json
 """
@@ -30,12 +30,10 @@ from carmodel.tracking.digests import ROOT
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
     from azureml.core import Environment, Run
-    from mlflow.projects._project_spec import Project
 
 INSTALL = "make azure"
 IMAGE = "IMAGE"
-"""Key of the backend's file for the image of backends/environment/Dockerfile, next to azureml-mlflow's COMPUTE and
-STREAM_OUTPUT."""
+"""Key of the image in the backend's file. azureml-mlflow defines the other keys, COMPUTE and STREAM_OUTPUT."""
 _WORKSPACE = re.compile(r"/subscriptions/([^/]+)/resourceGroups/([^/]+)/.*/workspaces/([^/?]+)", re.IGNORECASE)
 _ENDED = ("Completed", "Failed", "Canceled", "NotResponding")
 
@@ -57,7 +55,7 @@ def parse_workspace(tracking_uri: str) -> Workspace:
     found = _WORKSPACE.search(tracking_uri)
     if not tracking_uri.startswith("azureml:") or found is None:
         raise InputError(
-            f"MLFLOW_TRACKING_URI={without_secrets(tracking_uri)} names no Azure ML workspace (azureml://…); to get its URI: "
+            f"MLFLOW_TRACKING_URI={without_secrets(tracking_uri)} is not the URI of an Azure ML workspace (azureml://…); to get it: "
             "az ml workspace show --name WORKSPACE --resource-group GROUP --query mlflow_tracking_uri -o tsv"
         )
     return Workspace(*found.groups())
@@ -83,10 +81,10 @@ def submit_command_job(step: str, parameters: dict[str, str], config: Path, expe
 
     Args:
         step: entry point. Its command replaces the command and the inputs of the job's file.
-        parameters: of the step.
+        parameters: parameters of the step.
         config: the job's YAML file, with environment, compute, resources and identity
             (https://learn.microsoft.com/azure/machine-learning/reference-yaml-job-command).
-        experiment_id: of the active run.
+        experiment_id: experiment of the active run.
 
     Raises:
         InputError: azure-ai-ml refuses the YAML file or is not installed, or the tracking URI names no workspace.
@@ -134,9 +132,9 @@ def submit_project_run(step: str, parameters: dict[str, str], config: Path, expe
 
     Args:
         step: entry point.
-        parameters: of the step.
+        parameters: parameters of the step.
         config: the backend's JSON file.
-        experiment_id: of the active run.
+        experiment_id: experiment of the active run.
 
     Raises:
         InputError: SDK v1 refuses, for example because there is no such cluster, or azureml-core is not installed.
@@ -229,7 +227,9 @@ def _submit(entry_point: str, parameters: dict[str, str], config: dict[str, Any]
         workspace = WorkspaceV1(names.subscription, names.resource_group, names.name, auth=auth)
         command = project.get_entry_point(entry_point).compute_command(parameters, None)
         job = ScriptRunConfig(source_directory=str(ROOT), command=[command])
-        job.run_config.environment = environment_of(project, config.get(IMAGE, "")).register(workspace=workspace)
+        job.run_config.environment = environment_of(project.env_config_path, config.get(IMAGE, "")).register(
+            workspace=workspace
+        )
         job.run_config.target = ComputeTarget(workspace=workspace, name=config["COMPUTE"]).name
         return Experiment(workspace, mlflow.get_experiment(experiment_id).name).submit(job)
     except AzureMLException as error:
@@ -237,17 +237,17 @@ def _submit(entry_point: str, parameters: dict[str, str], config: dict[str, Any]
         raise InputError(f"COMPUTE={config['COMPUTE']}: {error.message}") from None
 
 
-def environment_of(project: "Project", image: str) -> "Environment":
+def environment_of(conda_file: str, image: str) -> "Environment":
     """Return the environment of SDK v1 for a job.
 
     Args:
-        project: of MLflow.
-        image: with all packages and Horovod. If empty, Azure ML installs the packages of conda.yaml, without Horovod.
+        conda_file: path of conda.yaml, which is used if there is no image. It does not include Horovod.
+        image: image with all packages and Horovod, or empty.
     """
     from azureml.core import Environment
 
     if not image:
-        return Environment.from_conda_specification("carmodel", project.env_config_path)
+        return Environment.from_conda_specification("carmodel", conda_file)
     environment = Environment("carmodel")
     environment.environment_variables = {}  # azureml-core puts an example there
     environment.docker.base_image = image

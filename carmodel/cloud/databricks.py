@@ -40,7 +40,7 @@ def make_project(folder: Path, tracking_uri: str = "databricks") -> Path:
 
     Args:
         folder: must not exist yet, and must not be inside this project.
-        tracking_uri: where the jobs log. MLflow itself logs all Spark jobs to Databricks.
+        tracking_uri: where the jobs log. Without this, MLflow would log all Spark jobs to Databricks.
 
     Raises:
         InputError: the folder exists or is inside the project, or the tracking URI contains a password.
@@ -88,9 +88,9 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
 
     Args:
         step: entry point.
-        parameters: of the step.
-        config: JSON file of the cluster.
-        experiment_id: of the active run.
+        parameters: parameters of the step.
+        config: JSON file that describes the cluster.
+        experiment_id: experiment of the active run.
     """
     tracking_uri = mlflow.get_tracking_uri()
     with TemporaryDirectory() as folder:

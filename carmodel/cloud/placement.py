@@ -77,8 +77,8 @@ def check_placement(placement: dict[str, Place], settings: dict[str, Settings], 
 
     Args:
         placement: from `load_placement`.
-        settings: of all steps, without what main fills in.
-        tracking_uri: of main.
+        settings: parameters of all steps, without the inputs that main sets.
+        tracking_uri: tracking URI of main.
 
     Raises:
         InputError: the backend cannot reach the tracking server, or an input is a path of this machine.
@@ -101,7 +101,7 @@ def check_placement(placement: dict[str, Place], settings: dict[str, Settings], 
 def _is_local(name: str, value: str) -> bool:
     """Return whether an input is a path that exists on this machine only."""
     path = local_path(value)
-    # A word such as none, imagenet or resnet names no file. The project's own weights are sent with it.
+    # A word such as none, imagenet or resnet is not a path. The weights in pretrained/ are sent with the project.
     is_word = name in ("weights", "backbone", "init") and value.isalnum()
     return path is not None and not is_word and not path.is_relative_to(ROOT / "pretrained")
 

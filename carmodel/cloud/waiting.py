@@ -19,7 +19,7 @@ class JobState(NamedTuple):
     """What a service reports about a job.
 
     Attributes:
-        name: the state in the service's words.
+        name: the state, as the service names it.
         ended: whether the job has ended.
         succeeded: whether it has ended without an error.
         message: the service's reason for a failure, or empty.
@@ -37,7 +37,7 @@ class RemoteStep:
 
     Attributes:
         run_id: its MLflow run.
-        job: what the service calls it, for the service's own tools.
+        job: its name in the service, for the service's own tools.
         page: URL of its page.
         state: requests its state from the service.
         cancel: cancels it in the service.

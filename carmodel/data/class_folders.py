@@ -30,8 +30,8 @@ def has_class_folders(folder: Path) -> bool:
 def read_class_folders(folder: Path, seed: int) -> CarTable:
     """Read `CLASS NAME/photo.jpg`, at the top level or within train/ and test/. Classes are in alphabetical order.
 
-    Without test/, a fifth of each class is held out as the test set, and byte-identical photos share a side. Photos that
-    are not used become problems of the table. Files that are not photos are only counted.
+    Without test/, a fifth of each class is held out as the test set, and byte-identical photos are held out together.
+    Photos that are not used become problems of the table. Files that are not photos are only counted.
 
     Raises:
         InputError: fewer than two classes, a class folder without a photo, a class with fewer than two different

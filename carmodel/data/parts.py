@@ -65,17 +65,17 @@ def link_parts(spec: StoreSpec, columns: StoreColumns, made: pd.DataFrame) -> No
     folder, linked = parts_folder(spec.path), set(made["part"])
     size = spec.image_size
     space = h5py.h5s.create_simple((len(made), size, size, 3))
-    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plan.set_obj_track_times(False)  # the same rows make the same file, whenever it is written
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_obj_track_times(False)  # the same rows make the same file, whenever it is written
     starts = np.flatnonzero(made["place"] == 0).tolist()
     for start, end in pairwise([*starts, len(made)]):
         name, shape = f"{folder.name}/{made['part'].iloc[start]}", (end - start, size, size, 3)
         space.select_hyperslab((start, 0, 0, 0), shape)
-        plan.set_virtual(space, name.encode(), b"images", h5py.h5s.create_simple(shape))
+        properties.set_virtual(space, name.encode(), b"images", h5py.h5s.create_simple(shape))
     space.select_all()
     unfinished = spec.path.with_name(f".{spec.path.name}.{os.getpid()}.partial")
     with h5py.File("store", "w", driver="core", backing_store=False) as file:
-        h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, plan)
+        h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, properties)
         spec.write(file, columns, made["crc32"].to_numpy())
         data = _bytes_of(file)
     try:
@@ -102,7 +102,7 @@ def _bytes_of(file: h5py.File) -> bytes:
 
 
 def _save(data: bytes, folder: Path) -> str:
-    """Write a file under a temporary name, rename it to the digest of its content, and return that name."""
+    """Write a file whose name is the digest of its content, and return the name."""
     name = f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.h5"
     unfinished = folder / f".{uuid.uuid4().hex}.partial"
     try:

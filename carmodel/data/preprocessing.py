@@ -37,17 +37,17 @@ def decode_batch(photos: pd.DataFrame, images: np.ndarray, margin: float) -> pd.
     outcomes = []
     boxes = zip(*(photos[corner].tolist() for corner in ("x1", "y1", "x2", "y2")), strict=True)
     for i, (path, box, whole) in enumerate(zip(photos["path"], boxes, photos["whole"].tolist(), strict=True)):
-        content, look, aspect, problem, detail = b"", b"", 1.0, "", ""
+        content, perceptual, aspect, problem, detail = b"", b"", 1.0, "", ""
         try:
             data = Path(path).read_bytes()
             content = digest(data)
             aspect = _prepare(data, None if box == NO_BOX else box, whole, margin, images[i])
-            look = perceptual_hash(images[i])
+            perceptual = perceptual_hash(images[i])
         except ImageError as error:
             problem, detail = error.problem, str(error)
         except OSError as error:
             problem, detail = "unreadable", str(error.strerror)
-        outcomes.append((content, look, aspect, problem, detail))
+        outcomes.append((content, perceptual, aspect, problem, detail))
     return pd.DataFrame(outcomes, columns=OUTCOME_COLUMNS, index=photos.index)
 
 
@@ -73,11 +73,7 @@ def write_stores(
     Raises:
         InputError: too many photos cannot be used, or a class has no training photo, or there is no test photo.
     """
-    table = table.first_classes(settings.classes)
-    crop = "none" if settings.crop == "none" else "box"
-    if crop == "box" and (table.photos[["x1", "y1", "x2", "y2"]] == NO_BOX).all(axis=None):
-        crop = "none"
-        table = replace(table, notes=[*table.notes, "No photo has a box, so whole photos are used, as with crop=none."])
+    table, crop = _choose_crop(table.first_classes(settings.classes), settings.crop)
     photos = table.photos.assign(whole=crop == "none")
     if settings.crop == "both" and crop == "box":
         photos = pd.concat([photos, photos[photos["split"] == "train"].assign(whole=True)])
@@ -118,20 +114,31 @@ def write_stores(
             if crop == "box":
                 spec = store_spec(path.with_name(WHOLE[split]), split=split, crop="none")
                 _write_whole(spec, decode, kept[-1], engine)
-        # A training photo that is there twice counts once.
+        # With crop "both" each training photo has two rows, and counts once.
         all_problems, usable_photos = (
             pd.concat(frames, ignore_index=True).drop_duplicates(["split", "source", "problem"], ignore_index=True)
             for frames in ([frame[PROBLEM_COLUMNS] for frame in problems], kept)
         )
         _check_problems(all_problems, usable_photos, table, settings.max_bad_fraction)
-        # train before test before whole photos, and the parts of a store before the file that names them.
-        for item in sorted(
-            Path(unfinished).iterdir(),
-            key=lambda item: ("whole" in item.name, item.name.startswith("test"), item.suffix == ".h5"),
-        ):
-            item.replace(out / item.name)
+        _move_stores(Path(unfinished), out)
     stores = open_store(out / "train.h5"), open_store(out / "test.h5")
     return report_on_photos(stores, table, usable_photos, all_problems, settings)
+
+
+def _choose_crop(table: CarTable, crop: str) -> tuple[CarTable, str]:
+    """Return the attribute `crop` of the stores, "box" or "none", and the table, with a note if no photo has a box."""
+    if crop == "none" or not (table.photos[["x1", "y1", "x2", "y2"]] == NO_BOX).all(axis=None):
+        return table, "none" if crop == "none" else "box"
+    note = "No photo has a box, so whole photos are used, as with crop=none."
+    return replace(table, notes=[*table.notes, note]), "none"
+
+
+def _move_stores(source: Path, target: Path) -> None:
+    """Move stores to a directory: train, test, then whole photos, and the parts of a store before the file that links them."""
+    for item in sorted(
+        source.iterdir(), key=lambda item: ("whole" in item.name, item.name.startswith("test"), item.suffix == ".h5")
+    ):
+        item.replace(target / item.name)
 
 
 def _write_whole(spec: StoreSpec, decode: MakeImages, photos: pd.DataFrame, engine: Engine) -> None:
@@ -142,7 +149,7 @@ def _write_whole(spec: StoreSpec, decode: MakeImages, photos: pd.DataFrame, engi
     table = photos.iloc[rows].drop(columns=[*OUTCOME_COLUMNS, "measured"]).assign(whole=True)
     labels, sources = table["label"].to_numpy(), table["source"].tolist()
     columns = StoreColumns(labels, sources, rows, np.full(len(rows), spec.path.name == WHOLE["train"]))
-    engine(spec, decode, table, _raise_changed, lambda outcomes: columns._replace(aspect=outcomes["aspect"].to_numpy()))
+    engine(spec, decode, table, _raise_changed, lambda outcomes: replace(columns, aspect=outcomes["aspect"].to_numpy()))
 
 
 def _raise_changed(problems: pd.DataFrame) -> None:

@@ -147,8 +147,8 @@ def _as_input_error(error: Exception) -> Exception:
     text = str(error)
     if missing := re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", text):
         return InputError(
-            f"the executors have no Python package {missing[1]}: install requirements.lock on every node, or set "
-            "PYSPARK_PYTHON to a Python that has it"
+            f"the executors have no Python package {missing[1]}: on every node, run uv pip install -r pyproject.toml "
+            "--constraint requirements.lock, or set PYSPARK_PYTHON to a Python that has it"
         )
     if failed := re.search(r"(?:StoreError|FileNotFoundError|PermissionError): (.+)", text):
         return InputError(

@@ -58,7 +58,7 @@ def spark_session(master: str = "", needs: str = "engine=spark") -> Iterator["Sp
         check_java(needs)
     check_master(master)
     builder = SparkSession.builder.appName("carmodel").config("spark.ui.showConsoleProgress", "false")
-    # Executors run this Python. The pandas API wants the second variable before Java starts.
+    # Executors run this Python. The pandas API on Spark needs the second variable before Java starts.
     with _default_environment(PYSPARK_PYTHON=sys.executable, PYARROW_IGNORE_TIMEZONE="1"):
         on_interrupt = signal.getsignal(signal.SIGINT)
         session = (builder.master(master) if master else builder).getOrCreate()

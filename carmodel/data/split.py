@@ -1,4 +1,4 @@
-"""Choose the photos to hold out for validation or test: seeded, by content, whatever the order of the rows."""
+"""Choose the photos to hold out for validation or test: seeded, by content, and independent of the order of the rows."""
 
 import hashlib
 from collections import defaultdict
@@ -24,7 +24,7 @@ def file_digest(path: str | Path) -> bytes:
 def hold_out_test(photos: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Move a fifth of each class of a table of training photos, at least one photo, to the test set.
 
-    The choice is made by `hold_out`. A file that cannot be read is no duplicate of another one.
+    The choice is made by `hold_out`. A file that cannot be read counts as different from all others.
     """
     digests = [_digest_of_content_or_name(*photo) for photo in zip(photos["path"], photos["source"], strict=True)]
     held = hold_out(photos["label"].to_numpy(), digests, TEST_FRACTION, seed, at_least=1)

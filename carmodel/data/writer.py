@@ -3,9 +3,10 @@
 import os
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, Self
 
 import h5py
 import numpy as np
@@ -18,7 +19,8 @@ from carmodel.data.store import ATTRIBUTES, OPTIONAL_DATA, ROW_DATA, SCHEMA_VERS
 PIECE = 1 << 20
 
 
-class StoreColumns(NamedTuple):
+@dataclass(frozen=True)
+class StoreColumns:
     """The columns of a store's N rows, in addition to the images. `aspect` may be left out."""
 
     labels: np.ndarray
@@ -55,9 +57,9 @@ class StoreSpec:
         Raises:
             StoreError: the columns and `crc32` have different lengths.
         """
-        if columns is None or any(len(column) != len(crc32) for column in columns if column is not None):
+        if columns is None or any(len(column) != len(crc32) for column in vars(columns).values() if column is not None):
             raise StoreError(f"{self.path}: every column must have {len(crc32)} rows, one per image")
-        values = {**columns._asdict(), "crc32": crc32}
+        values = {**vars(columns), "crc32": crc32}
         for name, dtype in (ROW_DATA | OPTIONAL_DATA).items():
             if values[name] is not None:
                 file[name] = np.asarray(values[name], dtype)
@@ -156,12 +158,12 @@ def checksums(images: np.ndarray) -> list[int]:
 
 def create_images(file: h5py.File, rows: int, size: int) -> h5py.Dataset:
     """Create the data set `images`, contiguous and uncompressed: uint8 (rows, size, size, 3)."""
-    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plan.set_layout(h5py.h5d.CONTIGUOUS)
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
     # Allocate space at once and without fill values, since every row is written.
-    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     # Without times, the same rows make the same file, byte for byte. The cache compares files.
-    plan.set_obj_track_times(False)
+    properties.set_obj_track_times(False)
     space = h5py.h5s.create_simple((rows, size, size, 3))
-    return h5py.Dataset(h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, plan))
+    return h5py.Dataset(h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, properties))

@@ -1,6 +1,7 @@
 """The actions of a deployment, the same for every target: deploy and test, promote, roll back, check the status."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -78,7 +79,7 @@ def check_status(target: ModuleType, settings: Deploy, photo: bytes) -> Status:
     try:
         say(smoke_test(deployed, photo))
     except DeployError as error:
-        return deployed._replace(detail=f"{deployed.detail}; {error}")
+        return replace(deployed, detail=f"{deployed.detail}; {error}")
     return deployed
 
 

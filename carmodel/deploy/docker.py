@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Timer
@@ -31,7 +32,7 @@ STEP = re.compile(r"Step \d+/\d+ : .+|#\d+ \[.+")
 
 
 class _Container(NamedTuple):
-    """A container: its state in Docker's words, the URI of its model, and its port on this machine."""
+    """A container: its state as Docker names it, the URI of its model, and its port on this machine."""
 
     state: str
     model_uri: str
@@ -66,7 +67,7 @@ def deploy(settings: Deploy) -> Status:
         _wait(settings, deadline)
     except DeployError as error:
         raise DeployError(f"{error}\n{undo}".rstrip()) from None
-    return status(settings)._replace(undo=undo)
+    return replace(status(settings), undo=undo)
 
 
 def release(settings: Deploy) -> Status:
@@ -159,7 +160,7 @@ def _failed(settings: Deploy, doing: str, message: str) -> DeployError:
 
 
 def _find_images(settings: Deploy, model_uri: str = "") -> set[str]:
-    """Return our images of this name: of one model, or of all."""
+    """Return the images of this name that this project built, of one model or of all."""
     label = f"{LABEL}={model_uri}" if model_uri else LABEL
     ours = ("--filter", f"label={label}", "--filter", f"reference={settings.name}:*")
     return set(_docker(settings, "images", *ours, "--format", "{{.Repository}}:{{.Tag}}").split())
@@ -169,7 +170,7 @@ def _find_container(settings: Deploy) -> _Container | None:
     """Return the container of this name.
 
     Raises:
-        InputError: it is not ours.
+        InputError: another program owns it.
     """
     container_id = _docker(settings, "ps", "--all", "--filter", f"name=^/{settings.name}$", "--quiet").strip()
     if not container_id:

@@ -19,7 +19,7 @@ LABEL {label}={uri}
 
 
 def write_context(model_uri: str, folder: Path) -> None:
-    """Download the model into a folder, with the Dockerfile of ``mlflow models generate-dockerfile`` and our last lines."""
+    """Download the model into a folder, with the Dockerfile of ``mlflow models generate-dockerfile`` and the lines above."""
     backend = get_flavor_backend(model_uri, docker_build=True, env_manager=None)
     backend.generate_dockerfile(model_uri, str(folder))
     with (folder / "Dockerfile").open("a") as file:

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import requests
 
@@ -19,7 +19,8 @@ from carmodel.parameters import Deploy
 from carmodel.serving.scoring_server import HOST, require_free, start_server
 
 
-class _Server(NamedTuple):
+@dataclass(frozen=True)
+class _Server:
     """The record of a server in its folder, ``server.json``."""
 
     pid: int
@@ -63,7 +64,7 @@ def deploy(settings: Deploy) -> Status:
                 f"{_log(settings)}\n{undo}".rstrip()
             )
         time.sleep(0.25)
-    return _status(server)._replace(undo=undo)
+    return replace(_status(server), undo=undo)
 
 
 def release(settings: Deploy) -> Status:
@@ -116,7 +117,7 @@ def _start(settings: Deploy) -> _Server:
         raise InputError(f"folder={_folder(settings).parent}: {error.strerror}; choose another one") from None
     server = _Server(process.pid, settings.port, settings.model_uri)
     # Written before the server answers, so that one that never answers can still be stopped.
-    _record(settings).write_text(json.dumps(server._asdict()))
+    _record(settings).write_text(json.dumps(asdict(server)))
     return server
 
 

@@ -22,7 +22,7 @@ def command(settings: Deploy, action: str, model_uri: str = "") -> str:
     """Return the command that does `action` to the same deployment. It repeats only what differs from the defaults.
 
     Args:
-        settings: of the deployment.
+        settings: parameters of the deployment.
         action: one of the actions of `Deploy`.
         model_uri: the version to deploy, if it is not the one in `settings`.
     """
@@ -53,7 +53,7 @@ def undo_line(settings: Deploy, previous_uri: str, port: int = 0) -> str:
     """Return a line with the command that restores the previous version. Empty if there was none, or if it is this one.
 
     Args:
-        settings: of the deployment.
+        settings: parameters of the deployment.
         previous_uri: the version that was deployed before, or empty.
         port: of the previous version, if it had another one.
     """
@@ -68,7 +68,7 @@ def client_errors_explained(settings: Deploy, doing: str) -> Iterator[None]:
     """Turn what a client raises in this block into a `DeployError`.
 
     Args:
-        settings: of the deployment.
+        settings: parameters of the deployment.
         doing: what the block does, such as "creating endpoint cars".
     """
     try:

@@ -6,6 +6,7 @@ A new version goes to the color without requests. Once it has answered a photo, 
 role of each color, so every action is idempotent.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from carmodel.cloud.azure import workspace_client
@@ -53,7 +54,7 @@ class Roles(NamedTuple):
 
 
 def roles_of(endpoint: "OnlineEndpoint", deployments: "dict[str, OnlineDeployment]") -> Roles:
-    """Return the roles. Traffic that was changed by hand wins over the tags: the color that gets most of it is stable."""
+    """Return the roles. Traffic that was changed by hand takes precedence over the tags: the color that gets most of it is stable."""
     roles = Roles(*((endpoint.tags or {}).get(tag, "none") for tag in ROLE_TAGS))
     most = max(deployments, key=lambda color: traffic_share(endpoint, color), default="none")
     if traffic_share(endpoint, most) and not traffic_share(endpoint, roles.stable):
@@ -61,22 +62,19 @@ def roles_of(endpoint: "OnlineEndpoint", deployments: "dict[str, OnlineDeploymen
     if roles.other not in deployments or roles.other == roles.stable:
         roles = Roles(roles.stable, next((color for color in deployments if color != roles.stable), "none"))
     if roles.role == "none" and traffic_share(endpoint, roles.other):
-        roles = roles._replace(role="canary")
+        roles = Roles(roles.stable, roles.other, "canary")
     return roles
 
 
 def deploy(settings: Deploy) -> Status:
     """Deploy the version to the color without requests. The deployment that clients use keeps all its requests."""
     client = workspace_client()
-    wanted_endpoint, wanted = read_settings(settings)
+    desired_endpoint, desired = read_settings(settings)
     with client_errors_explained(settings, f"deploying {settings.model_uri} to endpoint {settings.name}"):
         wait_until_settled(client, settings)
-        endpoint = ensure_endpoint(client, settings, wanted_endpoint)
+        endpoint = ensure_endpoint(client, settings, desired_endpoint)
         deployments = get_deployments(client, settings)
-        color = next(
-            (color for color, there in deployments.items() if is_same(there, wanted) and is_healthy(there)), ""
-        )
-        if color:
+        if color := _color_of(deployments, desired):
             say(f"{color} already serves {settings.model_uri}")
             return _status_of_color(client, endpoint, color)
         color = _color_to_replace(endpoint, deployments)
@@ -90,17 +88,17 @@ def deploy(settings: Deploy) -> Status:
             # If this deployment fails, `promote` and `rollback` must not lead to a version that has never answered.
             say(f"replacing {_describe(deployments, color)}, {role}")
             _route(client, settings, endpoint, traffic=_traffic(endpoint), roles=Roles(stable))
-        create_deployment(client, settings, wanted, color)
+        create_deployment(client, settings, desired, color)
         return _status_of_color(client, get_endpoint(client, settings), color)
 
 
 def release(settings: Deploy) -> Status:
     """Give the version its share of the requests: all of them if it is the only one."""
     client = workspace_client()
-    _, wanted = read_settings(settings)
+    _, desired = read_settings(settings)
     with client_errors_explained(settings, f"routing the requests of endpoint {settings.name}"):
         endpoint, deployments = get_endpoint(client, settings), get_deployments(client, settings)
-        color = next(color for color, there in deployments.items() if is_same(there, wanted) and is_healthy(there))
+        color = _color_of(deployments, desired)
         stable = roles_of(endpoint, deployments).stable
         if not traffic_share(endpoint, stable):
             _route(client, settings, endpoint, traffic={color: 100}, roles=Roles(color))
@@ -190,6 +188,12 @@ def _traffic(endpoint: "OnlineEndpoint") -> dict[str, int]:
     return {color: int(share) for color, share in (endpoint.traffic or {}).items() if share}
 
 
+def _color_of(deployments: "dict[str, OnlineDeployment]", desired: "OnlineDeployment") -> str:
+    """Return the color of a healthy deployment with the desired model and settings, or an empty string."""
+    same = (color for color, current in deployments.items() if is_same(current, desired) and is_healthy(current))
+    return next(same, "")
+
+
 def _color_to_replace(endpoint: "OnlineEndpoint", deployments: "dict[str, OnlineDeployment]") -> str:
     """Return the color with the fewest requests. Prefer one that has failed to one that a rollback could use."""
     return min(
@@ -230,7 +234,7 @@ def _status_of_color(client: "MLClient", endpoint: "OnlineEndpoint", color: str)
     """Return the status, with headers that reach one deployment whatever its share of the requests."""
     reached = _reachable(client, endpoint)
     undo = "" if traffic_share(endpoint, color) else deletion_line(client, str(endpoint.name), color)
-    return reached._replace(headers=reached.headers | {"azureml-model-deployment": color}, undo=undo)
+    return replace(reached, headers=reached.headers | {"azureml-model-deployment": color}, undo=undo)
 
 
 def _status_of_endpoint(client: "MLClient", settings: Deploy) -> Status:
@@ -244,7 +248,7 @@ def _status_of_endpoint(client: "MLClient", settings: Deploy) -> Status:
     )
     if not any(traffic_share(endpoint, color) for color in deployments):
         return Status(state_of(endpoint), detail=detail or "no deployment yet")
-    return _reachable(client, endpoint)._replace(detail=detail)
+    return replace(_reachable(client, endpoint), detail=detail)
 
 
 def _reachable(client: "MLClient", endpoint: "OnlineEndpoint") -> Status:

@@ -55,7 +55,7 @@ def load(loader: Callable[..., Any], file: Path, overrides: dict[str, str]) -> A
     The digest does not include other files that the file names, such as the file of an environment.
 
     Args:
-        loader: of the SDK.
+        loader: function of the SDK.
         file: YAML.
         overrides: values that replace those in the file.
 
@@ -74,32 +74,32 @@ def load(loader: Callable[..., Any], file: Path, overrides: dict[str, str]) -> A
     return loaded
 
 
-def ensure_endpoint(client: "MLClient", settings: Deploy, wanted: "OnlineEndpoint") -> "OnlineEndpoint":
+def ensure_endpoint(client: "MLClient", settings: Deploy, desired: "OnlineEndpoint") -> "OnlineEndpoint":
     """Return the endpoint. Create it if there is none, and update it if it has failed or its file has changed.
 
     An endpoint that was not created by this program keeps its settings.
     """
     existing = find_endpoint(client, settings)
     if existing is not None:
-        old_tags, new_tags = existing.tags or {}, wanted.tags or {}
+        old_tags, new_tags = existing.tags or {}, desired.tags or {}
         if state_of(existing) != "Failed" and old_tags.get(SETTINGS_TAG) in (None, new_tags[SETTINGS_TAG]):
             return existing
-        wanted.traffic, wanted.tags = existing.traffic, old_tags | new_tags
+        desired.traffic, desired.tags = existing.traffic, old_tags | new_tags
     doing = f"{'creating' if existing is None else 'updating'} endpoint {settings.name}"
-    wait(client.online_endpoints.begin_create_or_update(wanted), settings, doing)
+    wait(client.online_endpoints.begin_create_or_update(desired), settings, doing)
     return get_endpoint(client, settings)
 
 
-def create_deployment(client: "MLClient", settings: Deploy, wanted: "OnlineDeployment", color: str) -> None:
+def create_deployment(client: "MLClient", settings: Deploy, desired: "OnlineDeployment", color: str) -> None:
     """Create the deployment under a color, or replace the deployment of that color.
 
     Raises:
         DeployError: it has failed. Its log was printed.
     """
-    wanted.name = color
+    desired.name = color
     doing = f"creating deployment {color} of {settings.model_uri}"
     try:
-        wait(client.online_deployments.begin_create_or_update(wanted), settings, doing)
+        wait(client.online_deployments.begin_create_or_update(desired), settings, doing)
     except Exception:
         _print_log(client, settings, color)
         raise
@@ -119,7 +119,7 @@ def wait(poller: "LROPoller[Any]", settings: Deploy, doing: str) -> Any:
     """Wait for a long operation, and print now and then that it is still running.
 
     Raises:
-        DeployError: it takes longer than ``settings.timeout``. It goes on in the service.
+        DeployError: it takes longer than ``settings.timeout``. It continues in the service.
     """
     say(doing)
     began = printed = time.monotonic()
@@ -128,7 +128,7 @@ def wait(poller: "LROPoller[Any]", settings: Deploy, doing: str) -> Any:
         now = time.monotonic()
         if now - began > settings.timeout:
             raise DeployError(
-                f"{doing}: still {poller.status()} after timeout={settings.timeout:g} seconds; it goes on in Azure\n"
+                f"{doing}: still {poller.status()} after timeout={settings.timeout:g} seconds; it continues in Azure\n"
                 f"{next_commands(settings)}"
             )
         if now - printed > PROGRESS_SECONDS:
@@ -197,10 +197,10 @@ def get_deployments(client: "MLClient", settings: Deploy) -> "dict[str, OnlineDe
     return {deployment.name: deployment for deployment in deployments}
 
 
-def is_same(deployment: "OnlineDeployment", wanted: "OnlineDeployment") -> bool:
-    """Return whether a deployment has the wanted model and settings."""
-    tags, wanted_tags = deployment.tags or {}, wanted.tags or {}
-    return all(tags.get(name) == wanted_tags[name] for name in (MODEL_TAG, SETTINGS_TAG))
+def is_same(deployment: "OnlineDeployment", desired: "OnlineDeployment") -> bool:
+    """Return whether a deployment has the desired model and settings."""
+    tags, desired_tags = deployment.tags or {}, desired.tags or {}
+    return all(tags.get(name) == desired_tags[name] for name in (MODEL_TAG, SETTINGS_TAG))
 
 
 def is_healthy(deployment: "OnlineDeployment | None") -> bool:
@@ -209,7 +209,7 @@ def is_healthy(deployment: "OnlineDeployment | None") -> bool:
 
 
 def state_of(resource: "OnlineDeployment | OnlineEndpoint") -> str:
-    """Return the state in the service's words: Creating, Updating, Succeeded, Failed …"""
+    """Return the state as the service names it: Creating, Updating, Succeeded, Failed …"""
     state = resource.provisioning_state  # text, or an enumeration of the SDK
     return str(getattr(state, "value", state))
 

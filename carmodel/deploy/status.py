@@ -1,15 +1,16 @@
 """The status of a deployment, and the error of one that failed."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from carmodel.errors import InputError
 
 
-class Status(NamedTuple):
+@dataclass(frozen=True)
+class Status:
     """The status of a deployment.
 
     Attributes:
-        state: in the words of the service, such as Succeeded or running.
+        state: the state as the service names it, such as Succeeded or running.
         url: where clients post photos. Empty if there is none yet.
         headers: what a request needs, including the key. Never printed and never logged.
         rows_key: the key of a request's JSON that holds the rows. Azure ML's server of MLflow models takes ``input_data``,
@@ -20,14 +21,10 @@ class Status(NamedTuple):
 
     state: str
     url: str = ""
-    headers: dict[str, str] = {}  # noqa: RUF012 (never changed)
+    headers: dict[str, str] = field(default_factory=dict, repr=False)  # without repr, because it holds a key
     rows_key: str = "dataframe_split"
     detail: str = ""
     undo: str = ""
-
-    def __repr__(self) -> str:
-        """Leave out the headers, because they hold a key."""
-        return f"Status({self.state!r}, {self.url!r}, {self.detail!r})"
 
 
 class DeployError(InputError):

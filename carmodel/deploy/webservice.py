@@ -7,6 +7,7 @@ Azure has retired both kinds: use an online endpoint for anything new.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -79,7 +80,7 @@ def deploy(settings: Deploy) -> Status:
             raise DeployError(f"{error}\n{undo}".rstrip()) from None
         if service["scoringUri"].startswith("http:"):
             say(f"{settings.name} has no TLS: photos and the key are sent unencrypted (see {settings.settings_path})")
-        return _status(client, service)._replace(undo=undo)
+        return replace(_status(client, service), undo=undo)
 
 
 def release(settings: Deploy) -> Status:

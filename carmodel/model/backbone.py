@@ -21,7 +21,7 @@ def application(name: str, classes: int, weights: str = "none", dropout: float =
     network, not a model inside a layer.
 
     Args:
-        name: one of `carmodel.parameters.APPLICATIONS`.
+        name: one of `carmodel.parameters.applications.APPLICATIONS`.
         classes: number of classes.
         weights: "none", "imagenet" (Keras downloads them), or a Keras weights file of the network without its top.
         dropout: dropout rate of the head.

@@ -17,7 +17,7 @@ from carmodel.service_errors import download_errors
 from carmodel.tracking.artifacts import fetch
 
 EXAMPLES = "examples"
-"""Artifact with a picture per class, CLASS_ID.jpg, as `carmodel.data.pictures.class_examples` writes it."""
+"""Artifact with one picture per class, CLASS_ID.jpg, which `carmodel.data.pictures.class_examples` writes."""
 
 SAMPLE_SEED = 2**31
 """No drawn training photo has this seed by default."""

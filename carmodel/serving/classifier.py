@@ -19,7 +19,7 @@ import carmodel.model.scale  # noqa: F401
 from carmodel.data.images import ImageError, prepare, read_header
 from carmodel.serving.calibration import apply_temperature
 from carmodel.serving.forward import Forward
-from carmodel.serving.memory import BYTES_A_PIXEL, Budget
+from carmodel.serving.memory import BYTES_PER_PIXEL, Budget
 from carmodel.serving.rows import BOX_COLUMNS, box_of, image_bytes
 from carmodel.training.precision import fast_bfloat16
 
@@ -168,7 +168,7 @@ class CarClassifier(PythonModel):
         try:
             data, box = image_bytes(row[0], self.max_bytes), box_of(row[1:])
             header = read_header(data, self.max_pixels)
-            needed = BYTES_A_PIXEL * header.width * header.height
+            needed = BYTES_PER_PIXEL * header.width * header.height
             if needed > self._memory.total:
                 raise ImageError(f"{header.width} x {header.height} pixels need more memory than max_decoded_bytes")
             with self._memory.hold(needed):

@@ -37,7 +37,7 @@ Box = tuple[int, int, int, int]
 
 
 class EndpointError(RuntimeError):
-    """The endpoint does not answer, or not as the classifier does. The message never repeats a photo."""
+    """The endpoint does not answer, or its answer is not the classifier's. The message never repeats a photo."""
 
 
 class BoxError(ValueError):
@@ -45,7 +45,7 @@ class BoxError(ValueError):
 
 
 def connect(retries: int = RETRIES, connections: int = 1) -> PoolManager:
-    """Return a connection pool that retries, after growing pauses, while the server is away, broken or slow.
+    """Return a connection pool that retries, after growing pauses, while the server is down, fails or is slow.
 
     Retries are safe, since the endpoint stores nothing.
 
@@ -168,7 +168,7 @@ def classify_folder(
         table: the CSV file to write.
         endpoint: URL of the server.
         batch: photos per request.
-        retries: after the first answer; see `connect`. Before it, an endpoint that is away is reported within seconds.
+        retries: after the first answer; see `connect`. Before it, an endpoint that cannot be reached is reported within seconds.
         boxes: from `read_boxes`.
 
     Returns:
@@ -222,7 +222,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=BATCH, help="photos per request (%(default)s)")
     parser.add_argument(
-        "--retries", type=int, default=RETRIES, help="retries while a server that has answered is away (%(default)s)"
+        "--retries", type=int, default=RETRIES, help="retries while a server that has answered is down (%(default)s)"
     )
     given = parser.parse_args()
     if not given.folder.is_dir():

@@ -21,7 +21,7 @@ class Forward:
 
     Keras's `predict` traces again when the batch size changes, in the middle of a request. The sizes are powers of two,
     so any number of rows is a sum of sizes and no row is padded. On a CPU, one batch per core runs at a time,
-    whatever the number of callers. This limits the memory.
+    even if there are more callers. This limits the memory.
 
     Args:
         network: uint8 (B, H, W, 3) in, probabilities (B, C) out.

@@ -86,14 +86,11 @@ def judge_bfloat16(rounded: np.ndarray, answers: np.ndarray) -> tuple[str, dict[
     measured = {"bfloat16_max_change": change, "bfloat16_top1_agreement": agreement}
     if change <= BFLOAT16_BOUND and agreement >= BFLOAT16_AGREEMENT:
         return "bfloat16", measured, ""
-    return (
-        "float32",
-        measured,
-        (
-            f"float32 is used, because bfloat16 changes a probability by {change:.3f} (at most {BFLOAT16_BOUND}) and keeps "
-            f"{agreement:.2%} of the most likely classes (at least {BFLOAT16_AGREEMENT:.1%})"
-        ),
+    note = (
+        f"float32 is used, because bfloat16 changes a probability by {change:.3f} (at most {BFLOAT16_BOUND}) and keeps "
+        f"{agreement:.2%} of the most likely classes (at least {BFLOAT16_AGREEMENT:.1%})"
     )
+    return "float32", measured, note
 
 
 def _largest_change(after: np.ndarray, before: np.ndarray) -> float:

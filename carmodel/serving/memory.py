@@ -1,10 +1,10 @@
-"""Limit the memory for decoding, whatever the number of simultaneous requests."""
+"""Limit the memory for decoding the photos of all simultaneous requests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Condition, Lock
 
-BYTES_A_PIXEL = 24
+BYTES_PER_PIXEL = 24
 """Largest memory per pixel while a photo is decoded. Pillow needs it for the copies of a WebP file."""
 
 
@@ -19,7 +19,7 @@ class Budget:
         self.total = total
         self._used = 0
         self._turn = Lock()
-        self._given_back = Condition()
+        self._released = Condition()
 
     @contextmanager
     def hold(self, amount: int) -> Iterator[None]:
@@ -31,12 +31,12 @@ class Budget:
         if amount > self.total:
             raise ValueError(f"{amount} bytes do not fit into {self.total}")
         # One thread waits and the others queue behind it. Otherwise small amounts could overtake a large one forever.
-        with self._turn, self._given_back:
-            self._given_back.wait_for(lambda: self._used + amount <= self.total)
+        with self._turn, self._released:
+            self._released.wait_for(lambda: self._used + amount <= self.total)
             self._used += amount
         try:
             yield
         finally:
-            with self._given_back:
+            with self._released:
                 self._used -= amount
-                self._given_back.notify_all()
+                self._released.notify_all()

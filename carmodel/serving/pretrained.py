@@ -50,7 +50,7 @@ def package_pretrained() -> str:
         return uri
     facts = json.loads(facts_file.read_text())
     size = facts["image_size"]
-    # They only check that folding changes no answer. Noise does for that.
+    # These images only check that folding changes no answer, for which noise is enough.
     photos = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), np.uint8)
     with mlflow.start_run(run_name="pretrained"):
         model = log_network(load_network(PRETRAINED), photos[:1], {fact: facts[fact] for fact in METADATA}, {})

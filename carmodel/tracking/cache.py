@@ -25,10 +25,10 @@ from carmodel.tracking.paths import local_path
 def find_reusable(key: str, experiment_id: str) -> Run | None:
     """Return the newest FINISHED run with this key whose outputs and other artifacts all still exist, or None."""
     runs = mlflow.MlflowClient().search_runs([experiment_id], f"tags.{KEY_TAG} = '{key}'")  # newest first
-    return next((run for run in runs if run.info.status == "FINISHED" and _whole(run)), None)
+    return next((run for run in runs if run.info.status == "FINISHED" and _is_complete(run)), None)
 
 
-def _whole(run: Run) -> bool:
+def _is_complete(run: Run) -> bool:
     try:
         listed = [(record["uri"], record["listing"]) for record in outputs_of(run).values()]
         listed.append((f"runs:/{run.info.run_id}/", run.data.tags[LISTING_TAG]))
@@ -75,7 +75,7 @@ def cache_key(name: str, settings: Settings, digests: Mapping[str, str] | None =
     Args:
         name: the step.
         settings: its parameters.
-        digests: of its inputs, if they are known already.
+        digests: digests of its inputs, if they are known already.
     """
     values = settings.model_dump()
     parts = {

@@ -24,7 +24,7 @@ def log_datasets(run_id: str, settings: Settings, digests: Mapping[str, str]) ->
     Args:
         run_id: id of the run.
         settings: parameters of the step.
-        digests: of its inputs, by parameter.
+        digests: digests of its inputs, by parameter.
     """
     inputs = []
     for parameter in DATA:

@@ -40,8 +40,8 @@ def what_next(
     following = order[order.index(name) + 1]
     links = {link: value for link, value in settings.model_dump().items() if link in LINK_OF.values()}
     links |= links_from(outputs)
-    wanted = {link: links[link] for link in STEPS[following].model_fields if link in links}
-    return command(following, wanted | {key: value for key, value in (given or {}).items() if key in ("config", "set")})
+    inputs = {link: links[link] for link in STEPS[following].model_fields if link in links}
+    return command(following, inputs | {key: value for key, value in (given or {}).items() if key in ("config", "set")})
 
 
 def links_from(outputs: dict[str, dict[str, str]]) -> dict[str, str]:

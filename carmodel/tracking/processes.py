@@ -38,10 +38,10 @@ def has_died(identity: str) -> bool:
 
 def any_process_has(variable: str, value: str) -> bool:
     """Return whether a process of this machine has an environment variable with this value."""
-    wanted = f"{variable}={value}".encode()
+    entry = f"{variable}={value}".encode()
     for environment in PROC.glob("[0-9]*/environ"):
         try:
-            if wanted in environment.read_bytes().split(b"\0"):
+            if entry in environment.read_bytes().split(b"\0"):
                 return True
         except OSError:  # another user's process, or one that has ended meanwhile
             continue

@@ -78,10 +78,10 @@ def restore(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimize
                 f"{path} was made with {name}={made_with[name]}, and this training has {name}={settings[name]}. Resume with "
                 "the same value, or start a new training"
             )
-    for (there, value), (here, variable) in zip_longest(saved.items(), variables.items(), fillvalue=("nothing", None)):
-        if value is None or variable is None or value.shape != tuple(variable.shape) or _kind(there) != _kind(here):
+    for (old, value), (new, variable) in zip_longest(saved.items(), variables.items(), fillvalue=("nothing", None)):
+        if value is None or variable is None or value.shape != tuple(variable.shape) or _kind(old) != _kind(new):
             raise CheckpointError(
-                f"{path} does not fit: it has {_describe(there, value)} where this training has {_describe(here, variable)}. "
+                f"{path} does not fit: it has {_describe(old, value)} where this training has {_describe(new, variable)}. "
                 "Resume with the network and optimizer parameters of the run that made it"
             )
     for value, variable in zip(saved.values(), variables.values(), strict=True):

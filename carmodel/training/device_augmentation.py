@@ -179,8 +179,8 @@ class DeviceAugmentation(keras.layers.Layer):
             return _to_uint8(resize(images, self.size))
         column = {name: numbers[:, i] for i, name in enumerate(COLUMNS)}
         photos = ops.cast(images, "float32")
-        seen, inside = _look(photos, [column[name] for name in COLUMNS[:4]], self.size)
-        behind, _ = _look(
+        seen, inside = _resample_window(photos, [column[name] for name in COLUMNS[:4]], self.size)
+        behind, _ = _resample_window(
             ops.average_pool(ops.roll(photos, -1, axis=0), BACKGROUND, strides=BACKGROUND, padding="same"),
             [column[name] for name in COLUMNS[4:8]],
             self.size,
@@ -232,7 +232,7 @@ def with_augmentation(network: keras.Model, size: int, image_size: int) -> keras
     return keras.Model({"image": image, "numbers": numbers}, network(seen), name="training")
 
 
-def _look(photos: Any, window: list[Any], size: int) -> tuple[Any, Any]:
+def _resample_window(photos: Any, window: list[Any], size: int) -> tuple[Any, Any]:
     """Resample a window of each photo (B, H, W, 3) to (B, size, size, 3).
 
     Also return a mask (B, size, size, 1) of the photo within the window: 1 inside it, falling to 0 outside.

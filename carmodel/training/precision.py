@@ -40,11 +40,11 @@ def onednn_bfloat16(enabled: bool) -> None:
 
         with _setting:
             tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": enabled})
-            _nothing()()  # This thread copies the options now, before another thread changes them.
+            _empty_function()()  # This thread copies the options now, before another thread changes them.
 
 
 @cache
-def _nothing() -> Callable[[], object]:
+def _empty_function() -> Callable[[], object]:
     import tensorflow as tf
 
     return tf.function(lambda: 0)

@@ -30,7 +30,7 @@ def test_mlflow_names_a_project_s_environment_otherwise_than_azureml_mlflow() ->
 
 
 def test_without_an_image_azure_ml_installs_the_project_s_packages() -> None:
-    environment = environment_of(load_project("."), "")
+    environment = environment_of(load_project(".").env_config_path, "")
     packages = environment.python.conda_dependencies.pip_packages
     assert {"tensorflow", "azureml-mlflow", "mlflow"} <= {package.partition("==")[0] for package in packages}
     assert environment.python.user_managed_dependencies is False

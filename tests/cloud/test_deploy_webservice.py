@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -109,7 +110,7 @@ def test_a_service_is_created_answers_is_updated_and_deleted(
     assert any(name in said for name in NAMES)
     for wrong, status in (({"headers": {}}, 401), ({"rows_key": "dataframe_split"}, 500)):
         with pytest.raises(DeployError, match=f"answers {status}"):
-            smoke_test(made._replace(**wrong), photo)
+            smoke_test(replace(made, **wrong), photo)
 
     again = webservice.deploy(settings(target))
     assert (again.url, again.headers) == (made.url, made.headers)
