@@ -11,7 +11,7 @@ from carmodel.serving.registry import CHAMPION
 from carmodel.tracking.cache import cache_key
 from carmodel.tracking.runs import step_run
 from carmodel.tracking.unfinished import CHECKPOINTS
-from steps.pipeline import Pipeline, standing
+from steps.pipeline import Pipeline, describe_version
 from tests.tracked import tracked_in
 
 
@@ -41,7 +41,7 @@ def test_a_reused_classifier_is_called_what_the_registry_calls_it_now(experiment
     client.create_registered_model("cars")
     for version in "12":
         client.create_model_version("cars", tmp_path.as_uri(), tags={"version": version})
-    assert standing("models:/cars/1") == "cars version 1; there is no champion"
+    assert describe_version("models:/cars/1") == "cars version 1; there is no champion"
     client.set_registered_model_alias("cars", CHAMPION, "2")
-    assert standing("models:/cars/1") == "cars version 1; the champion is version 2"
-    assert standing("models:/cars/2") == "cars version 2, the champion"
+    assert describe_version("models:/cars/1") == "cars version 1; the champion is version 2"
+    assert describe_version("models:/cars/2") == "cars version 2, the champion"

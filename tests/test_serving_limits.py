@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from carmodel.serving.classifier import CarClassifier
-from carmodel.serving.memory import BYTES_A_PIXEL, Budget
+from carmodel.serving.memory import BYTES_PER_PIXEL, Budget
 from tests.classified import (
     check_answer,
     check_refused,
@@ -141,7 +141,7 @@ def test_a_bomb_costs_less_than_50_megabytes_and_50_milliseconds(bomb: str, cost
 
 
 def test_a_photo_that_takes_more_than_the_budget_is_refused(network: keras.Model, tmp_path: Path) -> None:
-    classifier = small_classifier(network, tmp_path, max_decoded_bytes=BYTES_A_PIXEL * 50_000)
+    classifier = small_classifier(network, tmp_path, max_decoded_bytes=BYTES_PER_PIXEL * 50_000)
     small, large = photo(1, 250, 200), photo(1, 400, 249)
     rows = classifier.predict(None, pd.DataFrame({"image": [small, large]})).to_dict("records")
     check_answer(rows[0], expected(network, small))
@@ -184,7 +184,7 @@ def test_decoding_holds_no_more_than_the_bytes_a_pixel_that_the_budget_counts(ki
     megabytes, _, said = cost(data)
     assert said == "answered"
     # Less than the pixels themselves would mean that nothing was measured.
-    assert 3 * 3000 * 3000 < megabytes * 2**20 < BYTES_A_PIXEL * 3000 * 3000 + 2 * len(data)
+    assert 3 * 3000 * 3000 < megabytes * 2**20 < BYTES_PER_PIXEL * 3000 * 3000 + 2 * len(data)
 
 
 def large_photo(kind: str, side: int) -> bytes:

@@ -55,8 +55,8 @@ def parse_workspace(tracking_uri: str) -> Workspace:
     found = _WORKSPACE.search(tracking_uri)
     if not tracking_uri.startswith("azureml:") or found is None:
         raise InputError(
-            f"MLFLOW_TRACKING_URI={without_secrets(tracking_uri)} is not the URI of an Azure ML workspace (azureml://…); to get it: "
-            "az ml workspace show --name WORKSPACE --resource-group GROUP --query mlflow_tracking_uri -o tsv"
+            f"MLFLOW_TRACKING_URI={without_secrets(tracking_uri)} is not the URI of an Azure ML workspace (azureml://…); to "
+            "get it: az ml workspace show --name WORKSPACE --resource-group GROUP --query mlflow_tracking_uri -o tsv"
         )
     return Workspace(*found.groups())
 

@@ -54,7 +54,10 @@ class Roles(NamedTuple):
 
 
 def roles_of(endpoint: "OnlineEndpoint", deployments: "dict[str, OnlineDeployment]") -> Roles:
-    """Return the roles. Traffic that was changed by hand takes precedence over the tags: the color that gets most of it is stable."""
+    """Return the roles of the deployments.
+
+    If traffic was changed by hand, it takes precedence over the tags: the color that gets most of it is stable.
+    """
     roles = Roles(*((endpoint.tags or {}).get(tag, "none") for tag in ROLE_TAGS))
     most = max(deployments, key=lambda color: traffic_share(endpoint, color), default="none")
     if traffic_share(endpoint, most) and not traffic_share(endpoint, roles.stable):

@@ -168,7 +168,7 @@ def classify_folder(
         table: the CSV file to write.
         endpoint: URL of the server.
         batch: photos per request.
-        retries: after the first answer; see `connect`. Before it, an endpoint that cannot be reached is reported within seconds.
+        retries: retries after the first answer, see `connect`. Before it, there are at most `FIRST_RETRIES`.
         boxes: from `read_boxes`.
 
     Returns:

@@ -224,7 +224,7 @@ def test_a_password_in_the_tracking_uri_is_not_printed(
         ({"model_uri": "runs:/0/model"}, "deploy.model_uri='runs:/0/model'"),
         ({"model_uri": "models:/cars/1", "photo": "no.jpg"}, "photo='no.jpg'"),
         ({"action": "promote"}, "action=promote is for online and kubernetes-online"),
-        ({"target": "online", "model_uri": "models:/cars/1"}, "names no Azure ML workspace"),
+        ({"target": "online", "model_uri": "models:/cars/1"}, "is not the URI of an Azure ML workspace"),
         ({"target": "aci", "model_uri": "models:/cars/1"}, "MLFLOW_TRACKING_URI"),
         ({"target": "online", "settings_file": "no.yml", "model_uri": "models:/cars/1"}, "settings_file='no.yml'"),
         ({"target": "moon"}, "deploy.target='moon'"),

@@ -297,5 +297,8 @@ def test_a_renewed_certificate_updates_the_service(client: Client, tmp_path: Pat
 
 def test_it_needs_a_workspace(tmp_path: Path) -> None:
     own = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
-    with client_here(own), pytest.raises(InputError, match="MLFLOW_TRACKING_URI=sqlite:.* names no Azure ML workspace"):
+    with (
+        client_here(own),
+        pytest.raises(InputError, match="MLFLOW_TRACKING_URI=sqlite:.* is not the URI of an Azure ML workspace"),
+    ):
         webservice.deploy(settings("aci"))
