@@ -165,7 +165,7 @@ def wrong_shape(body: dict[str, Any], rows: list[dict[str, Any]], numbers: rando
 
 
 def faults(request: Request, status: int, answer: bytes, alone: list[dict[str, Any]]) -> Iterator[str]:
-    """The rules that an answer breaks, in words."""
+    """Yield a sentence for each rule that an answer breaks."""
     if status >= 500:
         yield f"status {status}: {answer[:300]!r}"
     if not request.valid:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carmodel.data.augmentation import augment, augment_store, check_augmented, cut_sides, mirror, pad_sides, rng_for
+from carmodel.data.augmentation import augment, augment_store, check_augmented, cut_sides, pad_sides, rng_for
 from carmodel.data.pictures import before_after, class_examples, contact_sheet
 from carmodel.data.store import Store, open_store
 from carmodel.data.writer import StoreColumns, StoreSpec, Writer
@@ -44,12 +44,6 @@ def test_cutting_and_padding_are_measured_in_parts_of_each_side() -> None:
     assert padded.shape == (16, 28, 3)
     assert np.array_equal(padded[2:12, 2:22], image)
     assert np.abs(padded[0, 0] - image.mean(axis=(0, 1))).max() <= 0.5
-
-
-def test_a_mirror_image_mirrored_is_the_image() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    assert np.array_equal(mirror(image), image[:, ::-1])
-    assert np.array_equal(mirror(mirror(image)), image)
 
 
 @settings(deadline=None)
@@ -104,11 +98,6 @@ def test_the_augmented_store_is_read_after_the_original_as_one(train: Path) -> N
     assert np.array_equal(both.take(np.array([12, 3])), np.stack([store.take([0])[0], open_store(train).take([3])[0]]))
 
 
-def test_copies_are_known_to_be_of_the_store_they_were_made_from(train: Path) -> None:
-    check_augmented(open_store(train), augmented(train))
-    check_augmented(open_store(train), augmented(train, copies=0))
-
-
 @pytest.mark.parametrize(
     ("column", "row", "value", "said"),
     [
@@ -122,14 +111,11 @@ def test_copies_of_validation_rows_or_of_another_store_are_refused(
 ) -> None:
     copies = augmented(train)
     check_augmented(open_store(train), copies)
+    check_augmented(open_store(train), augmented(train, "none.h5", copies=0))
     with h5py.File(train, "r+") as file:
         file[column][row] = value
     with pytest.raises(InputError, match=rf"augmented\.h5: {said}"):
         check_augmented(open_store(train), copies)
-
-
-def test_copies_of_rows_beyond_the_store_are_refused(train: Path) -> None:
-    copies = augmented(train)
     store_of(train, np.zeros((1, 16, 16, 3), np.uint8), [0], ["a", "b"])
     with pytest.raises(InputError, match=r"row 0 \(1\.jpg\) is not a copy of row 1"):
         check_augmented(open_store(train), copies)

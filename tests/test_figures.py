@@ -1,18 +1,26 @@
-"""Pictures and the report: every case draws, nothing global is left, and the files say what the numbers say."""
+"""The figures, the evaluation of a model, and the report."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import keras
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from carmodel.data.store import Store
 from carmodel.errors import InputError
 from carmodel.evaluation import figures, metrics
+from carmodel.evaluation.report import evaluate, write_report
+from carmodel.mlflow_model import log_network
+from carmodel.model.folding import in_float32
+from carmodel.model.resnet import resnet
+from carmodel.parameters import Evaluate
+from carmodel.tracking.runs import step_run
+from steps.evaluate import work
 from tests.stores import store_of
 from tests.tracked import tracked_in
 
@@ -39,7 +47,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="module")
 def colour_model() -> Callable:
     """Makes a network that names the brightest channel."""
-    import keras
 
     def make(classes: int = 3, size: int = SIZE, activation: str = "softmax") -> keras.Model:
         image = keras.Input((size, size, 3), dtype="uint8")
@@ -91,16 +98,8 @@ def test_per_class_bars_show_the_worst_and_the_best(classes: int) -> None:
     assert "class 100 (200)" not in text, "of many classes the middle is left out"
 
 
-def test_figures_leave_no_pyplot_state() -> None:
-    before = pyplot.get_fignums()
-    figures.confusion_matrix(np.eye(2, dtype=int), ["a", "b"])
-    assert pyplot.get_fignums() == before
-
-
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_evaluation_is_the_same_for_any_batch_size(store: Store, colour_model: Callable, batch_size: int) -> None:
-    from carmodel.evaluation.report import evaluate
-
     evaluation = evaluate(colour_model(), store, batch_size, NAMES)
     assert evaluation.probabilities.dtype == np.float32
     assert evaluation.probabilities.argmax(axis=1).tolist() == [0, 1, 2, 0, 1, 2]
@@ -108,15 +107,10 @@ def test_evaluation_is_the_same_for_any_batch_size(store: Store, colour_model: C
 
 
 def test_photos_can_be_evaluated_at_another_size(store: Store) -> None:
-    import keras
-    from keras import ops
-
-    from carmodel.evaluation.report import evaluate
-
     image = keras.Input((None, None, 3), dtype="uint8")
-    area = ops.mean(ops.ones_like(image, dtype="float32"), axis=-1)
-    area = ops.sum(area, axis=(1, 2))[:, None] / 1024
-    network = keras.Model(image, ops.concatenate([area, 1 - area, 0 * area], axis=1))
+    area = keras.ops.mean(keras.ops.ones_like(image, dtype="float32"), axis=-1)
+    area = keras.ops.sum(area, axis=(1, 2))[:, None] / 1024
+    network = keras.Model(image, keras.ops.concatenate([area, 1 - area, 0 * area], axis=1))
     for flip in (False, True):
         answers = evaluate(network, store, 4, NAMES, image_size=16, flip=flip).probabilities
         np.testing.assert_allclose(answers[:, 0], 16 * 16 / 1024)
@@ -125,17 +119,6 @@ def test_photos_can_be_evaluated_at_another_size(store: Store) -> None:
 def test_a_network_trained_in_bfloat16_is_evaluated_in_float32_on_a_cpu(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import keras
-    import mlflow
-
-    from carmodel.evaluation.report import evaluate
-    from carmodel.mlflow_model import log_network
-    from carmodel.model.folding import in_float32
-    from carmodel.model.resnet import resnet
-    from carmodel.parameters import Evaluate
-    from carmodel.tracking.runs import step_run
-    from steps.evaluate import work
-
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -159,8 +142,6 @@ def test_a_network_trained_in_bfloat16_is_evaluated_in_float32_on_a_cpu(
 
 
 def test_the_report_holds_numbers_tables_and_pictures(store: Store, colour_model: Callable, tmp_path: Path) -> None:
-    from carmodel.evaluation.report import evaluate, write_report
-
     numbers = write_report(tmp_path / "report", evaluate(colour_model(), store, 4, NAMES), store, subtitle="synthetic")
     files = {path.name: path for path in (tmp_path / "report").iterdir()}
     tables = {"metrics.json", "per_class.csv", "confusion_matrix.csv", "predictions.csv"}
@@ -175,16 +156,18 @@ def test_the_report_holds_numbers_tables_and_pictures(store: Store, colour_model
     assert matrix.loc["red", "blue"] == 1
 
 
-def test_a_model_that_does_not_fit_the_store_is_an_error_in_words(store: Store, colour_model: Callable) -> None:
-    from carmodel.evaluation.report import evaluate
-
-    with pytest.raises(InputError, match="class 1 is 'grey' for the model and 'green' in the store"):
-        evaluate(colour_model(), store, 4, ["red", "grey", "blue"])
-    with pytest.raises(InputError, match="2 against 3"):
-        evaluate(colour_model(classes=2), store, 4, NAMES[:2])
-    with pytest.raises(InputError, match="answers with 2 classes and the store has 3"):
-        evaluate(colour_model(classes=2), store, 4)
-    with pytest.raises(InputError, match="image_size"):
-        evaluate(colour_model(size=16), store, 4, NAMES)
-    with pytest.raises(InputError, match="not probabilities"):
-        evaluate(colour_model(activation="linear"), store, 4, NAMES)
+@pytest.mark.parametrize(
+    ("network", "names", "said"),
+    [
+        ({}, ["red", "grey", "blue"], "class 1 is 'grey' for the model and 'green' in the store"),
+        ({"classes": 2}, NAMES[:2], "2 against 3"),
+        ({"classes": 2}, None, "answers with 2 classes and the store has 3"),
+        ({"size": 16}, NAMES, "image_size"),
+        ({"activation": "linear"}, NAMES, "not probabilities"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_store_is_refused(
+    store: Store, colour_model: Callable, network: dict, names: list[str] | None, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        evaluate(colour_model(**network), store, 4, names)

@@ -35,11 +35,12 @@ def mixed_bfloat16() -> Iterator[None]:
     keras.config.set_dtype_policy(before)
 
 
+@pytest.mark.parametrize("size", [16, 33, 64])
 @pytest.mark.parametrize("params", [Train(**SMALL), Train(backbone="MobileNetV2")], ids=["resnet", "application"])
-def test_uint8_photos_go_in_and_float32_probabilities_come_out(params: Train, photos: np.ndarray) -> None:
+def test_uint8_photos_of_any_size_go_in_and_float32_probabilities_come_out(params: Train, size: int) -> None:
     model = build(params, NAMES)
     assert (model.inputs[0].name, model.inputs[0].dtype, model.layers[-1].name) == ("image", "uint8", "predictions")
-    y = keras.ops.convert_to_numpy(model(photos))
+    y = keras.ops.convert_to_numpy(model(np.random.default_rng(1).integers(0, 256, (2, size, size, 3), np.uint8)))
     assert y.shape == (2, 5) and y.dtype == np.float32
     np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-5)
 
@@ -81,10 +82,10 @@ def test_a_trained_networks_head_is_matched_by_class_name(photos: np.ndarray) ->
 def test_a_network_with_its_mirror_image_averages_both_answers(photos: np.ndarray, tmp_path: Path) -> None:
     network = build(Train(**SMALL), NAMES)
     both = with_mirror_image(network)
-    wanted = (network(photos) + network(photos[:, :, ::-1])) / 2
-    np.testing.assert_allclose(both(photos), wanted, atol=1e-6)
+    expected = (network(photos) + network(photos[:, :, ::-1])) / 2
+    np.testing.assert_allclose(both(photos), expected, atol=1e-6)
     both.save(tmp_path / "both.keras")
-    np.testing.assert_allclose(keras.saving.load_model(tmp_path / "both.keras")(photos), wanted, atol=1e-6)
+    np.testing.assert_allclose(keras.saving.load_model(tmp_path / "both.keras")(photos), expected, atol=1e-6)
 
 
 def test_dropped_branches_and_strides_in_the_3x3_convolution(photos: np.ndarray) -> None:
@@ -106,15 +107,6 @@ def test_weights_fill_either_family(mobilenet_weights: Path, tmp_path: Path) -> 
     np.testing.assert_array_equal(second.get_layer("stem_conv1").kernel.numpy(), first.get_layer("stem_conv1").kernel)
     model = build(Train(backbone="MobileNetV2", weights=str(mobilenet_weights)), NAMES)
     assert model.get_layer("bn_Conv1").moving_variance.numpy().std() > 0
-
-
-def test_the_same_seed_gives_the_same_weights() -> None:
-    models = []
-    for _ in range(2):
-        keras.utils.set_random_seed(3)
-        models.append(build(Train(**SMALL), NAMES).get_weights())
-    for first, second in zip(*models, strict=True):
-        np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from zipfile import ZipFile
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -117,8 +118,11 @@ def test_the_client_of_the_wheel_classifies_a_folder(
     given = [str(sample / "cars_test"), "answers.csv", "--endpoint", endpoint.address]
     done = run_script(installed, "carmodel-client", *given, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    answers = (tmp_path / "answers.csv").read_text().splitlines()
-    assert len(answers) == 1 + len(list((sample / "cars_test").glob("*.jpg")))
+    answers = pd.read_csv(tmp_path / "answers.csv")
+    assert len(answers) == len(list((sample / "cars_test").glob("*.jpg")))
+    assert answers["label"].str.startswith("Synthetic").all()
+    assert answers["probability"].between(0, 1, inclusive="right").all()
+    assert answers["error"].isna().all()
 
 
 def test_without_a_model_the_wheel_says_that_the_clone_has_the_weights(installed: Path, tmp_path: Path) -> None:

@@ -3,12 +3,18 @@
 from pathlib import Path
 
 from carmodel.parameter_table import parameter_page
-from carmodel.parameters import LINK_OF, STEPS
+from carmodel.parameters import ENTRY_POINTS, LINK_OF, STEPS
 
 
 def test_the_page_of_parameters_is_current() -> None:
     command = "python -m carmodel.parameter_table > docs/parameters.md"
     assert Path("docs/parameters.md").read_text() == parameter_page(), command
+
+
+def test_every_parameter_has_a_description() -> None:
+    for step, settings in ENTRY_POINTS.items():
+        for name, field in settings.model_fields.items():
+            assert field.description, f"{step}.{name}"
 
 
 def test_every_input_of_a_step_is_the_output_of_another() -> None:

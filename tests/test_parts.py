@@ -108,12 +108,12 @@ def test_what_lost_work_left_behind_is_removed(tmp_path: Path) -> None:
 
 
 def test_it_can_be_moved_and_copied(tmp_path: Path) -> None:
-    (tmp_path / "made").mkdir()
+    for name in ("made", "copied", "copied again"):
+        (tmp_path / name).mkdir()
     images = linked(tmp_path / "made" / "train.h5").take(np.arange(10))
     (tmp_path / "made").rename(tmp_path / "moved")
-    (tmp_path / "copied").mkdir()
     copy_store(tmp_path / "moved" / "train.h5", tmp_path / "copied")
-    shutil.copytree(tmp_path / "copied", tmp_path / "copied again")
+    copy_store(tmp_path / "copied" / "train.h5", tmp_path / "copied again")
     shutil.rmtree(tmp_path / "copied")
     for folder in ("moved", "copied again"):
         assert np.array_equal(open_store(tmp_path / folder / "train.h5").take(np.arange(10)), images)

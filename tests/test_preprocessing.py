@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from carmodel.data.data_report import Report
 from carmodel.data.images import decode, prepare
 from carmodel.data.local_engine import map_batches, rows_per_batch
-from carmodel.data.preprocessing import WHOLE, check_stores, decode_batch, write_stores
+from carmodel.data.preprocessing import WHOLE, check_stores, write_stores
 from carmodel.data.split import hold_out, hold_out_test
 from carmodel.data.stanford_cars import read
 from carmodel.data.store import StoreError, open_store
@@ -123,12 +123,6 @@ def test_the_order_of_the_table_changes_no_byte(sample: Path, tmp_path: Path) ->
     written(shuffled, tmp_path / "b")
     for name in ("train.h5", "test.h5"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_only_the_first_classes_are_written_on_request(sample: Path, tmp_path: Path) -> None:
-    written(read(sample), tmp_path, classes=2)
-    store = open_store(tmp_path / "train.h5")
-    assert (len(store.class_names), len(store)) == (2, 16)
 
 
 def damage(folder: Path) -> CarTable:
@@ -240,15 +234,6 @@ def test_holding_out_respects_groups_and_fractions_in_any_order(
     assert np.array_equal(hold_out(labels[rows], [digests[i] for i in rows], fraction, seed), held[rows])
 
 
-def test_a_batch_alone_gives_what_the_whole_table_gives(sample: Path) -> None:
-    photos = read(sample).photos.assign(whole=False)
-    whole, part = np.empty((len(photos), 24, 24, 3), np.uint8), np.empty((4, 24, 24, 3), np.uint8)
-    outcomes = decode_batch(photos, whole, 0.0)
-    assert outcomes["problem"].eq("").all()
-    assert decode_batch(photos.iloc[7:11], part, 0.0).equals(outcomes.iloc[7:11])
-    assert np.array_equal(part, whole[7:11])
-
-
 def test_a_store_keeps_the_shape_of_the_photo_or_of_the_box_in_it(sample: Path, tmp_path: Path) -> None:
     table = read(sample)
     written(table, tmp_path, margin=0)
@@ -269,6 +254,7 @@ def test_existing_stores_are_checked(sample: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"test\.h5: row 3 .* checksum"):
         check_stores(out)
     written(read(sample), tmp_path / "two", classes=2)
+    assert len(open_store(tmp_path / "two" / "train.h5")) == 16
     shutil.copy(tmp_path / "two" / "test.h5", out / "test.h5")
     with pytest.raises(StoreError, match="differ in classes"):
         check_stores(out)

@@ -95,8 +95,8 @@ def test_files_of_keras_applications_load_with_or_without_top(
     target = resnet(50, 20)
     load_resnet_weights(target, 50, str(file))
     below = keras.Model(source.input, source.get_layer("avg_pool").output) if top else source
-    wanted = theirs(below, photos)
-    np.testing.assert_allclose(ours(features_of(target), photos), wanted, atol=1e-3 * wanted.max())
+    expected = theirs(below, photos)
+    np.testing.assert_allclose(ours(features_of(target), photos), expected, atol=1e-3 * expected.max())
 
 
 def save(model: keras.Model, folder: Path, form: str) -> Path:

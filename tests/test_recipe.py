@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from carmodel.parameters import ENTRY_POINTS, LINK_OF, Recipe
+from carmodel.parameters import Recipe
 from carmodel.recipe import SettingsError, load_recipe, parse_flag, parse_set, resolve
 
 RECIPES = sorted(Path("configs").glob("*.yaml"))
@@ -17,8 +17,8 @@ def write(folder: Path, **steps: dict) -> str:
     return str(path)
 
 
-def test_later_sources_win_over_earlier_ones(tmp_path: Path) -> None:
-    recipe = write(tmp_path, train={"epochs": 2, "batch_size": 4, "depth": 14})
+def test_later_sources_take_precedence(tmp_path: Path) -> None:
+    recipe = write(tmp_path, train={"epochs": 2, "batch_size": 4, "depth": "14"})
     train = resolve(recipe, "train.epochs=3,train.batch_size=5", {"train": {"epochs": "7"}}).train
     assert (train.epochs, train.batch_size, train.depth, train.width) == ("7", 5, 14, 64)
 
@@ -31,6 +31,7 @@ def test_an_empty_value_counts_as_not_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("set_", "said"),
     [
+        ("augment.zzz=1", "choose one of engine, spark_master"),
         ("train.epoch=3", "no parameter 'epoch'; did you mean `epochs`?"),
         ("training.epochs=3", "no step 'training'; the steps are preprocess, augment, train"),
         ("epochs=3", "not step.parameter=value"),
@@ -45,6 +46,7 @@ def test_an_empty_value_counts_as_not_given(tmp_path: Path) -> None:
         ("train.store_uri=x", "train.store_uri is set by main"),
         ("train.backbone=vgg16", "train.backbone='vgg16': not resnet, FILE.keras or one of ConvNeXtBase"),
         ("train.weights=no/such.h5", "train.weights='no/such.h5'"),
+        ("train.init=none.keras", "train.init='none.keras': not pretrained, a URI or an existing FILE.keras"),
     ],
 )
 def test_a_wrong_name_or_value_is_refused_with_what_exists(set_: str, said: str) -> None:
@@ -53,12 +55,17 @@ def test_a_wrong_name_or_value_is_refused_with_what_exists(set_: str, said: str)
     assert said in str(error.value)
 
 
+def test_a_training_may_start_from_a_uri() -> None:
+    assert resolve("", "train.init=models:/cars@champion", {}).train.init == "models:/cars@champion"
+
+
 def test_a_step_run_alone_takes_its_inputs() -> None:
     recipe = resolve("", "", {"augment": {"store_uri": "runs:/1/data"}}, only="augment")
     assert recipe.augment.store_uri == "runs:/1/data"
 
 
-def test_a_missing_recipe_is_refused_with_those_that_exist() -> None:
+def test_a_recipe_is_named_by_its_path_or_its_name_in_configs() -> None:
+    assert load_recipe("demo") == load_recipe("configs/demo.yaml")
     with pytest.raises(SettingsError, match="configs/demo.yaml"):
         load_recipe("configs/nothing.yaml")
 
@@ -70,10 +77,6 @@ def test_a_recipe_that_is_no_mapping_of_steps_is_refused(tmp_path: Path, text: s
         load_recipe(str(tmp_path / "bad.yaml"))
 
 
-def test_a_depth_given_as_text_is_a_number() -> None:
-    assert resolve("", "train.depth=26", {}).train.depth == 26
-
-
 def test_flags_are_true_or_false() -> None:
     assert parse_flag("fresh", "true")
     assert not parse_flag("fresh", "")
@@ -81,11 +84,8 @@ def test_flags_are_true_or_false() -> None:
         parse_flag("fresh", "maybe")
 
 
-def test_a_value_may_hold_commas() -> None:
+def test_set_is_split_at_the_commas_between_items_and_at_the_first_equals() -> None:
     assert parse_set("train.hosts=a:1,b:2,train.epochs=2") == {"train": {"hosts": "a:1,b:2", "epochs": "2"}}
-
-
-def test_set_is_split_at_commas_and_first_equals() -> None:
     assert parse_set("train.weights=a=b, train.epochs=2") == {"train": {"weights": "a=b", "epochs": "2"}}
 
 
@@ -101,30 +101,6 @@ def test_no_recipe_crops_photos_both_in_augment_and_on_the_device(recipe: Path) 
     assert settings.augment.copies == 0 or (settings.train.random_crop == 1 and settings.train.zoom_out == 0)
 
 
-def test_every_parameter_explains_itself() -> None:
-    for step, settings in ENTRY_POINTS.items():
-        for name, field in settings.model_fields.items():
-            assert field.description, f"{step}.{name}"
-    assert set(LINK_OF.values()) <= {name for settings in ENTRY_POINTS.values() for name in settings.model_fields}
-
-
-def test_a_name_unlike_any_other_is_refused_with_all_that_exist() -> None:
-    with pytest.raises(SettingsError, match="choose one of engine, spark_master"):
-        resolve("", "augment.zzz=1", {})
-
-
-def test_files_to_start_from_must_exist_before_any_work() -> None:
-    with pytest.raises(
-        SettingsError, match=r"train\.init='none\.keras': not pretrained, a URI or an existing FILE\.keras"
-    ):
-        resolve("", "train.init=none.keras", {})
-    assert resolve("", "train.init=models:/cars@champion", {}).train.init == "models:/cars@champion"
-
-
 def test_a_bad_value_of_a_shared_name_is_refused_with_the_way_to_address_one_step() -> None:
     with pytest.raises(SettingsError, match=r"preprocess, augment have a parameter crop.*-P set=augment.crop=VALUE"):
         resolve("", "", {"preprocess": {"crop": "0.2"}, "augment": {"crop": "0.2"}})
-
-
-def test_the_name_of_a_recipe_means_its_file_in_configs() -> None:
-    assert load_recipe("demo") == load_recipe("configs/demo.yaml")

@@ -84,22 +84,21 @@ def test_an_equally_good_older_version_moves_no_alias_back(add: Callable[..., st
     assert "the newer version 2 stays the champion" in reason
 
 
-def test_a_champion_of_another_test_store_stays_and_the_reason_tells_how_to_move_it(add: Callable[..., str]) -> None:
+@pytest.mark.parametrize("measured", [True, False], ids=["on another store", "never"])
+def test_a_champion_that_cannot_be_compared_stays_and_the_reason_has_the_command(
+    add: Callable[..., str], model_uri: str, measured: bool
+) -> None:
     client = MlflowClient()
-    promote(client, NAME, add(0.7, "store A"), 0.5)
+    if measured:
+        promote(client, NAME, add(0.7, "store A"), 0.5)
+    else:
+        client.create_registered_model(NAME)
+        by_hand = mlflow.register_model(model_uri, NAME).version
+        client.set_registered_model_alias(NAME, "champion", by_hand)
     champion, reason = promote(client, NAME, add(0.9, "store B"), 0.5)
     assert (champion, alias("champion")) == (False, "1")
     assert "cannot be compared" in reason
     assert "set_registered_model_alias('cars', 'champion', '2')" in reason
-
-
-def test_a_champion_that_was_never_measured_stays(add: Callable[..., str], model_uri: str) -> None:
-    client = MlflowClient()
-    add(0.1)
-    by_hand = mlflow.register_model(model_uri, NAME).version
-    client.set_registered_model_alias(NAME, "champion", by_hand)
-    assert not promote(client, NAME, add(0.9), 0.5).champion
-    assert alias("champion") == "2"
 
 
 def test_the_newest_champion_is_found_among_all_models(add: Callable[..., str], model_uri: str) -> None:

@@ -21,16 +21,10 @@ def predict(model: keras.Model, x: np.ndarray) -> np.ndarray:
     return keras.ops.convert_to_numpy(model(x, training=False))
 
 
-def test_the_stem_divides_the_sides_by_four() -> None:
+def test_the_parts_have_the_shapes_that_their_docstrings_give() -> None:
     assert stem(keras.Input((64, 96, 3)), 8).shape == (None, 16, 24, 8)
-
-
-def test_a_conv_block_divides_the_sides_by_its_strides_and_sets_the_channels() -> None:
     assert conv_block(keras.Input((16, 24, 8)), 8, 2, "a").shape == (None, 8, 12, 32)
     assert conv_block(keras.Input((15, 15, 8)), 8, 2, "a").shape == (None, 8, 8, 32)
-
-
-def test_an_identity_block_keeps_the_shape() -> None:
     assert identity_block(keras.Input((7, 5, 32)), 8, "a").shape == (None, 7, 5, 32)
 
 
@@ -43,7 +37,7 @@ def test_the_depth_counts_the_layers_with_kernels() -> None:
     assert count[keras.layers.Add] == sum(BLOCKS[26])
 
 
-def test_an_unknown_depth_is_an_error_that_names_those_there_are() -> None:
+def test_an_unknown_depth_is_an_error_that_names_the_valid_ones() -> None:
     with pytest.raises(ValueError, match="14, 26, 50, 101, 152"):
         resnet(18, 10)
 
@@ -88,15 +82,7 @@ def test_every_residual_block_starts_as_its_rectified_shortcut(photos: np.ndarra
         np.testing.assert_array_equal(after, np.maximum(before, 0))
 
 
-@pytest.mark.parametrize("size", [16, 33, 64])
-def test_any_image_size_gives_probabilities(size: int) -> None:
-    x = np.random.default_rng(1).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
-    y = predict(resnet(14, 7, width=4), x)
-    assert y.shape == (3, 7) and y.dtype == np.float32
-    np.testing.assert_allclose(y.sum(axis=1), 1, rtol=1e-5)
-
-
-def test_one_step_of_training_moves_every_trainable_weight_that_zero_gammas_let_through(photos: np.ndarray) -> None:
+def test_a_step_of_training_moves_the_weights_that_zero_gammas_let_through(photos: np.ndarray) -> None:
     model = resnet(14, 10, width=4)
     before = {w.path: w.numpy().copy() for w in model.trainable_weights}
     model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", jit_compile=False)

@@ -2,6 +2,7 @@
 
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carmodel.data.memory_map import copy_store
 from carmodel.data.store import SCHEMA_VERSION, StoreError, content_digest, open_store
 from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 
@@ -46,15 +46,9 @@ def test_rows_come_back_as_they_were_appended(tmp_path: Path) -> None:
     assert store.attrs == ATTRS | {"schema_version": SCHEMA_VERSION, "image_size": 4, "note": ""}
     dtypes = [store.labels.dtype, store.crc32.dtype, store.source_index.dtype, store.validation.dtype]
     assert dtypes == [np.int64, np.uint32, np.int64, np.bool_]
-
-
-def test_the_file_has_the_schema_that_the_contract_names(tmp_path: Path) -> None:
-    write(tmp_path / "train.h5")
     with h5py.File(tmp_path / "train.h5") as file:
-        images = file["images"]
-        assert (images.shape, images.dtype, images.chunks, images.compression) == ((7, 4, 4, 3), np.uint8, None, None)
-        assert images.id.get_offset() > 0
         assert set(file) == {"images", "labels", "crc32", "source", "source_index", "validation", "class_names"}
+        assert (file["images"].chunks, file["images"].compression) == (None, None)
 
 
 @settings(max_examples=25, deadline=None)
@@ -108,7 +102,7 @@ def test_a_store_without_rows_can_be_read(tmp_path: Path) -> None:
     assert store.take(np.array([], np.int64)).shape == (0, 4, 4, 3)
 
 
-def test_a_store_may_keep_the_shape_of_its_photos_and_otherwise_they_count_as_square(tmp_path: Path) -> None:
+def test_a_store_may_keep_the_shape_of_its_photos_which_is_square_by_default(tmp_path: Path) -> None:
     write(tmp_path / "without.h5", rows=2)
     with Writer(StoreSpec(tmp_path / "with.h5", 4, NAMES, **ATTRS), 2) as writer:
         writer.append(np.zeros((2, 4, 4, 3), np.uint8))
@@ -116,22 +110,15 @@ def test_a_store_may_keep_the_shape_of_its_photos_and_otherwise_they_count_as_sq
     assert open_store(tmp_path / "with.h5", tmp_path / "without.h5").aspect.tolist() == [1.5, 0.75, 1.0, 1.0]
 
 
-def test_an_exception_leaves_nothing_and_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+def test_an_exception_leaves_nothing_and_keeps_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "train.h5"
     before = write(path)
     with pytest.raises(RuntimeError), Writer(StoreSpec(path, 4, NAMES, **ATTRS), 9) as writer:
         writer.append(before[:1])
+        assert len(open_store(path)) == 7, "the new file has another name until it is complete"
         raise RuntimeError("the power went")
     assert [entry.name for entry in tmp_path.iterdir()] == ["train.h5"]
     assert np.array_equal(open_store(path).take(np.arange(7)), before)
-
-
-def test_the_final_name_appears_when_the_file_is_whole(tmp_path: Path) -> None:
-    with Writer(StoreSpec(tmp_path / "train.h5", 4, NAMES, **ATTRS), 1) as writer:
-        writer.append(np.zeros((1, 4, 4, 3), np.uint8))
-        writer.describe(StoreColumns(np.array([0]), ["x"], np.array([0]), np.array([False])))
-        assert not (tmp_path / "train.h5").exists()
-    assert (tmp_path / "train.h5").exists()
 
 
 def test_attributes_are_checked_before_anything_is_written(tmp_path: Path) -> None:
@@ -160,20 +147,25 @@ def test_stores_that_differ_are_not_joined(tmp_path: Path) -> None:
         open_store(tmp_path / "a.h5", tmp_path / "names.h5")
 
 
-def test_a_file_that_is_no_whole_store_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"none\.h5 does not exist"):
-        open_store(tmp_path / "none.h5")
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "does not exist"),
+        (lambda whole: b"not HDF5", "is not a complete HDF5 file"),
+        (lambda whole: whole[:20_000], ""),
+    ],
+    ids=["missing", "another format", "truncated"],
+)
+def test_a_file_that_is_no_complete_store_is_named(
+    tmp_path: Path, content: Callable[[bytes], bytes] | None, said: str
+) -> None:
     path = tmp_path / "bad.h5"
-    path.write_bytes(b"not HDF5")
-    with pytest.raises(StoreError, match=r"bad\.h5 is not a complete HDF5 file"):
-        open_store(path)
     write(path, rows=40, size=16)
-    path.write_bytes(path.read_bytes()[:20_000])
-    with pytest.raises(StoreError, match=r"bad\.h5"):
-        open_store(path)
-    with h5py.File(path, "w") as file:
-        file["images"] = np.zeros((1, 4, 4, 3), np.uint8)
-    with pytest.raises(StoreError, match=r"bad\.h5 is not a store: it has no labels"):
+    if content:
+        path.write_bytes(content(path.read_bytes()))
+    else:
+        path.unlink()
+    with pytest.raises(StoreError, match=rf"bad\.h5.*{said}"):
         open_store(path)
 
 
@@ -183,6 +175,7 @@ def test_a_file_that_is_no_whole_store_is_named(tmp_path: Path) -> None:
         (lambda file: file.attrs.modify("schema_version", 2), "schema version 2, this code reads 1"),
         (lambda file: (file.pop("labels"), file.create_dataset("labels", data=[0, 1])), "one entry for each of 7"),
         (lambda file: file["labels"].write_direct(np.full(7, 3)), "labels must be from 0 to 2"),
+        (lambda file: file.pop("labels"), "is not a store: it has no labels"),
         (
             lambda file: (
                 file.pop("images"),
@@ -200,14 +193,7 @@ def test_a_store_that_breaks_the_schema_is_refused(tmp_path: Path, damage: objec
         open_store(tmp_path / "train.h5")
 
 
-def test_a_store_in_one_file_is_copied_as_it_is(tmp_path: Path) -> None:
-    write(tmp_path / "train.h5")
-    (tmp_path / "copy").mkdir()
-    copy_store(tmp_path / "train.h5", tmp_path / "copy")
-    assert (tmp_path / "copy" / "train.h5").read_bytes() == (tmp_path / "train.h5").read_bytes()
-
-
-def test_the_content_digest_is_of_the_labelled_photos_and_not_of_how_they_were_prepared(tmp_path: Path) -> None:
+def test_the_content_digest_is_of_the_labelled_photos_not_of_their_preparation(tmp_path: Path) -> None:
     write(tmp_path / "a.h5", size=4)
     write(tmp_path / "b.h5", size=6)
     write(tmp_path / "fewer.h5", rows=6)

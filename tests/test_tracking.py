@@ -163,7 +163,7 @@ def test_where_and_how_far_a_step_runs_is_not_part_of_the_key(tmp_path: Path) ->
     assert cache.cache_key("preprocess", elsewhere) == cache.cache_key("preprocess", Preprocess())
 
 
-def test_a_word_for_an_input_counts_as_it_is() -> None:
+def test_a_name_that_is_no_file_enters_the_key_unchanged() -> None:
     assert cache.digest_of_input("MobileNetV2") == "MobileNetV2"
     assert cache.cache_key("train", Train(backbone="MobileNetV2")) != cache.cache_key("train", Train())
 

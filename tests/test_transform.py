@@ -49,7 +49,7 @@ def test_a_transform_that_fails_is_named_with_the_row_and_the_photo(train: Path,
     assert not train.with_name("a.h5").exists()
 
 
-def test_it_cannot_change_the_store_s_image_by_writing_into_what_it_got() -> None:
+def test_it_gets_a_copy_of_the_image() -> None:
     image = np.full((4, 4, 3), 9, np.uint8)
     with pytest.raises(TransformError):
         transformed(image, np.random.default_rng(), transforms.scribbles)
