@@ -1,4 +1,4 @@
-"""Turn the bytes of a photo into RGB pixels, in the same way for preprocessing and for serving.
+"""Decode photos, crop them to their boxes and resize them, in the same way for preprocessing and for serving.
 
 The header is read before any pixel is decoded, so a hostile size or format costs nothing. OpenCV decodes plain JPEG,
 with the same result as Pillow in two thirds of the time. Pillow decodes everything else.

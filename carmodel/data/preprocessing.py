@@ -1,4 +1,4 @@
-"""Preprocess photos into stores: decode every photo, choose the validation rows, write train.h5 and test.h5."""
+"""Preprocess photos into HDF5 stores: decode every photo, choose the validation rows, write train.h5 and test.h5."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Write a store in one file, under a temporary name until it is whole. `carmodel.data.store` describes the schema."""
+"""Write a store as one HDF5 file, under a temporary name until it is complete. `carmodel.data.store` describes the schema."""
 
 import os
 import zlib

@@ -1,4 +1,7 @@
-"""Batches of one rank: each epoch is a seeded permutation of the rows, sharded over the ranks and cut into batches."""
+"""Batches of one rank. Images stay uint8 until they reach the device.
+
+Each epoch is a seeded permutation of the rows, sharded over the ranks and cut into batches.
+"""
 
 from collections.abc import Callable
 from typing import Any, Protocol
