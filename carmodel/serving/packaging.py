@@ -91,9 +91,9 @@ def log_classifier(
 ) -> tuple[ModelInfo, InferenceModel]:
     """Log the classifier of a Keras model in the active run, with the measures of its network as metrics.
 
-    Its metadata are class_names, image_size, crop and margin of the Keras model, `trained_model` (the URI of that
-    model), `folded`, `precision` and `flip`, as they came out, the limits, `temperature`, `certain_threshold` and, where
-    it was measured, `certain_coverage`.
+    Its metadata are class_names, crop and margin of the Keras model, `image_size` and `flip` as served, `trained_model`
+    (the URI of the Keras model), `folded` and `precision` (whether the checks allowed them), the limits, `temperature`,
+    `certain_threshold` and, where it was measured, `certain_coverage`.
 
     Args:
         settings: `model_uri` is a directory or any URI that MLflow can download. It contains a Keras model that was
@@ -127,9 +127,8 @@ def log_classifier(
     calibration = calibrate(lambda images: forward(resized(images, size)))
     mlflow.log_metrics(inference.metrics | calibration.metrics)
     mlflow.log_params({"served_folded": inference.folded, "served_precision": inference.precision})
-    metadata = {fact: facts[fact] for fact in METADATA} | settings.model_dump(include=set(LIMITS))
-    metadata |= {"folded": inference.folded, "precision": inference.precision}
-    metadata |= {"image_size": size, "flip": settings.flip}
+    metadata = {fact: facts[fact] for fact in METADATA} | settings.model_dump(include={"flip", *LIMITS})
+    metadata |= {"image_size": size, "folded": inference.folded, "precision": inference.precision}
     metadata |= {"temperature": calibration.temperature, "certain_threshold": calibration.threshold}
     if "certain_coverage" in calibration.metrics:
         metadata["certain_coverage"] = calibration.metrics["certain_coverage"]

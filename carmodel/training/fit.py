@@ -29,20 +29,10 @@ from carmodel.training.schedule import Stage, stages
 STATISTICS_BATCHES = 100
 """Largest number of batches from which the final statistics of batch normalisation are computed."""
 
-MAY_CHANGE_ON_RESUME = frozenset(
-    {
-        "store_uri",
-        "augmented_uri",
-        "init",
-        "resume",
-        "weights",
-        "head_init",
-        "processes",
-        "hosts",
-        "launcher",
-        "spark_master",
-    }
-)
+MAY_CHANGE_ON_RESUME = {
+    *("store_uri", "augmented_uri", "weights", "init", "head_init", "resume"),
+    *("processes", "hosts", "launcher", "spark_master"),
+}
 """Parameters that may change when a training is resumed."""
 
 
@@ -152,23 +142,9 @@ class _Training:
         on_saved: Callable[[Path], None] | None,
     ) -> History:
         """Train to the end of a stage, from the latest checkpoint on, and return the history so far."""
-        store, params, ranks = self.store, self.params, self.ranks
-        training_rows, validation_rows = np.flatnonzero(~store.validation), np.flatnonzero(store.validation)
-        if len(validation_rows) >= ranks.count:
-            validation_rows = validation_rows[ranks.rank :: ranks.count]
+        params, ranks = self.params, self.ranks
         model, data = self.model_and_data(stage.size)
-        batches = Batches(
-            data,
-            training_rows,
-            params.batch_size,
-            seed=params.seed,
-            draw=partial(device_augmentation.draw, params=params) if isinstance(model.input, dict) else None,
-            rank=ranks.rank,
-            ranks=ranks.count,
-        )
-        validation = None
-        if len(validation_rows):
-            validation = Batches(data, validation_rows, params.batch_size, draw=batches.draw)
+        batches, validation = self.make_batches(data, augmented=isinstance(model.input, dict))
         optimizer = self.compile(model, len(batches))
         history = self.resume(checkpoint_dir, optimizer, len(batches)) if ranks.rank == 0 else {}
         history = ranks.from_rank_0(history)
@@ -182,7 +158,7 @@ class _Training:
             keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: batches.begin(epoch)),
             Throughput(rows),
         ]
-        own += ranks.callbacks(optimizer, params.compression, rows, len(validation_rows))
+        own += ranks.callbacks(optimizer, params.compression, rows, len(validation.rows) if validation else 0)
         if params.ema:
             own.append(keras.callbacks.SwapEMAWeights())
         if ranks.rank == 0:
@@ -229,6 +205,24 @@ class _Training:
             return keras.Model(logits.input, logits.output, name="training"), store
         return device_augmentation.with_augmentation(logits, size, store.image_size), store
 
+    def make_batches(self, data: Rows, augmented: bool) -> tuple[Batches, Batches | None]:
+        """Return the training batches of this rank, and its validation batches if there are validation rows.
+
+        Args:
+            data: images or features.
+            augmented: whether the model augments images on the device.
+        """
+        store, params, ranks = self.store, self.params, self.ranks
+        training_rows, validation_rows = np.flatnonzero(~store.validation), np.flatnonzero(store.validation)
+        if len(validation_rows) >= ranks.count:
+            validation_rows = validation_rows[ranks.rank :: ranks.count]
+        draw = partial(device_augmentation.draw, params=params) if augmented else None
+        training = Batches(
+            data, training_rows, params.batch_size, seed=params.seed, draw=draw, rank=ranks.rank, ranks=ranks.count
+        )
+        validation = Batches(data, validation_rows, params.batch_size, draw=draw) if len(validation_rows) else None
+        return training, validation
+
     def compile(self, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
         """Compile the model to fit, and return its optimizer."""
         optimizer = make_optimizer(
@@ -269,7 +263,7 @@ class _Training:
 
 def _settings(params: Train) -> dict[str, object]:
     """Return the parameters that must not change when a training is resumed."""
-    return params.model_dump(exclude=set(MAY_CHANGE_ON_RESUME))
+    return params.model_dump(exclude=MAY_CHANGE_ON_RESUME)
 
 
 def _tracks_statistics(layer: keras.Layer) -> bool:
