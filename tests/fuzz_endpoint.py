@@ -225,7 +225,7 @@ def main() -> int:
     arguments = parser.parse_args()
     seeds = photos_to_mutate(os.environ.get("CARMODEL_PHOTOS"))
     with TemporaryDirectory(prefix="carmodel-fuzz-") as scratch, tiny_endpoint(Path(scratch)) as endpoint:
-        server = Server(endpoint.address, 0.0, endpoint.process.pid)
+        server = Server(endpoint.address, endpoint.process.pid)
         began = time.perf_counter()
         statuses, broken, memory = fuzz(server, arguments.requests, seeds)
         seconds = time.perf_counter() - began

@@ -219,7 +219,7 @@ assert sys.modules["carmodel"].__file__.startswith({folder!r})
 
 @pytest.fixture
 def server(endpoint: Endpoint) -> Server:
-    return Server(endpoint.address, 0.0, endpoint.process.pid)
+    return Server(endpoint.address, endpoint.process.pid)
 
 
 @pytest.mark.slow
