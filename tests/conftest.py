@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(variable, "1")
 
 from carmodel.data import sample as built_in
+from tests.preloaded import preloaded
 from tests.stores import store_of
 from tests.tiny import Endpoint, tiny_endpoint
 
@@ -39,27 +41,36 @@ CROWDED = {
     "test_launch_spark",
     "test_spark",
 }
+# Their tests share an endpoint with those in tests/cloud, which share servers and interpreters.
+SERVED = {"test_classifier", "test_load", "test_packaging"}
 
 
 def pytest_report_header() -> str:
     return f"modules in random order: CARMODEL_SEED={SEED} repeats it"
 
 
+def group_of(module: Path) -> str:
+    """Return the name of the modules that run on the same worker: a group, or the module alone."""
+    if module.stem in CROWDED:
+        return "crowded"
+    return "served" if module.stem in SERVED or module.parent.name == "cloud" else str(module)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Shuffle the modules. The crowded ones go first, since they take longest."""
+    """Shuffle the modules. The two large groups go first, one to each of two workers."""
     modules = sorted({item.path for item in items})
     random.Random(SEED).shuffle(modules)
-    items.sort(key=lambda item: (item.path.stem not in CROWDED, modules.index(item.path)))
+    rank = {"crowded": 0, "served": 1}
+    items.sort(key=lambda item: (rank.get(group_of(item.path), 2), modules.index(item.path)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `pytest -n 2`, run each module on one worker, and the crowded modules on the same one."""
+    """With `pytest -n 2`, run each group of modules on one worker."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            module = super()._split_scope(nodeid)
-            return "crowded" if Path(module).stem in CROWDED else module
+            return group_of(Path(super()._split_scope(nodeid)))
 
     config.option.loadscopereorder = False
     return Scheduling(config, log)
@@ -100,6 +111,13 @@ def photos() -> Path:
 def mobilenet_weights() -> Path:
     """Keras weights of a MobileNetV2 without top."""
     return _from_environment("CARMODEL_WEIGHTS", "MobileNetV2's notop .weights.h5")
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[str]:
+    """Folder of a `python` and an `mlflow` that start at once."""
+    with TemporaryDirectory(prefix="carmodel-") as folder, preloaded(Path(folder)) as path:
+        yield path
 
 
 @pytest.fixture(scope="session")

@@ -32,11 +32,11 @@ def wait(folder: str) -> None:
     time.sleep(300)
 
 
-def tell(folder: str) -> None:
-    """Leave what the rank was told."""
+def report(folder: str) -> None:
+    """Leave the place of the rank, and a variable that was sent along."""
     rank = begin(folder)
     names = ("HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE", "HOROVOD_HOSTNAME", "GREETING")
-    (Path(folder) / f"told-{rank}").write_text(" ".join(os.environ[name] for name in names))
+    (Path(folder) / f"place-{rank}").write_text(" ".join(os.environ[name] for name in names))
 
 
 def machines(folder: str) -> None:

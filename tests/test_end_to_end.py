@@ -1,8 +1,7 @@
-"""The public commands: `mlflow run` in a subprocess on a copy of the project, cached, loaded elsewhere, served."""
+"""The public commands: `mlflow run` on a copy of the project, cached, loaded elsewhere, served."""
 
 import base64
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,48 +25,33 @@ from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.digests import ROOT
 from carmodel.tracking.lineage import outputs_of
 from tests.endpoint import serve
+from tests.project import TINY_PREPROCESS, Project, copy_project, environment, happened
 from tests.tracked import new_database, tracked_in
 
 pytestmark = pytest.mark.slow
 
-TINY = (
-    "preprocess.sample_classes=3,preprocess.sample_photos=10,preprocess.image_size=32,preprocess.seed=5,"
-    "preprocess.crop=box,train.backbone=resnet,train.depth=14,train.batch_norm=train,train.head_init=random,"
-    "train.layer_decay=1,train.width=4,train.epochs=1,package_pyfunc.registered_model_name=tiny"
-)
-MLFLOW = Path(sys.executable).with_name("mlflow")
+INTERPRETER = str(Path(sys.executable).parent)
+"""Folder of commands that start an interpreter."""
 
 
-def environment() -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    # There may be fewer GPUs than ranks here.
-    return kept | {"PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+class Local(Project):
+    """A copy of the project with a tracking store of its own, in the default place.
 
+    Args:
+        folder: a new one.
+        commands: folder of `python` and `mlflow`.
+    """
 
-class Project:
-    """A copy of the project, with its own tracking store in its folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in ("carmodel", "steps", "configs", "pretrained"):
-            shutil.copytree(ROOT / name, folder / name)
-        for name in ("MLproject", "conda.yaml", "requirements.lock"):
-            shutil.copy(ROOT / name, folder)
+    def __init__(self, folder: Path, commands: str) -> None:
+        # There may be fewer GPUs than ranks here.
+        super().__init__(folder, environment(commands, CUDA_VISIBLE_DEVICES=""))
         self.uri = new_database(folder)
+        (folder / "pretrained").symlink_to(ROOT / "pretrained")
 
-    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=580, check=False
-        )
-
-    def main(self, *parameters: str) -> dict[str, str]:
-        """Run `main`, and return what its table says about each step: ran or reused."""
-        given = [word for parameter in parameters for word in ("-P", parameter)]
-        done = self.run(MLFLOW, "run", ".", "--env-manager", "local", *given)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        words = [line.split() for line in done.stdout.splitlines()]
-        return {line[0]: line[1] for line in words if line and line[0] in STEPS and line[1] in ("ran", "reused")}
+    def tiny_main(self, *shared: str) -> dict[str, str]:
+        """Run `main` with small parameters, and return what it did with each step: ran or reused."""
+        own = {"preprocess__seed": "5", "package_pyfunc__registered_model_name": "tiny"}
+        return happened(succeeded(self.main("Default", *shared, **own)).stdout)
 
     def runs(self) -> list[Run]:
         return mlflow.MlflowClient(self.uri).search_runs(["0"], order_by=["attributes.start_time ASC"])
@@ -76,33 +60,38 @@ class Project:
         return next(run for run in reversed(self.runs()) if run.info.run_name == step)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return Project(tmp_path_factory.mktemp("end-to-end") / "project")
+def succeeded(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
 
 
 @pytest.fixture(scope="module")
-def first(project: Project) -> tuple[dict[str, str], list[Run]]:
+def project(commands: str, tmp_path_factory: pytest.TempPathFactory) -> Local:
+    return Local(tmp_path_factory.mktemp("end-to-end") / "project", commands)
+
+
+@pytest.fixture(scope="module")
+def first(project: Local) -> tuple[dict[str, str], list[Run]]:
     """What happened to each step in the first `main`, and the runs of main and its steps."""
-    return project.main(f"set={TINY}"), project.runs()
+    return project.tiny_main(), project.runs()
 
 
 @pytest.fixture
-def tracked(project: Project) -> Iterator[None]:
+def tracked(project: Local) -> Iterator[None]:
     with tracked_in(project.folder):
         yield
 
 
 def test_main_runs_every_step_once_as_its_child(first: tuple[dict[str, str], list[Run]]) -> None:
-    happened, (main, *steps) = first
-    assert happened == dict.fromkeys(STEPS, "ran")
+    table, (main, *steps) = first
+    assert table == dict.fromkeys(STEPS, "ran")
     assert [run.info.run_name for run in (main, *steps)] == ["main", *STEPS]
     assert {run.data.tags["mlflow.parentRunId"] for run in steps} == {main.info.run_id}
     assert {run.info.status for run in (main, *steps)} == {"FINISHED"}
 
 
 @pytest.mark.usefixtures("first")
-def test_every_step_logs_its_parameters_outputs_metrics_and_pictures(project: Project) -> None:
+def test_every_step_logs_its_parameters_outputs_metrics_and_pictures(project: Local) -> None:
     client = mlflow.MlflowClient(project.uri)
     pictures = {
         "preprocess": "contact_sheet.png",
@@ -124,7 +113,7 @@ def test_every_step_logs_its_parameters_outputs_metrics_and_pictures(project: Pr
 
 
 @pytest.mark.usefixtures("first", "tracked")
-def test_the_model_loads_by_every_flavor_where_there_is_no_source_of_ours(project: Project, tmp_path: Path) -> None:
+def test_the_model_loads_by_every_flavor_where_there_is_no_source_of_ours(project: Local, tmp_path: Path) -> None:
     uri = outputs_of(project.newest("train"))["model"]["uri"]
     program = f"""
 import os, sys, mlflow, numpy as np, tensorflow
@@ -144,16 +133,13 @@ for flavor in ("tensorflow", "pyfunc", "keras"):
         os._exit(0)
     assert os.wait()[1] == 0, flavor
 """
-    quiet = environment() | {"MLFLOW_DISABLE_TELEMETRY": "true"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=quiet, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    elsewhere = {"cwd": tmp_path, "env": project.environment, "capture_output": True, "text": True}
+    succeeded(subprocess.run(["python", "-c", program], check=False, **elsewhere))
 
 
 @pytest.mark.usefixtures("first", "tracked")
 def test_the_endpoint_gives_each_test_photo_the_probabilities_of_preprocess_and_network(
-    project: Project, tmp_path: Path
+    project: Local, tmp_path: Path
 ) -> None:
     candidate = mlflow.MlflowClient().get_model_version_by_alias("tiny", "candidate")
     assert candidate.run_id == project.newest("package_pyfunc").info.run_id
@@ -181,7 +167,7 @@ def test_the_endpoint_gives_each_test_photo_the_probabilities_of_preprocess_and_
 
 
 @pytest.mark.usefixtures("first", "tracked")
-def test_the_registered_version_pins_its_packages_and_says_how_it_was_made(project: Project) -> None:
+def test_the_registered_version_pins_its_packages_and_says_how_it_was_made(project: Local) -> None:
     uri = f"models:/tiny/{mlflow.MlflowClient().get_model_version_by_alias('tiny', 'candidate').version}"
     pinned = Path(mlflow.pyfunc.get_model_dependencies(uri)).read_text().splitlines()
     assert {f"{name}=={version(name)}" for name in ("tensorflow", "keras", "opencv-python-headless")} <= set(pinned)
@@ -191,17 +177,17 @@ def test_the_registered_version_pins_its_packages_and_says_how_it_was_made(proje
 
 
 @pytest.mark.usefixtures("first")
-def test_the_same_main_again_reuses_every_step(project: Project) -> None:
-    assert project.main(f"set={TINY}") == dict.fromkeys(STEPS, "reused")
+def test_the_same_main_again_reuses_every_step(project: Local) -> None:
+    assert project.tiny_main() == dict.fromkeys(STEPS, "reused")
 
 
 @pytest.mark.usefixtures("first")
 @pytest.mark.skipif(find_spec("horovod") is None, reason="Horovod is not installed: make horovod")
-def test_fresh_reuses_nothing_and_two_processes_make_one_run_a_step(project: Project) -> None:
-    happened = project.main(f"set={TINY}", "fresh=true", "copies=0", "processes=2", "batch_size=4")
-    assert happened == {step: "ran" for step in STEPS if step != "augment"}
+def test_fresh_reuses_nothing_and_two_processes_make_one_run_a_step(project: Local) -> None:
+    table = project.tiny_main("fresh=true", "copies=0", "processes=2", "batch_size=4")
+    assert table == {step: "ran" for step in STEPS if step != "augment"}
     main, *steps = project.runs()[-len(STEPS) :]
-    assert [run.info.run_name for run in (main, *steps)] == ["main", *happened]
+    assert [run.info.run_name for run in (main, *steps)] == ["main", *table]
     train = project.newest("train")
     for rank in (0, 1):
         assert {f"images_per_second_rank_{rank}", f"all_reduce_seconds_rank_{rank}"} <= set(train.data.metrics)
@@ -219,44 +205,40 @@ def test_fresh_reuses_nothing_and_two_processes_make_one_run_a_step(project: Pro
     ],
 )
 def test_a_wrong_parameter_is_an_error_without_traceback(
-    project: Project, entry: str, name: str, value: str, said: str
+    project: Local, entry: str, name: str, value: str, said: str
 ) -> None:
-    done = project.run(sys.executable, "-m", f"steps.{entry}", f"--{name}", value)
+    done = project.run("python", "-m", f"steps.{entry}", f"--{name}", value)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_real_photos_go_through_the_whole_pipeline(project: Project, photos: Path) -> None:
-    project.main(
+def test_real_photos_go_through_the_whole_pipeline(project: Local, photos: Path) -> None:
+    given = (
         "config=configs/laptop.yaml", f"data_uri={photos}", "classes=6", "image_size=96", "epochs=1",
         "learning_rate=1e-5", "ema=0", "registered_model_name=real",
     )  # fmt: skip
+    succeeded(project.run("mlflow", "run", ".", "--env-manager", "local", *(f"-P{value}" for value in given)))
     assert project.newest("evaluate").data.metrics["test_top1"] > 2 / 6
 
 
-def test_a_step_runs_from_a_git_url(tmp_path: Path) -> None:
+def test_a_step_runs_from_a_git_url(commands: str, tmp_path: Path) -> None:
     """Git reads the repository of an address from a local one, so that nothing is downloaded."""
-    repository, folder = tmp_path / "repository", tmp_path / "elsewhere"
-    Project(repository)
+    repository, folder = copy_project(tmp_path / "repository"), tmp_path / "elsewhere"
     folder.mkdir()
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.com", "-C", str(repository)]
     for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "Everything"]):
         subprocess.run([*git, *command], check=True)
     address = "https://git.example/carmodel.git"
-    rewritten = {
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"url.file://{repository}.insteadOf",
-        "GIT_CONFIG_VALUE_0": address,
-        "MLFLOW_TRACKING_URI": new_database(folder),
-    }
-    given = "set=preprocess.sample_classes=2,preprocess.sample_photos=5,preprocess.image_size=16"
-    command = [str(MLFLOW), "run", address, "-e", "preprocess", "--env-manager", "local", "-P", given]
-    done = subprocess.run(
-        command, cwd=folder, env=environment() | rewritten, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (run,) = mlflow.MlflowClient(rewritten["MLFLOW_TRACKING_URI"]).search_runs(["0"])
+    uri = new_database(folder)
+    variables = environment(
+        commands, GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0=f"url.file://{repository}.insteadOf",
+        GIT_CONFIG_VALUE_0=address, MLFLOW_TRACKING_URI=uri, TMPDIR=str(folder),
+    )  # fmt: skip
+    given = [f"-P{name}={value}" for name, value in TINY_PREPROCESS.items()]
+    command = ["mlflow", "run", address, "-e", "preprocess", "--env-manager", "local", *given]
+    succeeded(subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False))
+    (run,) = mlflow.MlflowClient(uri).search_runs(["0"])
     assert run.data.tags["mlflow.project.entryPoint"] == "preprocess"
     assert run.info.status == "FINISHED"
 
@@ -264,11 +246,11 @@ def test_a_step_runs_from_a_git_url(tmp_path: Path) -> None:
 @pytest.mark.parametrize("terminal", [True, False], ids=["a-terminal", "another-process"])
 def test_an_interrupted_main_leaves_no_run_running_and_prints_how_to_resume(tmp_path: Path, terminal: bool) -> None:
     """A terminal sends SIGINT to main and its steps, too; another process sends it to `mlflow run` alone."""
-    project = Project(tmp_path / "project")
-    command = [MLFLOW, "run", ".", "--env-manager", "local", "-P", "set=preprocess.sample_photos=5000"]
-    started = subprocess.Popen(
-        command, cwd=project.folder, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    # Forks would not be in the process group that a terminal interrupts.
+    project = Local(tmp_path / "project", INTERPRETER)
+    command = ["mlflow", "run", ".", "--env-manager", "local", "-P", "set=preprocess.sample_photos=5000"]
+    how = {"cwd": project.folder, "env": project.environment, "stdout": subprocess.PIPE, "text": True}
+    started = subprocess.Popen(command, start_new_session=True, **how)
     while not list(project.folder.glob("sample/.*")):  # the step draws its photos
         assert started.poll() is None
         time.sleep(0.1)

@@ -23,7 +23,7 @@ from carmodel.data.local_engine import Engine
 from carmodel.data.parts import parts_folder
 from carmodel.data.preprocessing import write_stores
 from carmodel.data.spark_engine import assign_tasks, spark_engine
-from carmodel.data.spark_session import check_java, number_of_cores, ship, spark_session
+from carmodel.data.spark_session import check_java, check_master, number_of_cores, ship, spark_session
 from carmodel.data.stanford_cars import read
 from carmodel.data.store import Store, open_store
 from carmodel.data.table import CarTable
@@ -210,9 +210,9 @@ def test_no_java_is_an_error_that_names_the_package(tmp_path: Path, monkeypatch:
 
 
 def test_a_master_that_does_not_answer_is_an_error_at_once() -> None:
-    program = "from carmodel.data.spark_session import check_master; check_master('spark://127.0.0.1:9')"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "spark_master=spark://127.0.0.1:9 does not answer (Connection refused)" in done.stderr
+    master = f"spark://127.0.0.1:{free_port()}"
+    with pytest.raises(InputError, match=rf"spark_master={master} does not answer \(Connection refused\)"):
+        check_master(master)
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from tests.cloud.azureml_tracking import Workspace, add_tracking, guarded
 from tests.cloud.blobs import Blobs, blob_service
 from tests.cloud.identity import Identity, login_service
 from tests.cloud.mlflow_server import Server
-from tests.cloud.project import environment
 from tests.cloud.proxy import Proxy, lead
 from tests.cloud.stand_in import Authority, Wire, serve
+from tests.project import environment
 
 
 class Azure(NamedTuple):

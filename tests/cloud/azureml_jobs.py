@@ -114,10 +114,10 @@ def add_jobs(app: FastAPI, jobs: Jobs) -> None:
     @app.post(f"/execution/v1.0{scope}/experiments/{{experiment_name}}/snapshotrun")
     async def submit(experiment_name: str, request: Request) -> Response:
         body = await request.json()
-        wanted = body["Configuration"]
-        if wanted["target"] not in CLUSTERS:
-            return refused(400, "UserError", f"no compute {wanted['target']}")
-        if wanted["environment"]["name"] not in jobs.environments:
+        asked = body["Configuration"]
+        if asked["target"] not in CLUSTERS:
+            return refused(400, "UserError", f"no compute {asked['target']}")
+        if asked["environment"]["name"] not in jobs.environments:
             return refused(400, "UserError", "the environment is not registered")
         if body["SnapshotId"] not in jobs.snapshots:
             return refused(400, "UserError", f"no snapshot {body['SnapshotId']}")
@@ -126,8 +126,8 @@ def add_jobs(app: FastAPI, jobs: Jobs) -> None:
         run_id = request.query_params["runId"]
         jobs.track(experiment_id, run_id, {})
         project = jobs.unpack(jobs.snapshots[body["SnapshotId"]], run_id)
-        command = wanted["command"] if isinstance(wanted["command"], str) else " ".join(wanted["command"])
-        jobs.run(run_id, experiment_id, wanted["target"], command, project)
+        command = asked["command"] if isinstance(asked["command"], str) else " ".join(asked["command"])
+        jobs.run(run_id, experiment_id, asked["target"], command, project)
         return JSONResponse({"runId": run_id})
 
 

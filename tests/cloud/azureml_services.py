@@ -197,8 +197,8 @@ def scoring_service(services: Services, server: str) -> FastAPI:
         service = services.kept.get(name)
         if service is None or service["state"] != "Healthy":
             return JSONResponse({"error": "no healthy upstream"}, 503)
-        wanted = {f"Bearer {key}" for key in services.keys[name].values()}
-        if service["authEnabled"] and request.headers.get("authorization") not in wanted:
+        accepted = {f"Bearer {key}" for key in services.keys[name].values()}
+        if service["authEnabled"] and request.headers.get("authorization") not in accepted:
             return JSONResponse({"error": "Unauthorized"}, 401)
         rows = (await request.json()).get("input_data", {})
         if not {"columns", "index", "data"} <= set(rows):

@@ -1,8 +1,7 @@
-"""What tests of clouds share: one interpreter, one `mlflow server` and one certificate authority, and the clouds."""
+"""What tests of clouds share: one `mlflow server` and one certificate authority, and the clouds."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -11,16 +10,8 @@ from carmodel.cloud import waiting
 from tests.cloud.azureml_cloud import Azure, azure
 from tests.cloud.databricks_jobs import TOKEN, Workspace, make
 from tests.cloud.mlflow_server import Server, mlflow_server
-from tests.cloud.project import client_here, copy_project, environment
 from tests.cloud.stand_in import Authority, Wire, make_authority, serve
-from tests.preloaded import preloaded
-
-
-@pytest.fixture(scope="session")
-def commands() -> Iterator[str]:
-    """Folder of a `python` and an `mlflow` that start at once."""
-    with TemporaryDirectory(prefix="carmodel-") as folder, preloaded(Path(folder)) as path:
-        yield path
+from tests.project import client_here, copy_project, environment
 
 
 @pytest.fixture(scope="session")

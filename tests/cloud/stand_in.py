@@ -51,7 +51,7 @@ class Fault:
 
 
 class Wire:
-    """ASGI layer between TLS and a service: records every request, and answers in the service's place where told to fail.
+    """ASGI layer between TLS and a service: records every request, and answers with the faults that a test asks for.
 
     Attributes:
         sent: the requests so far, in order.

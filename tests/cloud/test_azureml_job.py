@@ -16,7 +16,7 @@ from carmodel.cloud.waiting import wait
 from carmodel.errors import InputError
 from carmodel.parameters import STEPS
 from tests.cloud.azureml_cloud import Azure
-from tests.cloud.project import TINY_PREPROCESS
+from tests.project import TINY_PREPROCESS
 
 CPU, GPU = "backends/azureml-job.yaml", "backends/azureml-job-gpu.yaml"
 

@@ -12,7 +12,7 @@ from carmodel.cloud.azure import environment_of, submit_project_run
 from carmodel.cloud.waiting import wait
 from carmodel.errors import InputError
 from tests.cloud.azureml_cloud import Azure
-from tests.cloud.project import TINY_PREPROCESS
+from tests.project import TINY_PREPROCESS
 
 ASKED = {
     "GET /discovery",

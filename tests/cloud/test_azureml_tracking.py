@@ -14,8 +14,8 @@ from tests.cloud import leaks
 from tests.cloud.azureml_cloud import Azure, azure
 from tests.cloud.azureml_tracking import MANAGEMENT
 from tests.cloud.mlflow_server import Server
-from tests.cloud.project import Project, check_runs, finished_runs, happened
 from tests.cloud.stand_in import Authority
+from tests.project import Project, check_runs, finished_runs, happened
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +76,7 @@ def finished(tracked: Tracked, stopped: str) -> dict[str, str]:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert not any(fault.times for fault in (*region.faults, *storage.faults))
     assert f"make serve MODEL=models:/{MODEL}/1\n" in done.stdout
-    return happened(done)
+    return happened(done.stdout)
 
 
 def test_a_refused_token_stops_main_with_what_to_do(stopped: str) -> None:

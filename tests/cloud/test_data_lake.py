@@ -18,9 +18,9 @@ from carmodel.tracking.digests import digest_of_path
 from tests.cloud.data_lake import Lake, lake_service
 from tests.cloud.identity import Identity, login_service
 from tests.cloud.mlflow_server import Server
-from tests.cloud.project import client_here, environment
 from tests.cloud.proxy import Proxy, lead
 from tests.cloud.stand_in import Authority, Wire, serve
+from tests.project import client_here, environment
 
 
 class Storage(NamedTuple):

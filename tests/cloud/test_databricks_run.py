@@ -21,9 +21,9 @@ from tests.cloud.blobs import Blobs, blob_service
 from tests.cloud.databricks_jobs import TOKEN, Workspace, make
 from tests.cloud.databricks_tracking import HOST, Account, databricks_service
 from tests.cloud.mlflow_server import Server
-from tests.cloud.project import TINY_PREPROCESS, client_here, environment
 from tests.cloud.proxy import lead
 from tests.cloud.stand_in import Authority, Wire, serve
+from tests.project import TINY_PREPROCESS, client_here, environment
 
 CONFIG = Path("backends/databricks.json")
 KNOWN = re.compile(

@@ -15,9 +15,9 @@ from tests.cloud import leaks
 from tests.cloud.blobs import Blobs, blob_service
 from tests.cloud.databricks_tracking import HOST, ORGANISATION, Account, databricks_service
 from tests.cloud.mlflow_server import Server
-from tests.cloud.project import Project, check_runs, environment, finished_runs, happened
 from tests.cloud.proxy import Proxy, lead
 from tests.cloud.stand_in import Authority, Wire, serve
+from tests.project import Project, check_runs, environment, finished_runs, happened
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +88,7 @@ def finished(tracked: Tracked, stopped: str) -> dict[str, str]:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert not any(fault.times for fault in (*tracked.workspace.faults, *tracked.storage.faults))
     assert f"make serve MODEL=models:/{MODEL}/" in done.stdout
-    return happened(done)
+    return happened(done.stdout)
 
 
 def test_a_refused_token_stops_main_with_what_to_do(stopped: str) -> None:

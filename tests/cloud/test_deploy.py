@@ -18,7 +18,7 @@ from carmodel.errors import InputError
 from carmodel.parameters import Deploy
 from steps import deploy as step
 from steps.command import run_step
-from tests.cloud.project import environment
+from tests.project import environment
 from tests.tiny import Endpoint, free_port
 from tests.tracked import tracked_in
 

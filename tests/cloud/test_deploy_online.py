@@ -16,8 +16,8 @@ from carmodel.errors import InputError
 from carmodel.parameters import Deploy
 from tests.cloud.azureml_cloud import Azure
 from tests.cloud.azureml_online import Online, Resource, scoring_service
-from tests.cloud.project import client_here
 from tests.cloud.stand_in import Authority, Wire, serve
+from tests.project import client_here
 from tests.tiny import Endpoint
 
 BACKENDS = Path(__file__).parents[2] / "backends"

@@ -20,8 +20,8 @@ from carmodel.errors import InputError
 from carmodel.parameters import Deploy
 from tests.cloud.azureml_cloud import Azure
 from tests.cloud.azureml_services import scoring_service
-from tests.cloud.project import client_here
 from tests.cloud.stand_in import Authority, serve
+from tests.project import client_here
 from tests.tiny import NAMES, Endpoint
 
 BACKENDS = Path(__file__).parents[2] / "backends"

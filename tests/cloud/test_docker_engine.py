@@ -1,4 +1,4 @@
-"""The docker target on a real Docker engine: build, answer photos, replace, delete. `make test-engine`; wants one that answers.
+"""The docker target on a real Docker engine: build, answer photos, replace, delete. `make test-engine` needs a running one.
 
 It takes some ten minutes, since each version's image gets TensorFlow.
 """

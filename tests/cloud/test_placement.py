@@ -14,8 +14,8 @@ from carmodel.recipe import resolve
 from tests.cloud.azureml_cloud import Azure
 from tests.cloud.databricks_jobs import Workspace
 from tests.cloud.mlflow_server import Server
-from tests.cloud.project import environment
 from tests.cloud.stand_in import Wire
+from tests.project import environment
 from tests.tracked import new_database
 
 ON_DATABRICKS = Place(backend="databricks", backend_config="backends/databricks.json")

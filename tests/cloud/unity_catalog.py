@@ -66,10 +66,10 @@ def _answer(catalog: Catalog, method: str, call: str, asked: dict[str, Any]) -> 
     if kind == "registered-models":
         return _of_model(catalog, method, what, asked)
     if what == "search":
-        wanted = re.fullmatch(r"name ?= ?'([^']+)'", asked["filter"])
-        assert wanted, asked
-        versions = catalog.models[wanted[1]]["versions"]
-        return _given("model_versions", [catalog.version(wanted[1], version) for version in versions])
+        named = re.fullmatch(r"name ?= ?'([^']+)'", asked["filter"])
+        assert named, asked
+        versions = catalog.models[named[1]]["versions"]
+        return _given("model_versions", [catalog.version(named[1], version) for version in versions])
     return _create_version(catalog, asked) if what == "create" else _of_version(catalog, what, asked)
 
 

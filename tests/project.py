@@ -1,4 +1,4 @@
-"""A copy of the project, and its commands run in it as a user runs them, in an environment that names a cloud."""
+"""A copy of the project, and its commands run in it as a user runs them, without those variables that name a cloud."""
 
 import os
 import shutil
@@ -100,12 +100,18 @@ class Project:
         self.said += done.stdout + done.stderr
         return done
 
-    def main(self, experiment: str, **parameters: str) -> CompletedProcess[str]:
-        """Run `main` through `mlflow run` with `TINY` and more parameters, ``STEP__NAME``."""
+    def main(self, experiment: str, *shared: str, **parameters: str) -> CompletedProcess[str]:
+        """Run `main` through `mlflow run`.
+
+        Args:
+            experiment: of the runs.
+            shared: parameters of `main`, ``NAME=VALUE``.
+            parameters: those of one step, ``STEP__NAME``, which replace those of `TINY`.
+        """
         given = TINY | {name.replace("__", "."): value for name, value in parameters.items()}
         chosen = ",".join(f"{name}={value}" for name, value in given.items())
         own = ("--env-manager", "local", "--experiment-name", experiment)
-        return self.run("mlflow", "run", ".", *own, "-P", f"set={chosen}")
+        return self.run("mlflow", "run", ".", *own, *(f"-P{value}" for value in (f"set={chosen}", *shared)))
 
     def preprocess(self, **environment: str | None) -> CompletedProcess[str]:
         """Run the first step with few and small pictures."""
@@ -113,9 +119,9 @@ class Project:
         return self.run("python", "-m", "steps.preprocess", *given, **environment)
 
 
-def happened(done: CompletedProcess[str]) -> dict[str, str]:
-    """Return what the table of `main` says of each step: ran or reused."""
-    words = [line.split() for line in done.stdout.splitlines()]
+def happened(printed: str) -> dict[str, str]:
+    """Return what the table that `main` printed says of each step: ran or reused."""
+    words = [line.split() for line in printed.splitlines()]
     return {line[0]: line[1] for line in words if line and line[0] in STEPS and line[1] in ("ran", "reused")}
 
 
