@@ -17,7 +17,7 @@ from mlflow.types.schema import Schema, TensorSpec
 from carmodel.errors import InputError
 from carmodel.model.backbone import load_network as load_keras_file
 from carmodel.model.scale import Scale
-from carmodel.service_errors import is_unsupported
+from carmodel.service_errors import download_errors, is_unsupported
 from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.digests import ROOT
 
@@ -128,6 +128,15 @@ def load_network(uri: str) -> tuple[keras.Model, dict[str, Any]]:
         return mlflow.tensorflow.load_model(str(folder)), metadata
     except (OSError, KeyError, MlflowException) as error:
         raise InputError(f"model_uri={uri!r} is not a logged Keras model: {error}") from None
+
+
+def training_parameters(uri: str) -> dict[str, str]:
+    """Return the parameters of the run that logged a model; {} if they are not known here."""
+    try:
+        run_id = mlflow.models.get_model_info(uri).run_id
+        return dict(mlflow.get_run(run_id).data.params) if run_id else {}
+    except (*download_errors(), OSError):
+        return {}
 
 
 def load_initial(init: str) -> tuple[keras.Model, list[str]]:

@@ -1,6 +1,5 @@
-"""Measure a logged model on the test store: accuracies, confusion matrix, worst mistakes."""
+"""Measure a logged model on the test store, and write a report as one HTML page with its tables and pictures."""
 
-import json
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,6 +8,8 @@ from carmodel.recipe import require
 from steps.command import run_step
 
 if TYPE_CHECKING:
+    import keras
+
     from carmodel.tracking.runs import StepRun
 
 
@@ -20,36 +21,62 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     import mlflow
 
     import steps.quiet_tensorflow  # noqa: F401
-    from carmodel.data.preprocessing import WHOLE
+    from carmodel.data.preprocessing import WHOLE, read_boxes
     from carmodel.data.store import open_store
-    from carmodel.evaluation.report import evaluate, summary_of, write_report
-    from carmodel.mlflow_model import load_network
-    from carmodel.model.folding import in_float32
+    from carmodel.evaluation.predictions import evaluate, predictor
+    from carmodel.evaluation.report import write_report
+    from carmodel.evaluation.tables import Material
+    from carmodel.mlflow_model import training_parameters
+    from carmodel.serving.calibration import temperature_on_stores
     from carmodel.tracking.artifacts import fetch
-    from carmodel.training.precision import gpus
 
     stores = fetch(require("evaluate", "store_uri", settings.store_uri, "preprocess"))
     store = open_store(stores / "test.h5")
-    network, metadata = load_network(require("evaluate", "model_uri", settings.model_uri, "train"))
-    predict = partial(
-        evaluate,
-        # On a CPU, bfloat16 is slower and gives other predictions than the served model, which is in float32.
-        network if gpus() else in_float32(network),
-        batch_size=settings.batch_size,
-        class_names=metadata.get("class_names"),
-        image_size=settings.image_size,
-        flip=settings.flip,
+    train = open_store(file) if (file := stores / "train.h5").is_file() else None
+    whole = open_store(file) if (file := stores / WHOLE["test"]).is_file() else None
+    predict = partial(evaluate, batch_size=settings.batch_size, image_size=settings.image_size, flip=settings.flip)
+
+    network, names = load(require("evaluate", "model_uri", settings.model_uri, "train"))
+    evaluation = predict(network, store, class_names=names)
+    temperature = temperature_on_stores(stores, predictor(network, settings.image_size, flip=settings.flip))
+    other = None
+    if settings.compare_uri:
+        other_network, other_names = load(settings.compare_uri)
+        other = predict(other_network, store, class_names=other_names), settings.compare_uri
+    material = Material(
+        model=settings.model_uri,
+        calibrated=evaluation.calibrated(temperature) if temperature else None,
+        temperature=temperature or 1.0,
+        whole=predict(network, whole, class_names=names) if whole else None,
+        boxes=read_boxes(stores),
+        network=(network, settings.image_size),
+        train=train,
+        other=other,
+        recipe={
+            "the training": training_parameters(settings.model_uri),
+            "this test": settings.model_dump(mode="json"),
+        },
     )
     report = step.folder / "report"
-    numbers = write_report(report, predict(store), store, settings.mistakes, str(store.attrs["note"]))
-    if (file := stores / WHOLE["test"]).is_file():
-        whole = summary_of(predict(open_store(file)))
-        numbers |= {f"whole_{name}": value for name, value in whole.items()}
-        (report / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    numbers = write_report(report, evaluation, store, settings.mistakes, str(store.attrs["note"]), material=material)
     mlflow.log_metrics({f"test_{name}": value for name, value in numbers.items()})
     step.log_output(report, "report")
     without_box = f", top-1 without boxes {numbers['whole_top1']:.4f}" if "whole_top1" in numbers else ""
-    step.summarise(f"test top-1 {numbers['top1']:.4f}, top-5 {numbers['top5']:.4f} on {len(store)} photos{without_box}")
+    compared = f"; {numbers['gained']:.0f} photos gained, {numbers['lost']:.0f} lost" if other else ""
+    step.summarise(
+        f"test top-1 {numbers['top1']:.4f}, top-5 {numbers['top5']:.4f} on {len(store)} photos{without_box}{compared}"
+    )
+
+
+def load(uri: str) -> "tuple[keras.Model, list[str] | None]":
+    """Load a network and its class names, which are not known for models of other projects."""
+    from carmodel.mlflow_model import load_network
+    from carmodel.model.folding import in_float32
+    from carmodel.training.precision import gpus
+
+    network, metadata = load_network(uri)
+    # On a CPU, bfloat16 is slower and gives other predictions than the served model, which is in float32.
+    return network if gpus() else in_float32(network), metadata.get("class_names")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
         print(f"package_pyfunc: {note}")
     check_classifier(info.model_uri, store)
     name = settings.registered_model_name
-    version = register(info.model_uri, name, measured["top1"], content_digest(store))
+    version = register(info.model_uri, name, measured["top1"], content_digest(store), report)
     promotion = promote(mlflow.MlflowClient(), name, version, settings.min_accuracy)
 
     if settings.example_pictures and (train := stores / "train.h5").is_file():

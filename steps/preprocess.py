@@ -48,7 +48,7 @@ def make_stores(settings: Preprocess, data: Path) -> "Report":
     import mlflow
 
     from carmodel.data.memory_map import copy_store
-    from carmodel.data.preprocessing import WHOLE, check_stores, write_stores
+    from carmodel.data.preprocessing import BOXES, WHOLE, check_stores, write_stores
     from carmodel.data.sources import ReadyStores, open_folder
     from carmodel.tracking.artifacts import fetch
     from steps.engine import open_engine, shared_with_executors
@@ -62,6 +62,8 @@ def make_stores(settings: Preprocess, data: Path) -> "Report":
         for name in ("train.h5", "test.h5", *WHOLE.values()):
             if (source.folder / name).is_file():
                 copy_store(source.folder / name, data)
+        if (source.folder / BOXES).is_file():
+            shutil.copy(source.folder / BOXES, data)
         return report
     with open_engine(settings) as engine:
         began = time.perf_counter()

@@ -14,11 +14,14 @@ from matplotlib.figure import Figure
 from carmodel.data.store import Store
 from carmodel.errors import InputError
 from carmodel.evaluation import figures, metrics
-from carmodel.evaluation.report import evaluate, write_report
+from carmodel.evaluation.predictions import evaluate
+from carmodel.evaluation.report import write_report
+from carmodel.evaluation.tables import Material
 from carmodel.mlflow_model import log_network
 from carmodel.model.folding import in_float32
 from carmodel.model.resnet import resnet
 from carmodel.parameters import Evaluate
+from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.runs import step_run
 from steps.evaluate import work
 from tests.stores import store_of
@@ -141,11 +144,33 @@ def test_a_network_trained_in_bfloat16_is_evaluated_in_float32_on_a_cpu(
     assert measured != pytest.approx(log_loss(network), rel=1e-5)
 
 
+def test_evaluate_compares_two_models_on_the_same_photos(store: Store, colour_model: Callable, tmp_path: Path) -> None:
+    good, poor = colour_model(), colour_model()
+    poor.layers[-1].set_weights([np.eye(3)[[1, 0, 2]], np.zeros(3)])
+    with tracked_in(tmp_path):
+        with mlflow.start_run():
+            new, old = (log_network(network, store.take([0]), {"class_names": NAMES}, {}) for network in (good, poor))
+        folder = str(store.paths[0].parent)
+        settings = Evaluate(store_uri=folder, model_uri=new.model_uri, compare_uri=old.model_uri)
+        with step_run("evaluate", settings) as step:
+            work(settings, step)
+        measured = mlflow.get_run(step.run_id).data.metrics
+        changed = pd.read_csv(fetch(step.outputs["report"]["uri"]) / "changed.csv")
+    assert (measured["test_gained"], measured["test_lost"], measured["test_mcnemar_p"]) == (4, 0, 0.125)
+    assert changed["change"].tolist() == ["gained"] * 4
+
+
 def test_the_report_holds_numbers_tables_and_pictures(store: Store, colour_model: Callable, tmp_path: Path) -> None:
-    numbers = write_report(tmp_path / "report", evaluate(colour_model(), store, 4, NAMES), store, subtitle="synthetic")
+    network = colour_model()
+    evaluation, material = evaluate(network, store, 4, NAMES), Material(network=(network, 0))
+    numbers = write_report(tmp_path / "report", evaluation, store, subtitle="synthetic", material=material)
     files = {path.name: path for path in (tmp_path / "report").iterdir()}
-    tables = {"metrics.json", "per_class.csv", "confusion_matrix.csv", "predictions.csv"}
-    assert set(files) == tables | {"confusion_matrix.png", "mistakes.png", "per_class.png"}
+    tables = {"per_class", "confusion_matrix", "predictions", "intervals", "confused_pairs", "calibration", "coverage"}
+    pictures = {"confusion_matrix.png", "mistakes.png", "per_class.png"}
+    assert set(files) == {f"{name}.csv" for name in (*tables, "near_identical")} | pictures | {
+        "metrics.json",
+        "index.html",
+    }
     assert json.loads(files["metrics.json"].read_text()) == numbers
     predictions = pd.read_csv(files["predictions.csv"])
     assert predictions.columns.tolist() == ["source", "label", "predicted", "probability"]
@@ -154,6 +179,9 @@ def test_the_report_holds_numbers_tables_and_pictures(store: Store, colour_model
     matrix = pd.read_csv(files["confusion_matrix.csv"], index_col="true")
     assert matrix.columns.tolist() == matrix.index.tolist() == NAMES
     assert matrix.loc["red", "blue"] == 1
+    assert files["index.html"].read_text().count("Where the network sees blue") == 2, (
+        "of a right answer and a wrong one"
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ USERS = {
     "azureml": {"cloud", "deploy"},
     "azure": {"cloud", "deploy"},
     "mlflow": {"cloud", "deploy", "serving", "tracking", "mlflow_model.py", "service_errors.py"},
-    "tensorflow": {"serving", "training"},
+    "tensorflow": {"evaluation/grad_cam.py", "serving", "training"},
 }
 
 

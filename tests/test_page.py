@@ -5,7 +5,6 @@ import csv
 import io
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,12 +20,13 @@ import numpy as np
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from carmodel.data.pictures import class_examples
 from carmodel.serving.about import EXAMPLES, accuracy_sentence, draw_samples
 from carmodel.serving.page import create_page, page_url
 from carmodel.serving.registry import CHAMPION
+from tests.browsing import DESK, PHONE, chromium
 from tests.stores import store_of
 from tests.tiny import NAMES, SIZE, free_port, log_tiny, tiny_network
 from tests.tracked import new_database, tracked_in
@@ -34,10 +34,6 @@ from tests.tracked import new_database, tracked_in
 pytestmark = pytest.mark.slow
 
 expect.set_options(timeout=30_000)  # milliseconds, for a browser, a page and a network on two busy cores
-
-QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-QUIET += ["--disable-background-networking", "--disable-component-update"]
-DESK, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 
 @dataclass(frozen=True)
@@ -104,13 +100,8 @@ def listens(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        program = shutil.which("chromium") or playwright.chromium.executable_path
-        if not Path(program).exists():
-            pytest.skip("no Chromium here: make browser")
-        browser = playwright.chromium.launch(executable_path=program, args=QUIET)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from carmodel.data.data_report import Report
 from carmodel.data.images import decode, prepare
 from carmodel.data.local_engine import map_batches, rows_per_batch
-from carmodel.data.preprocessing import WHOLE, check_stores, write_stores
+from carmodel.data.preprocessing import WHOLE, check_stores, read_boxes, write_stores
 from carmodel.data.split import hold_out, hold_out_test
 from carmodel.data.stanford_cars import read
 from carmodel.data.store import StoreError, open_store
@@ -77,6 +77,17 @@ def test_validation_and_test_photos_are_also_written_whole(sample: Path, tmp_pat
         photo = (sample / f"cars_{split}" / whole.source[0]).read_bytes()
         assert np.array_equal(whole.take([0])[0], prepare(photo, 32))
         whole.verify()
+
+
+def test_the_boxes_of_the_test_photos_are_kept_beside_their_store(sample: Path, tmp_path: Path) -> None:
+    table = read(sample)
+    written(table, tmp_path)
+    boxes, store = read_boxes(tmp_path), open_store(tmp_path / "test.h5")
+    assert boxes is not None and boxes["source"].tolist() == store.source.tolist()
+    given = table.photos.query("split == 'test'").set_index("source").loc[store.source, ["x1", "y1", "x2", "y2"]]
+    assert boxes[["x1", "y1", "x2", "y2"]].to_numpy().tolist() == given.to_numpy().tolist()
+    written(table, tmp_path / "whole", crop="none")
+    assert read_boxes(tmp_path / "whole") is None
 
 
 def test_with_crop_both_each_training_photo_is_there_cropped_and_whole(sample: Path, tmp_path: Path) -> None:

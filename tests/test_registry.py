@@ -32,7 +32,7 @@ def model_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def add(model_uri: str) -> Iterator[Callable[..., str]]:
     """Registers a version with an accuracy, in a registry without other versions."""
-    yield lambda accuracy, store="store A": register(model_uri, NAME, accuracy, store)
+    yield lambda accuracy, store="store A", report="": register(model_uri, NAME, accuracy, store, report)
     MlflowClient().delete_registered_model(NAME)
 
 
@@ -74,6 +74,48 @@ def test_champion_moves_to_an_equal_or_better_version_only(add: Callable[..., st
     champion, reason = promote(client, NAME, "4", 0.5)
     assert champion
     assert "already" in reason
+
+
+def report_of(folder: Path, right: str) -> str:
+    """Write the predictions of a report, right ("1") or wrong ("0") for each photo, and return its path."""
+    folder.mkdir()
+    answers = ["Audi" if letter == "1" else "BMW" for letter in right]
+    pd.DataFrame({"label": "Audi", "predicted": answers}).to_csv(folder / "predictions.csv", index=False)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("answers", "promoted", "said"),
+    [
+        (("0011111", "0011111"), True, "right on the same photos as the champion"),
+        (("0011111", "0111111"), True, "1 photos gained, 0 lost"),
+        (("0011111", "1101111"), False, "2 photos gained, 1 lost, p = 1 in McNemar's test"),
+        (("0" * 9 + "1" * 9, "1" * 17 + "0"), True, "9 photos gained, 1 lost, p = 0.021 in McNemar's test"),
+        (("1111111", "0111111"), False, "0 photos gained, 1 lost"),
+    ],
+    ids=["same answers", "nothing lost", "perhaps chance", "hardly chance", "worse"],
+)
+def test_a_champion_falls_to_a_version_that_loses_nothing_or_is_better_by_more_than_chance(
+    add: Callable[..., str], tmp_path: Path, answers: tuple[str, str], promoted: bool, said: str
+) -> None:
+    client = MlflowClient()
+    for number, right in enumerate(answers, start=1):
+        report = report_of(tmp_path / str(number), right)
+        version = add(right.count("1") / len(right), report=report)
+        assert client.get_model_version(NAME, version).tags["test_report"] == report
+        champion, reason = promote(client, NAME, version, 0.5)
+    assert (champion, alias("champion")) == (promoted, "2" if promoted else "1")
+    assert said in reason
+    assert promoted or "set_registered_model_alias('cars', 'champion', '2')" in reason
+
+
+def test_without_the_champion_s_answers_an_accuracy_that_is_not_below_is_enough(
+    add: Callable[..., str], tmp_path: Path
+) -> None:
+    client = MlflowClient()
+    promote(client, NAME, add(0.5, report=str(tmp_path / "deleted")), 0.5)
+    champion, reason = promote(client, NAME, add(0.6, report=report_of(tmp_path / "2", "11100")), 0.5)
+    assert champion and "not below 0.5000" in reason
 
 
 def test_an_equally_good_older_version_moves_no_alias_back(add: Callable[..., str]) -> None:

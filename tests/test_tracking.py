@@ -142,6 +142,11 @@ def test_the_key_follows_the_sources_that_the_step_imports(tmp_path: Path, monke
     assert cache.cache_key("augment", Augment()) != keys["augment"]
 
 
+def test_the_template_of_the_report_belongs_to_the_sources_of_evaluate() -> None:
+    sources = digests.sources_of(digests.ROOT / "steps" / "evaluate.py")
+    assert digests.ROOT / "carmodel" / "evaluation" / "static" / "report.html" in sources
+
+
 def test_two_models_of_the_same_shape_are_two_inputs() -> None:
     keys = [cache.cache_key("evaluate", Evaluate(model_uri=f"models:/m-{name}")) for name in "ab"]
     assert keys[0] != keys[1]

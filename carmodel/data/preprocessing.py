@@ -25,6 +25,14 @@ CREATED_BY = "carmodel preprocess"
 WHOLE = {"train": "validation_whole.h5", "test": "test_whole.h5"}
 """Stores of the validation and test photos without cropping, for photos that are sent without a box, by split."""
 
+BOXES = "test_boxes.csv"
+"""The boxes of the rows of test.h5, if photos are cropped: source, x1, y1, x2, y2, in pixels of the photo; -1 without a box."""
+
+
+def read_boxes(folder: Path) -> pd.DataFrame | None:
+    """Return the table `BOXES` beside the stores, or None if there is none."""
+    return pd.read_csv(folder / BOXES) if (folder / BOXES).is_file() else None
+
 
 def decode_batch(photos: pd.DataFrame, images: np.ndarray, margin: float) -> pd.DataFrame:
     """Read and prepare each photo once, as `carmodel.data.local_engine.MakeImages` describes.
@@ -56,8 +64,9 @@ def write_stores(
 ) -> Report:
     """Write train.h5 and test.h5 into a directory: both or none.
 
-    If photos are cropped, the validation and test photos are also written whole, to the files in `WHOLE`. With crop
-    "both", each training photo is in train.h5 twice: cropped photos first, then whole ones.
+    If photos are cropped, the validation and test photos are also written whole, to the files in `WHOLE`, and the boxes of
+    the test photos to `BOXES`. With crop "both", each training photo is in train.h5 twice: cropped photos first, then whole
+    ones.
 
     Photos that cannot be used are left out and listed in the report. Rows are in the order of their source names. Part
     of the training rows of each class is marked as validation, and near-duplicates share a side. If no photo has a box,
@@ -114,6 +123,8 @@ def write_stores(
             if crop == "box":
                 spec = store_spec(path.with_name(WHOLE[split]), split=split, crop="none")
                 _write_whole(spec, decode, kept[-1], engine)
+        if crop == "box":
+            kept[-1][["source", "x1", "y1", "x2", "y2"]].to_csv(Path(unfinished, BOXES), index=False)
         # With crop "both" each training photo has two rows, and counts once.
         all_problems, usable_photos = (
             pd.concat(frames, ignore_index=True).drop_duplicates(["split", "source", "problem"], ignore_index=True)

@@ -9,13 +9,18 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, precision_recall_fscore_support
+
+
+def in_top_k(labels: np.ndarray, probabilities: np.ndarray, k: int) -> np.ndarray:
+    """Return whether the true class of each row is among the `k` most likely ones (among all if k > C), bool (N,)."""
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return (best == labels[:, None]).any(axis=1)
 
 
 def top_k_accuracy(labels: np.ndarray, probabilities: np.ndarray, k: int) -> float:
     """Return the fraction of rows whose true class is among the `k` most likely ones (among all if k > C)."""
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    return float((best == labels[:, None]).any(axis=1).mean())
+    return float(in_top_k(labels, probabilities, k).mean())
 
 
 def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -41,13 +46,20 @@ def summary(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 
 
 def per_class(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
-    """Return a table in class order: class, rows, correct, accuracy (NaN for a class without rows)."""
+    """Return a table in class order: class, rows, correct, accuracy, precision, f1.
+
+    The accuracy of a class is its recall. It is NaN for a class without rows, as is the precision of a class that is never
+    predicted.
+    """
     hits = probabilities.argmax(axis=1) == labels
     rows = np.bincount(labels, minlength=len(class_names))
     correct = np.bincount(labels[hits], minlength=len(class_names))
     table = pd.DataFrame({"class": list(class_names), "rows": rows, "correct": correct})
     table["accuracy"] = table["correct"] / table["rows"].replace(0, np.nan)
-    return table
+    precision, _, f1, _ = precision_recall_fscore_support(
+        labels, probabilities.argmax(axis=1), labels=np.arange(len(class_names)), zero_division=np.nan
+    )
+    return table.assign(precision=precision, f1=f1)
 
 
 def confusion_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

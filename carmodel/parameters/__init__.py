@@ -48,7 +48,7 @@ STEPS = {name: parameters for name, parameters in ENTRY_POINTS.items() if name !
 LINK_OF = {"data": "store_uri", "augmented": "augmented_uri", "model": "model_uri", "report": "evaluation_uri"}
 """The parameter by which later steps take each output. main sets these; a user who runs one step alone names them."""
 
-INPUTS = (*LINK_OF.values(), "data_uri", "weights", "init", "backbone")
+INPUTS = (*LINK_OF.values(), "data_uri", "compare_uri", "weights", "init", "backbone")
 """Parameters that name an input. The cache key has the digest of its contents instead of its path.
 
 A value that is neither a URI nor an existing file, such as backbone=resnet, enters the key unchanged.

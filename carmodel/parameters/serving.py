@@ -14,6 +14,9 @@ class Evaluate(Settings):
     model_uri: str = Field(
         "", description="any logged Keras model: the `model` output of train, runs:/RUN/model, models:/NAME/VERSION …"
     )
+    compare_uri: str = Field(
+        "", description="another logged Keras model, which the report compares with this one (empty: none)"
+    )
     image_size: int = Field(
         0, ge=0, le=1024, description="resize the photos to this side, in pixels (0: keep the size of the store)"
     )
@@ -27,7 +30,7 @@ class PackagePyfunc(Settings):
 
     model_uri: str = Field("", description="Keras model to package: the `model` output of train")
     evaluation_uri: str = Field(
-        "", description="the `report` output of evaluate, whose accuracy decides on promotion to `champion`"
+        "", description="the `report` output of evaluate, whose predictions decide on promotion to `champion`"
     )
     store_uri: str = Field(
         "",

@@ -1,7 +1,6 @@
 """Calibrated probabilities, and the threshold above which an answer is certain.
 
-Networks are more confident than they are right. Temperature scaling (Guo et al. 2017, https://arxiv.org/abs/1706.04599)
-divides all logits by one number, fitted on validation photos. It changes no ranking.
+`carmodel.evaluation.temperature` explains the calibration.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from carmodel.evaluation.temperature import apply_temperature, fit_temperature
 
 if TYPE_CHECKING:
     from carmodel.data.store import Store
@@ -29,9 +30,6 @@ UNKNOWN_CARS = 100
 BATCH = 256
 """Photos in memory at a time."""
 
-TEMPERATURES = (0.05, 20.0)
-_TINY = 1e-30  # the logarithm of a probability of 0 is not finite
-
 Predict = Callable[[np.ndarray], np.ndarray]
 """Turn photos, uint8 (N, H, W, 3), into probabilities, float32 (N, C)."""
 
@@ -49,13 +47,6 @@ class Calibration:
     temperature: float = 1.0
     threshold: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-
-
-def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return softmax(logits / temperature), given softmax(logits): float (N, C), or (C,), to float64 of that shape."""
-    logits = np.log(np.maximum(probabilities, _TINY, dtype=np.float64)) / temperature
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def calibrate(
@@ -107,44 +98,51 @@ def calibrate_on_stores(stores: Path, predict: Predict) -> Calibration:
         predict: the network that is packaged.
     """
     from carmodel.data.drawing.negatives import draw_negatives, draw_unknown_cars  # not needed for serving
-    from carmodel.data.preprocessing import WHOLE
     from carmodel.data.store import open_store
 
-    if not (file := stores / "train.h5").is_file() or not (train := open_store(file)).validation.any():
+    if not (labelled := validation_answers(stores, predict)):
         print("package_pyfunc: without validation photos, `certain` is null in every answer")
         return Calibration()
-    cropped = whole = _answers(predict, train, np.flatnonzero(train.validation))
-    if (file := stores / WHOLE["train"]).is_file():
-        store = open_store(file)
-        whole = _answers(predict, store, np.arange(len(store)))
+    train = open_store(stores / "train.h5")
     negatives = (
         draw_negatives(NEGATIVES, train.image_size),
         draw_unknown_cars(UNKNOWN_CARS, train.image_size, train.class_names),
     )
-    return calibrate([cropped, whole], whole, predict(np.concatenate(negatives)))
+    return calibrate(labelled, labelled[-1], predict(np.concatenate(negatives)))
+
+
+def temperature_on_stores(stores: Path, predict: Predict) -> float | None:
+    """Return the temperature that `calibrate_on_stores` fits to the same network; None without validation photos."""
+    if not (labelled := validation_answers(stores, predict)):
+        return None
+    probabilities, labels = (np.concatenate(parts) for parts in zip(*labelled, strict=True))
+    return fit_temperature(probabilities, labels)
+
+
+def validation_answers(stores: Path, predict: Predict) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the probabilities (n, C) and the labels (n,) of the validation photos, and the same of them as whole photos.
+
+    Args:
+        stores: see `calibrate_on_stores`. Without validation_whole.h5, only the first is returned, and without validation
+            photos neither is.
+        predict: the network.
+    """
+    from carmodel.data.preprocessing import WHOLE
+    from carmodel.data.store import open_store
+
+    if not (file := stores / "train.h5").is_file() or not (train := open_store(file)).validation.any():
+        return []
+    labelled = [_answers(predict, train, np.flatnonzero(train.validation))]
+    if (file := stores / WHOLE["train"]).is_file():
+        store = open_store(file)
+        labelled.append(_answers(predict, store, np.arange(len(store))))
+    return labelled
 
 
 def _answers(predict: Predict, store: "Store", rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the probabilities (n, C) and the labels (n,) of some rows of a store."""
     parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     return np.concatenate([predict(store.take(part)) for part in parts]), store.labels[rows]
-
-
-def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the temperature with the smallest cross-entropy.
-
-    Args:
-        probabilities: float (N, C).
-        labels: int (N,), 0-based.
-    """
-    from scipy.optimize import minimize_scalar  # not needed for serving
-
-    def cross_entropy(log_temperature: float) -> float:
-        scaled = apply_temperature(probabilities, float(np.exp(log_temperature)))
-        return -float(np.log(np.maximum(scaled[np.arange(len(labels)), labels], _TINY)).mean())
-
-    found = minimize_scalar(cross_entropy, bounds=np.log(TEMPERATURES), method="bounded")
-    return float(np.exp(found.x))
 
 
 def precise_threshold(confidence: np.ndarray, right: np.ndarray) -> float:

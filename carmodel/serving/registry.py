@@ -4,16 +4,21 @@ Azure ML and Databricks's workspace registry have no aliases. There, the tag ``a
 a version replaces it, and URIs name the version.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import mlflow
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ALREADY_EXISTS, RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
+from carmodel.errors import InputError
+from carmodel.evaluation.comparison import McNemar, mcnemar
 from carmodel.service_errors import is_unsupported
+from carmodel.tracking.artifacts import fetch
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
@@ -22,6 +27,7 @@ PRETRAINED_NAME = "carmodel-pretrained"
 
 ACCURACY_TAG = "test_top1"
 STORE_TAG = "test_store"
+REPORT_TAG = "test_report"
 
 
 class Promotion(NamedTuple):
@@ -31,7 +37,7 @@ class Promotion(NamedTuple):
     reason: str
 
 
-def register(model_uri: str, name: str, accuracy: float, test_store: str) -> str:
+def register(model_uri: str, name: str, accuracy: float, test_store: str, report: str = "") -> str:
     """Register a logged model as a new version, without an alias. `promote` adds the aliases.
 
     Args:
@@ -40,11 +46,13 @@ def register(model_uri: str, name: str, accuracy: float, test_store: str) -> str
         accuracy: top-1 accuracy on the test store, saved as the tag ``test_top1`` of the version.
         test_store: digest of that store, saved as the tag ``test_store``, since accuracies on different stores cannot
             be compared.
+        report: URI of the report of evaluate, saved as the tag ``test_report``, since a later version is compared with its
+            predictions.
 
     Returns:
         The version.
     """
-    tags = {ACCURACY_TAG: repr(float(accuracy)), STORE_TAG: test_store}
+    tags = {ACCURACY_TAG: repr(float(accuracy)), STORE_TAG: test_store} | ({REPORT_TAG: report} if report else {})
     if not model_uri.startswith("runs:/"):
         return str(mlflow.register_model(model_uri, name, tags=tags).version)
     # `mlflow.register_model` looks for MLmodel where azureml-mlflow does not list it, and then for logged models.
@@ -64,9 +72,13 @@ def register(model_uri: str, name: str, accuracy: float, test_store: str) -> str
 def promote(client: MlflowClient, name: str, version: str, min_accuracy: float) -> Promotion:
     """Point `candidate` at a version that `register` made, and `champion` too if it is good enough.
 
-    It is good enough if its test accuracy is at least `min_accuracy`, and not below that of the champion on the same
-    test store. A champion that was measured on another store, or never, stays, since the two cannot be compared. The
-    reason then contains the command that moves the alias. The first champion has nothing to be compared with.
+    It is good enough if its test accuracy is at least `min_accuracy`, and if it is better than the champion on the same test
+    store: it loses no test photo that the champion gets right, or it gains more than it loses and McNemar's test says
+    that this is not chance (`carmodel.evaluation.comparison`). If the predictions of one of them are not known any more,
+    an accuracy that is not below the champion's is enough.
+
+    A champion that was measured on another store, or never, stays, since the two cannot be compared. The reason then
+    contains the command that moves the alias. The first champion has nothing to be compared with.
 
     An alias never moves to an older version, so a rerun does not undo a later choice.
     """
@@ -89,20 +101,45 @@ def promote(client: MlflowClient, name: str, version: str, min_accuracy: float) 
         set_alias(client, name, CHAMPION, version)
         return Promotion(True, f"{measured}, at least min_accuracy {min_accuracy:.4f}, and is the first champion")
     against = f"the champion, version {champion.version}"
+    by_hand = f"MlflowClient().set_registered_model_alias({name!r}, {CHAMPION!r}, {version!r})"
+    if _tag(CHAMPION) in champion.tags:
+        by_hand = f"MlflowClient().set_model_version_tag({name!r}, {version!r}, {_tag(CHAMPION)!r}, 'true')"
     if ACCURACY_TAG not in champion.tags or champion.tags.get(STORE_TAG) != tags[STORE_TAG]:
-        by_hand = f"MlflowClient().set_registered_model_alias({name!r}, {CHAMPION!r}, {version!r})"
-        if _tag(CHAMPION) in champion.tags:
-            by_hand = f"MlflowClient().set_model_version_tag({name!r}, {version!r}, {_tag(CHAMPION)!r}, 'true')"
         return Promotion(
             False,
             f"{measured}, but {against}, was not measured on this test store, so the two cannot be compared and it stays. "
             f"Evaluate and package it on this store, or move the alias yourself: {by_hand}",
         )
-    best = float(champion.tags[ACCURACY_TAG])
-    if accuracy < best:
-        return Promotion(False, f"{measured}, below {best:.4f} of {against}, which stays")
+    better, comparison = _compare(champion, tags)
+    if not better:
+        return Promotion(
+            False, f"{measured}, {comparison} {against}, which stays. To move the alias yourself: {by_hand}"
+        )
     set_alias(client, name, CHAMPION, version)
-    return Promotion(True, f"{measured}, not below {best:.4f} of {against}, and replaces it")
+    return Promotion(True, f"{measured}, {comparison} {against}, and replaces it")
+
+
+def _compare(champion: ModelVersion, tags: Mapping[str, str]) -> tuple[bool, str]:
+    """Return whether a version with these tags is better than the champion, and a phrase that says why."""
+    accuracy, best = float(tags[ACCURACY_TAG]), float(champion.tags[ACCURACY_TAG])
+    difference = _difference(champion.tags.get(REPORT_TAG), tags.get(REPORT_TAG))
+    if difference is None:
+        return accuracy >= best, f"{'not below' if accuracy >= best else 'below'} {best:.4f} of"
+    if difference.lost == 0 or difference.better:
+        return True, f"better than {best:.4f} ({difference}) of" if difference.gained else "right on the same photos as"
+    return False, f"not shown to be better than {best:.4f} ({difference}) of"
+
+
+def _difference(champion: str | None, version: str | None) -> McNemar | None:
+    """Compare the predictions in two reports, given by their URIs; None if one is not known or was deleted."""
+    if not champion or not version:
+        return None
+    try:
+        before, after = (pd.read_csv(fetch(uri) / "predictions.csv", dtype=str) for uri in (champion, version))
+    except (InputError, OSError):
+        return None
+    first, second = ((table["predicted"] == table["label"]).to_numpy() for table in (before, after))
+    return mcnemar(first, second)
 
 
 def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:

@@ -39,7 +39,7 @@ def digest_of_sources(file: Path) -> str:
 
 
 def sources_of(file: Path) -> list[Path]:
-    """Return a source file and the project files that it imports, directly or indirectly.
+    """Return a source file and the project files that it imports, directly or indirectly, with their packages' static files.
 
     Raises:
         InputError: a file has a syntax error. The message names the file and the line.
@@ -60,7 +60,7 @@ def sources_of(file: Path) -> list[Path]:
             for module in (name.replace(".", "/") for name in names):
                 packages = [Path(module), *Path(module).parents][:-1]
                 pending += [ROOT / f"{module}.py", *(ROOT / package / "__init__.py" for package in packages)]
-    return sorted(found)
+    return sorted(found | {static for source in found for static in source.parent.glob("static/*")})
 
 
 def _parse(source: Path) -> ast.Module:
