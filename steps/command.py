@@ -10,12 +10,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from carmodel.errors import InputError
 from carmodel.parameter_table import allowed_values
 from carmodel.parameters import ENTRY_POINTS, Settings
 from carmodel.recipe import SettingsError, resolve, suggestion
+from steps.interrupt import signals_interrupt, undisturbed_end
 
 if TYPE_CHECKING:
     from carmodel.tracking.runs import StepRun
@@ -45,16 +46,12 @@ def run_step(name: str, parameters: type[Parameters], work: Callable[[Parameters
 def errors_reported(entry: str) -> Iterator[None]:
     """Exit with a message instead of a traceback for invalid input, a service's error and an interrupt.
 
-    SIGTERM, which `mlflow run` sends when it is interrupted, counts as an interrupt. If a parameter is refused, the run that
-    `mlflow run` opened is deleted when `mlflow run` has ended it.
+    If a parameter is refused, the run that `mlflow run` opened is deleted when `mlflow run` has ended it.
     """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in handlers.items():
-        if handler != signal.SIG_IGN:  # a shell's background jobs ignore SIGINT
-            signal.signal(number, interrupt)
     opened = os.environ.get("MLFLOW_RUN_ID")
     try:
-        yield
+        with signals_interrupt():
+            yield
     except InputError as error:
         if opened and isinstance(error, SettingsError):
             from carmodel.tracking.discard import discard_later
@@ -70,25 +67,6 @@ def errors_reported(entry: str) -> Iterator[None]:
         if not is_service_error(error):
             raise
         sys.exit(f"\n{entry}: stopped: {explain(error)}\n  {RERUN}")
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def interrupt(*_: object) -> NoReturn:
-    """Raise `KeyboardInterrupt`. Python ignores it inside some callbacks, so every signal raises it again."""
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def undisturbed_end() -> Iterator[None]:
-    """Ignore further signals once the work was interrupted, so that the run is set to FAILED."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        raise
 
 
 def parse_step(name: str, parameters: type[Parameters], arguments: list[str]) -> tuple[Parameters, dict[str, str]]:

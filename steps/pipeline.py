@@ -20,7 +20,7 @@ from carmodel.tracking.cache import cache_key, find_reusable
 from carmodel.tracking.digests import ROOT
 from carmodel.tracking.lineage import SUMMARY_TAG, command, outputs_of
 from carmodel.tracking.unfinished import end_dead_runs, find_unfinished, process_tags
-from steps.command import undisturbed_end
+from steps.interrupt import undisturbed_end
 
 WIDTHS = "{:<15}{:<8}{:>8}  {:<10}{}"
 
