@@ -87,7 +87,7 @@ def make(workspace: Workspace) -> FastAPI:
         if request.url.path.startswith("/.well-known/"):
             return await call_next(request)
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
-            return JSONResponse({"error_code": "403", "message": "Invalid access token."}, 403)
+            return JSONResponse({"error_code": "PERMISSION_DENIED", "message": "Invalid access token."}, 403)
         return await call_next(request)
 
     @app.get("/.well-known/databricks-config")

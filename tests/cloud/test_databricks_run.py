@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import mlflow
@@ -17,13 +16,10 @@ from mlflow.exceptions import ExecutionException, MlflowException
 from carmodel.cloud import databricks as remote
 from carmodel.cloud.waiting import wait
 from carmodel.errors import InputError
-from tests.cloud.blobs import Blobs, blob_service
-from tests.cloud.databricks_jobs import TOKEN, Workspace, make
-from tests.cloud.databricks_tracking import HOST, Account, databricks_service
+from tests.cloud.databricks_jobs import Workspace
 from tests.cloud.mlflow_server import Server
-from tests.cloud.proxy import lead
-from tests.cloud.stand_in import Authority, Wire, serve
-from tests.project import TINY_PREPROCESS, client_here, environment
+from tests.cloud.stand_in import Wire
+from tests.project import TINY_PREPROCESS, client_here
 
 CONFIG = Path("backends/databricks.json")
 KNOWN = re.compile(
@@ -72,17 +68,8 @@ def test_mlflow_run_submits_the_project_and_the_job_runs_it(
 ) -> None:
     workspace, _ = client
     words = [word for name, value in TINY_PREPROCESS.items() for word in ("-P", f"{name}={value}")]
-    command = [
-        "mlflow",
-        "run",
-        str(remote.copy_project(tmp_path / "clean")),
-        "-e",
-        "preprocess",
-        "-b",
-        "databricks",
-        *words,
-    ]
-    command += ["--backend-config", str(CONFIG), "--env-manager", "local"]
+    command = ["mlflow", "run", str(remote.copy_project(tmp_path / "clean")), "-e", "preprocess", "-b", "databricks"]
+    command += ["--backend-config", str(CONFIG), "--env-manager", "local", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Check the run's status at https://adb-1.2.azuredatabricks.net" in done.stderr
@@ -157,43 +144,6 @@ def test_a_job_that_never_ran_has_ended_without_a_result(client: tuple[Workspace
         wire.fail("GET", "jobs/runs/get", 200, body=json.dumps({"run_id": 7000, "state": state}).encode())
         with pytest.raises(ExecutionException, match=f"ended as {life} on Databricks run 7000: No such node type"):
             wait("preprocess", submitted)
-
-
-@pytest.mark.slow
-def test_the_whole_pipeline_is_one_spark_job_that_tracks_to_its_workspace(
-    tmp_path: Path, authority: Authority, server: Server, commands: str
-) -> None:
-    """The two commands of the documentation. Blanks in values, and empty ones, arrive as they are."""
-    account, workspace = Account(server.url, Blobs(), TOKEN), Workspace(tmp_path / "databricks", commands)
-    service = make(workspace)
-    service.mount("/", databricks_service(account))
-    with ExitStack() as stack:
-        wires = {
-            re.escape(HOST): stack.enter_context(serve(service, authority)),
-            r".*\.blob\.core\.windows\.net": stack.enter_context(serve(blob_service(account.blobs), authority)),
-        }
-        own = {"MLFLOW_TRACKING_URI": "databricks", "DATABRICKS_HOST": f"https://{HOST}", "DATABRICKS_TOKEN": TOKEN}
-        own |= authority.environment | stack.enter_context(lead(wires)).environment
-        # A cluster knows its workspace by itself.
-        workspace.environment.update(own, MLFLOW_DISABLE_TELEMETRY="true")
-        client = environment(commands, **own)
-        copy = str(tmp_path / "copy")
-        subprocess.run(["python", "-m", "carmodel.cloud.databricks", copy], env=client, check=True)
-        recipe = (
-            "preprocess.sample_classes=2, preprocess.sample_photos=10, preprocess.image_size=32, augment.copies=0, "
-            "train.depth=14, train.width=4, train.epochs=1, train.batch_size=8, package_pyfunc.example_pictures=0"
-        )
-        words = {"config": "configs/residual.yaml", "set": recipe, "registered_model_name": "main.cars.carmodel"}
-        command = ["run", copy, "-b", "databricks", "--backend-config", str(CONFIG)]
-        command += ["--experiment-name", "/Users/you@example.com/spark-job"]
-        command += [word for name, value in words.items() for word in ("-P", f"{name}={value}")]
-        subprocess.run(["mlflow", *command], env=client, check=True)
-        (job,) = workspace.jobs.values()
-        assert job.wait() == 0, job.said()
-        for step in ("preprocess", "train", "evaluate", "package_pyfunc"):
-            assert f"main: {step} ran" in job.said()
-        assert "make serve MODEL=models:/main.cars.carmodel/1" in job.said()
-        assert "all runs and pictures:  databricks" in job.said()
 
 
 def test_a_passing_fault_is_retried(client: tuple[Workspace, Wire]) -> None:

@@ -1,4 +1,4 @@
-"""`main` tracked in a Databricks workspace, with the real clients, under the service's own names on this machine."""
+"""`main` tracked in a Databricks workspace, with the real clients, under the service's own names: here and as a Spark job."""
 
 import json
 import re
@@ -13,11 +13,12 @@ from mlflow.entities import Run
 from carmodel.parameters import STEPS
 from tests.cloud import leaks
 from tests.cloud.blobs import Blobs, blob_service
+from tests.cloud.databricks_jobs import TOKEN, Workspace, make
 from tests.cloud.databricks_tracking import HOST, ORGANISATION, Account, databricks_service
 from tests.cloud.mlflow_server import Server
 from tests.cloud.proxy import Proxy, lead
 from tests.cloud.stand_in import Authority, Wire, serve
-from tests.project import Project, check_runs, environment, finished_runs, happened
+from tests.project import SHORT, TINY, Project, check_runs, environment, finished_runs, happened
 
 pytestmark = pytest.mark.slow
 
@@ -27,9 +28,10 @@ MODEL = "main.cars.carmodel"
 
 @dataclass
 class Tracked:
-    """A workspace, and a project that tracks to it."""
+    """A workspace, its jobs, and a project that tracks to it."""
 
     account: Account
+    jobs: Workspace
     workspace: Wire
     storage: Wire
     proxy: Proxy
@@ -53,15 +55,21 @@ class Tracked:
 def tracked(
     authority: Authority, server: Server, commands: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Tracked]:
-    account = Account(server.url, Blobs())
+    folder = tmp_path_factory.mktemp("databricks")
+    account, jobs = Account(server.url, Blobs(), TOKEN), Workspace(folder / "workspace", commands)
+    jobs.patience = 100  # MLflow asks again half a minute later
+    service = make(jobs)
+    service.mount("/", databricks_service(account))
     with ExitStack() as stack:
-        workspace = stack.enter_context(serve(databricks_service(account), authority))
+        workspace = stack.enter_context(serve(service, authority))
         storage = stack.enter_context(serve(blob_service(account.blobs), authority))
         proxy = stack.enter_context(lead({re.escape(HOST): workspace, r".*\.blob\.core\.windows\.net": storage}))
         own = {"DATABRICKS_HOST": f"https://{HOST}", "DATABRICKS_TOKEN": account.token}
         own |= {"MLFLOW_TRACKING_URI": "databricks"} | authority.environment | proxy.environment
-        project = Project(tmp_path_factory.mktemp("databricks") / "project", environment(commands, **own))
-        yield Tracked(account, workspace, storage, proxy, project)
+        # A cluster knows its workspace by itself.
+        jobs.environment.update(own | SHORT, MLFLOW_DISABLE_TELEMETRY="true")
+        project = Project(folder / "project", environment(commands, **own))
+        yield Tracked(account, jobs, workspace, storage, proxy, project)
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +86,29 @@ def stopped(tracked: Tracked) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tracked: Tracked, stopped: str) -> dict[str, str]:
-    """What happened to each step when the same command was given again, while service and network had faults."""
+    """What happened to each step in a Spark job with the same parameters, while service and network had faults.
+
+    It is started by the two commands of the documentation. Blanks in values, and empty ones, arrive as they are.
+    """
+    project, copy = tracked.project, str(tracked.project.folder.with_name("copy"))
+    project.run("python", "-m", "carmodel.cloud.databricks", copy)
     tracked.workspace.fail("POST", "/runs/log-batch$", 429, headers={"Retry-After": "1"}, body=b"{}")
     tracked.workspace.fail("POST", "/artifacts/credentials-for-upload$", 503, body=b"{}")
-    tracked.workspace.fail("GET", "/runs/get$", 0)
+    tracked.workspace.fail("GET", "/mlflow/runs/get$", 0)
     tracked.storage.fail("PUT", "/MLmodel$", 0)
     tracked.storage.fail("PUT", "/data/model.keras$", 403)  # the signature has expired: another is asked for
-    done = tracked.project.main(EXPERIMENT, package_pyfunc__registered_model_name=MODEL)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    given = ", ".join(
+        f"{name}={value}" for name, value in (TINY | {"package_pyfunc.registered_model_name": MODEL}).items()
+    )
+    command = ["mlflow", "run", copy, "-b", "databricks", "--backend-config", "backends/databricks.json"]
+    project.run(*command, "--experiment-name", EXPERIMENT, "-P", f"set={given}")
+    (job,) = tracked.jobs.jobs.values()
+    project.said += job.said()
+    assert job.wait() == 0, project.said[-3000:]
     assert not any(fault.times for fault in (*tracked.workspace.faults, *tracked.storage.faults))
-    assert f"make serve MODEL=models:/{MODEL}/" in done.stdout
-    return happened(done.stdout)
+    assert f"make serve MODEL=models:/{MODEL}/1\n" in job.said()
+    assert "all runs and pictures:  databricks" in job.said()
+    return happened(job.said())
 
 
 def test_a_refused_token_stops_main_with_what_to_do(stopped: str) -> None:
@@ -98,7 +118,7 @@ def test_a_refused_token_stops_main_with_what_to_do(stopped: str) -> None:
     assert "run the same command again: finished steps are reused" in said
 
 
-def test_the_same_command_again_finishes_through_faults(finished: dict[str, str]) -> None:
+def test_a_spark_job_of_the_same_main_finishes_through_faults(finished: dict[str, str]) -> None:
     assert finished == dict.fromkeys(STEPS, "ran") | {"preprocess": "reused"}
 
 
@@ -228,6 +248,6 @@ def test_no_credential_leaks_and_only_the_services_are_asked(tracked: Tracked, s
     places = [("output", tracked.project.said.encode())]
     places += leaks.requests(tracked.workspace.sent)
     places += leaks.requests(tracked.storage.sent, query=False)  # the signature is in the query
-    places += [*blobs.content.items(), *leaks.files(tracked.project.folder), *leaks.files(server.folder)]
+    places += [*blobs.content.items(), *leaks.files(tracked.project.folder.parent), *leaks.files(server.folder)]
     assert leaks.leaked([tracked.account.token, leaks.begin(blobs.grants)], places) == []
     assert tracked.proxy.refused == []

@@ -34,14 +34,17 @@ def write(folder: Path, steps: object) -> str:
     return str(path)
 
 
-def main(folder: Path, environment: dict[str, str], placement: dict, **more: str) -> subprocess.Popen:
-    """Start `mlflow run . -P placement=…` with small parameters."""
+def main(
+    sources: Path, folder: Path, environment: dict[str, str], placement: dict, **more: str
+) -> subprocess.Popen[str]:
+    """Start `mlflow run . -P placement=…` with small parameters in a copy of the project."""
     recipe = folder / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(TINY))
     given = {"config": str(recipe), "placement": write(folder, placement)} | more
     words = [word for name, value in given.items() for word in ("-P", f"{name}={value}")]
     command = ["mlflow", "run", ".", "--env-manager", "local", *words]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=sources, env=environment, **both)
 
 
 def test_the_example_is_valid_and_an_empty_path_places_nothing() -> None:
@@ -125,16 +128,20 @@ def test_artifacts_in_a_folder_of_this_machine_are_refused() -> None:
     check_artifacts({"train": ON_DATABRICKS}, "mlflow-artifacts:/0")
 
 
-def test_main_refuses_before_any_work(tmp_path: Path, commands: str) -> None:
+def test_main_refuses_before_any_work(sources: Path, tmp_path: Path, commands: str) -> None:
     own = environment(commands, MLFLOW_TRACKING_URI=new_database(tmp_path))
-    said, _ = main(tmp_path, own, {"train": dict(ON_DATABRICKS)}).communicate()
+    said, _ = main(sources, tmp_path, own, {"train": dict(ON_DATABRICKS)}).communicate()
     assert "main: error: placement: train on databricks cannot log to sqlite" in said
     assert "Running command 'python -m steps.preprocess" not in said
 
 
 @pytest.mark.slow
 def test_main_over_three_places_explains_a_failure_and_a_rerun_finishes(
-    tmp_path: Path, cloud: Azure, databricks: tuple[Workspace, Wire], databricks_environment: dict[str, str]
+    sources: Path,
+    tmp_path: Path,
+    cloud: Azure,
+    databricks: tuple[Workspace, Wire],
+    databricks_environment: dict[str, str],
 ) -> None:
     """Preprocess on Databricks, train as a job of Azure ML, the rest here; all runs in Azure ML's tracking."""
     workspace, jobs = databricks[0], cloud.jobs
@@ -148,14 +155,14 @@ def test_main_over_three_places_explains_a_failure_and_a_rerun_finishes(
     startup = tmp_path / "startup.sh"
     startup.write_text("echo no space left on device; exit 28")
     jobs.environment["BASH_ENV"] = str(startup)  # a machine that fails before it gets to the command
-    failed, _ = main(tmp_path, own, placement).communicate()
+    failed, _ = main(sources, tmp_path, own, placement).communicate()
     del jobs.environment["BASH_ENV"]
     assert "main: preprocess ran, run " in failed, failed
     assert "main: train is Azure ML job " in failed and "https://ml.azure.com/runs/" in failed
     assert "main: stopped: train ended as Failed" in failed and "no space left on device" in failed
     assert "run the same command again" in failed
 
-    again, _ = main(tmp_path, own, placement).communicate()
+    again, _ = main(sources, tmp_path, own, placement).communicate()
     assert "main: preprocess reused" in again, again
     for step in ("train", "evaluate", "package_pyfunc"):
         assert f"main: {step} ran" in again, again
@@ -166,11 +173,15 @@ def test_main_over_three_places_explains_a_failure_and_a_rerun_finishes(
 
 @pytest.mark.slow
 def test_an_interrupted_main_cancels_the_job(
-    tmp_path: Path, server: Server, databricks: tuple[Workspace, Wire], databricks_environment: dict[str, str]
+    sources: Path,
+    tmp_path: Path,
+    server: Server,
+    databricks: tuple[Workspace, Wire],
+    databricks_environment: dict[str, str],
 ) -> None:
     workspace, wire = databricks
     workspace.environment["CARMODEL_HOLD"] = "1"  # the driver waits before it runs the command
-    started = main(tmp_path, databricks_environment, {"preprocess": dict(ON_DATABRICKS)}, fresh="true")
+    started = main(sources, tmp_path, databricks_environment, {"preprocess": dict(ON_DATABRICKS)}, fresh="true")
     said = ""
     try:
         for line in started.stdout:
