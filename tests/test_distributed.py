@@ -1,8 +1,7 @@
-"""Horovod for Keras 3, on three real ranks over Gloo: every rank runs tests/distributed_ranks.py, once."""
+"""Horovod for Keras 3, and whole trainings, on three real ranks over Gloo, which are started once."""
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,9 +27,9 @@ RANKS = 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `distributed_ranks.contract` left."""
+    """What the ranks left."""
     out = tmp_path_factory.mktemp("ranks")
-    run("tests.distributed_ranks:contract", [str(out)], [Host("localhost", RANKS)], out / "logs", NO_GPU)
+    run("tests.training_ranks:everything", [str(out)], [Host("localhost", RANKS)], out / "logs", NO_GPU)
     return out
 
 
@@ -131,7 +130,38 @@ def test_rank_0_and_the_first_of_a_machine_speak_for_the_others(seen: list[dict[
     assert all(rank["shared"] == [{"epoch": 0}, "found by process 0"] for rank in seen)
 
 
-def test_the_model_loads_with_its_optimizer_where_horovod_and_carmodel_are_not_installed(folder: Path) -> None:
+def trained(folder: Path) -> list[dict[str, Any]]:
+    """What each rank saw in a training."""
+    return [json.loads((folder / f"seen-{rank}.json").read_text()) for rank in range(RANKS)]
+
+
+def test_40_rows_are_dealt_to_3_ranks_in_equal_steps_without_overlap(folder: Path) -> None:
+    """13 rows per rank, in 3 steps of 4; the 7 validation rows are 3, 2 and 2."""
+    ranks = trained(folder / "plain")
+    assert [rank["steps"] for rank in ranks] == [3, 3, 3]
+    assert [len([row for row in rank["taken"] if row < 40]) for rank in ranks] == [12, 12, 12]
+    assert [len([row for row in rank["taken"] if row >= 40]) for rank in ranks] == [3, 2, 2]
+    assert len({row for rank in ranks for row in rank["taken"]}) == 43
+
+
+@pytest.mark.parametrize("training", ["plain", "frozen"])
+def test_all_ranks_see_the_same_metrics_and_end_with_the_same_weights(training: str, folder: Path) -> None:
+    first, *others = trained(folder / training)
+    assert all(len(other["history"]["val_loss"]) == len(first["history"]["val_loss"]) for other in others)
+    assert all(other["history"] == first["history"] for other in others)
+    first, *others = (np.load(folder / training / f"weights-{rank}.npy") for rank in range(RANKS))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
+def test_a_frozen_networks_features_are_computed_once_and_shared(folder: Path) -> None:
+    ranks = trained(folder / "frozen")
+    assert {row for rank in ranks for row in rank["taken"]} == set(range(47))
+
+
+def test_the_model_loads_with_its_optimizer_where_horovod_and_carmodel_are_not_installed(
+    folder: Path, commands: str
+) -> None:
     program = f"""
 import sys
 sys.modules["horovod"] = sys.modules["carmodel"] = None
@@ -139,4 +169,4 @@ import keras
 model = keras.models.load_model({str(folder / "model-0.keras")!r})
 assert type(model.optimizer) is keras.optimizers.AdamW and int(model.optimizer.iterations) == 1
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=folder)
+    subprocess.run([f"{commands}/python", "-c", program], check=True, timeout=120, cwd=folder)

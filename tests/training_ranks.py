@@ -1,4 +1,4 @@
-"""What the ranks of tests/test_distributed_training.py do: whole trainings of the project, on made-up photos."""
+"""What the ranks of tests do in whole trainings of the project, on made-up photos."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from carmodel.parameters import Train
 from carmodel.training import checkpoint
 from carmodel.training.distributed import Horovod
 from carmodel.training.fit import fit
-from tests.distributed_ranks import Store, photos
+from tests.distributed_ranks import Store, contract, photos
 
 checkpoint.SECONDS = 0.0  # every epoch is saved
 
@@ -70,6 +70,12 @@ class Die(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         if (self.epoch, batch) == (2, 1):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def everything(folder: str) -> None:
+    """All that three ranks do in tests/test_distributed.py."""
+    contract(folder)
+    several(folder)
 
 
 def several(folder: str) -> None:
