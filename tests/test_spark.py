@@ -31,6 +31,7 @@ from carmodel.errors import InputError
 from carmodel.parameters import Preprocess
 from examples.albumentations_transform import weather
 from tests import transforms
+from tests.project import environment
 from tests.test_augmentation import STRENGTHS
 from tests.tiny import free_port
 from tests.tracked import new_database
@@ -216,8 +217,8 @@ def test_a_master_that_does_not_answer_is_an_error_at_once() -> None:
 
 
 @pytest.fixture
-def standalone(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
-    """A master and two workers of a core each, as processes of their own on loopback: the master's URL, and the workers."""
+def standalone(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """A master and a worker of two executors, as processes of their own on loopback: the master's URL, and the worker."""
     import pyspark
 
     home = Path(pyspark.__file__).parent
@@ -237,12 +238,10 @@ def standalone(tmp_path: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
     started = [start("master", "master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")]
     try:
         wait_until(lambda: "Starting Spark master" in (tmp_path / "master.log").read_text(), "the master", 60)
-        for name in ("worker-1", "worker-2"):
-            options = ("-c", "1", "-m", "1g", "--host", "127.0.0.1", "--webui-port", "0", "-d", str(tmp_path / name))
-            started.append(start(name, "worker.Worker", *options, url))
-        logs = [tmp_path / "worker-1.log", tmp_path / "worker-2.log"]
-        wait_until(lambda: all("Successfully registered" in log.read_text() for log in logs), "the workers", 60)
-        yield url, [psutil.Process(process.pid) for process in started[1:]]
+        options = ("-c", "2", "-m", "2g", "--host", "127.0.0.1", "--webui-port", "0", "-d", str(tmp_path / "worker"))
+        started.append(start("worker", "worker.Worker", *options, url))
+        wait_until(lambda: "Successfully registered" in (tmp_path / "worker.log").read_text(), "the worker", 60)
+        yield url, psutil.Process(started[1].pid)
     finally:
         for process in started:
             for child in [*psutil.Process(process.pid).children(recursive=True), process]:
@@ -269,9 +268,9 @@ def executors(worker: psutil.Process) -> list[psutil.Process]:
 
 
 def test_an_executor_that_is_killed_in_the_middle_changes_nothing(
-    standalone: tuple[str, list[psutil.Process]], train: Path, tmp_path: Path
+    standalone: tuple[str, psutil.Process], train: Path, tmp_path: Path, commands: str
 ) -> None:
-    url, workers = standalone
+    url, worker = standalone
     settings = {"copies": 40, "crop": 0.2, "pad": 0.0, "flip": 0.5, "seed": 2}
     expected = train.with_name("expected.h5")
     augment_store(train, expected, transform=transforms.noisy, **settings)
@@ -281,27 +280,24 @@ def test_an_executor_that_is_killed_in_the_middle_changes_nothing(
         "engine": "spark", "spark_master": url, "partitions": 30, "work_folder": shared, "store_uri": train.parent,
         "transform": "tests.transforms:slow", **settings,
     }  # fmt: skip
-    command = [
-        sys.executable,
-        "-m",
-        "steps.augment",
-        *(word for k, v in options.items() for word in (f"--{k}", str(v))),
-    ]
+    command = ["python", "-m", "steps.augment", *(f"--{name}={value}" for name, value in options.items())]
     client = mlflow.MlflowClient(tracking)
-    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking}
+    # Executors of a core each, and so two of them.
+    arguments = "--conf spark.executor.cores=1 --conf spark.ui.enabled=false pyspark-shell"
+    own = environment(commands, PYSPARK_SUBMIT_ARGS=arguments, MLFLOW_TRACKING_URI=tracking)
     with (tmp_path / "driver.log").open("w+") as log:
-        driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        driver = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log)
         try:
             wait_until(lambda: len(list(shared.rglob("*.h5"))) >= 4 or driver.poll() is not None, "parts", 120)
             assert driver.poll() is None, (tmp_path / "driver.log").read_text()[-3000:]
-            victim, *_ = executors(workers[0])
+            victim, *_ = executors(worker)
             victim.kill()
             driver.wait(timeout=180)
         finally:
             driver.kill()
         said = (tmp_path / "driver.log").read_text()
     assert driver.returncode == 0, said[-3000:]
-    assert len(list(tmp_path.glob("worker-1/app-*/*"))) > 1, "the worker started no second executor"
+    assert len(list(tmp_path.glob("worker/app-*/*"))) > 2, "the worker started no other executor"
     (run,) = client.search_runs(["0"])
     made = open_store(Path(client.download_artifacts(run.info.run_id, "augmented", str(tmp_path))) / "augmented.h5")
     assert same(made, open_store(expected))
