@@ -33,7 +33,6 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 SEED = int(os.environ.setdefault("CARMODEL_SEED", str(random.randrange(10**6))))
 # Their tests start several busy processes: ranks of a training, or a Spark cluster.
 CROWDED = {
-    "test_databricks_run",
     "test_distributed",
     "test_distributed_training",
     "test_end_to_end",

@@ -207,7 +207,17 @@ def test_the_image_s_start_command_answers_a_photo_with_the_image_s_packages(set
     (folder,) = re.findall(r"^COPY (\S+) /opt/ml/model$", lines, re.MULTILINE)
     model, uv = context / folder, [sys.executable, "-m", "uv", "--quiet"]
     subprocess.run([*uv, "venv", "--python", sys.executable, str(tmp_path / "env")], check=True)
-    install = [*uv, "pip", "install", "--constraint", "requirements.lock", "--python", str(tmp_path / "env/bin/python")]
+    install = [
+        *uv,
+        "pip",
+        "install",
+        "--link-mode",
+        "symlink",
+        "--constraint",
+        "requirements.lock",
+        "--python",
+        str(tmp_path / "env/bin/python"),
+    ]
     subprocess.run([*install, mlflow, "-r", str(model / "requirements.txt")], check=True)
     with started(json.loads(command), model, tmp_path) as url:
         assert "was answered with" in smoke_test(Status("running", url), drawn_car())
