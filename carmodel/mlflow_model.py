@@ -132,10 +132,11 @@ def load_network(uri: str) -> tuple[keras.Model, dict[str, Any]]:
 
 def training_parameters(uri: str) -> dict[str, str]:
     """Return the parameters of the run that logged a model; {} if they are not known here."""
+    unknown: tuple[type[Exception], ...] = (*download_errors(), OSError)
     try:
         run_id = mlflow.models.get_model_info(uri).run_id
         return dict(mlflow.get_run(run_id).data.params) if run_id else {}
-    except (*download_errors(), OSError):
+    except unknown:
         return {}
 
 

@@ -163,7 +163,8 @@ def changed_with_photos(changed: pd.DataFrame, store: Store) -> list[dict[str, A
         row for kind in ("lost", "gained") for row in changed.loc[changed["change"] == kind, "row"].head(SHOWN).tolist()
     }
     return [
-        item | {"photo": photo_of(store, item["row"]) if item["row"] in shown else ""}
+        {str(name): value for name, value in item.items()}
+        | {"photo": photo_of(store, item["row"]) if item["row"] in shown else ""}
         for item in changed.to_dict("records")
     ]
 
