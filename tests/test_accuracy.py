@@ -8,7 +8,17 @@ import pytest
 
 from carmodel.data.images import decode
 from carmodel.errors import InputError
-from carmodel.serving.accuracy import KINDS, SHARES, composite, measure, place, read_test_photos, request_of
+from carmodel.serving.accuracy import (
+    KINDS,
+    SHARES,
+    ask,
+    composite,
+    measures,
+    most_confused,
+    place,
+    read_test_photos,
+    request_of,
+)
 from tests.stores import store_of
 
 MARGIN = 0.1
@@ -56,12 +66,16 @@ def test_only_requests_with_boxes_have_boxes_and_composites_are_other_photos(sam
     assert not requests["whole"]["image"].isin(requests["composite"]["image"]).any()
 
 
-def test_top1_counts_right_answers_and_precision_the_right_ones_that_are_certain(sample: Path) -> None:
+def test_answers_are_compared_with_the_class_of_their_photo(sample: Path) -> None:
     photos = read_test_photos(sample, sample)[:4]
     names = [name for _, name, _ in photos]
-    answers = pd.DataFrame({"label": [*names[:3], None], "certain": [True, False, False, None]}, dtype=object)
-    answers.loc[1, ["label", "certain"]] = "another", True
-    assert measure(lambda _: answers, "whole", photos, MARGIN) == {"top1": 0.5, "certain": 0.5, "precision": 0.5}
+    labels = [names[0], "another", names[2], None]
+    best = [[{"label": "another"}, {"label": name}] for name in names[:3]]
+    columns = {"label": labels, "certain": [True, True, False, None], "probability": [1.0, 1.0, 0.5, None]}
+    answers = pd.DataFrame(columns | {"top_k": [*best, None]}, dtype=object)
+    asked = ask(lambda _: answers, "whole", photos, MARGIN)
+    assert measures(asked) == {"top1": 0.5, "top5": 0.75, "ece": 0.5, "certain": 0.5, "precision": 0.5}
+    assert most_confused(asked).to_numpy().tolist() == [[names[1], "another", 1]]
 
 
 def test_stores_are_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from carmodel.data.sources import ReadyStores, open_folder
 from carmodel.data.table import NO_BOX
 from carmodel.errors import InputError
 from carmodel.evaluation.metrics import wilson_interval
+from carmodel.evaluation.reliability import expected_calibration_error
 from carmodel.serving.about import with_version
 from carmodel.serving.rows import BOX_COLUMNS
 from carmodel.training.device_augmentation import FEATHER
@@ -97,18 +98,41 @@ def request_of(kind: str, photos: list[Labelled], margin: float, first: int = 0)
     return frame.join(pd.DataFrame(boxes, columns=BOX_COLUMNS, dtype=object))
 
 
-def measure(classify: Classify, kind: str, photos: list[Labelled], margin: float) -> dict[str, float]:
-    """Return the `top1` of a classifier, the fraction of its answers that are `certain`, and of those the `precision`."""
+def ask(classify: Classify, kind: str, photos: list[Labelled], margin: float) -> pd.DataFrame:
+    """Return the answers of a classifier, one row per photo, with the photo's class in the column `true`."""
     answers = []
     with tqdm(total=len(photos), desc=kind, unit="photo", leave=False, disable=None) as bar:
         for first in range(0, len(photos), BATCH):
             part = photos[first : first + BATCH]
             answers.append(classify(request_of(kind, part, margin, first)))
             bar.update(len(part))
-    table = pd.concat(answers, ignore_index=True)
-    right = table["label"] == [name for _, name, _ in photos]
-    certain = table["certain"].eq(True)
-    return {"top1": right.mean(), "certain": certain.mean(), "precision": right[certain].mean()}
+    return pd.concat(answers, ignore_index=True).assign(true=[name for _, name, _ in photos])
+
+
+def measures(answers: pd.DataFrame) -> dict[str, float]:
+    """Return the accuracy and the calibration of answers. A photo that could not be read counts as a wrong answer.
+
+    Returns:
+        `top1`, `top5`, the expected calibration error `ece`, the fraction of answers that are `certain`, and of those the
+        `precision`.
+    """
+    right = answers["label"] == answers["true"]
+    best = [[item["label"] for item in answer or ()] for answer in answers["top_k"]]
+    certain, given = answers["certain"].eq(True), answers["label"].notna()
+    return {
+        "top1": right.mean(),
+        "top5": np.mean([name in labels[:5] for name, labels in zip(answers["true"], best, strict=True)]),
+        "ece": expected_calibration_error(answers["probability"][given].to_numpy(float), right[given].to_numpy()),
+        "certain": certain.mean(),
+        "precision": right[certain].mean(),
+    }
+
+
+def most_confused(answers: pd.DataFrame, count: int = 5) -> pd.DataFrame:
+    """Return the most frequent wrong answers: true, label, photos."""
+    wrong = answers[answers["label"].notna() & (answers["label"] != answers["true"])]
+    pairs = wrong.groupby(["true", "label"]).size().sort_values(ascending=False, kind="stable")
+    return pairs.head(count).rename("photos").reset_index()
 
 
 def read_test_photos(folder: Path, workdir: Path) -> list[Labelled]:
@@ -145,12 +169,19 @@ def main() -> None:
             print(f"{with_version(given.model)} on {len(photos):,} test photos")
             classifier = mlflow.pyfunc.load_model(given.model)
             margin = classifier.metadata.metadata["margin"]
-            print(f"{'':12}{'top-1':>7}  95% interval     certain  of these right")
+            print(f"{'':12}{'top-1':>7}  95% interval     top-5  calibration error  certain  of these right")
             for kind in KINDS:
-                found = measure(classifier.predict, kind, photos, margin)
+                answers = ask(classifier.predict, kind, photos, margin)
+                found = measures(answers)
                 low, high = wilson_interval(found["top1"], len(photos))
                 shares = f"{found['certain']:>7.1%}  {found['precision']:>14.1%}"
-                print(f"{kind:12}{found['top1']:>7.4f}  {low:.3f} to {high:.3f}  {shares}", flush=True)
+                fit = f"{found['top5']:.4f}  {found['ece']:>17.3f}"
+                print(f"{kind:12}{found['top1']:>7.4f}  {low:.3f} to {high:.3f}  {fit}  {shares}", flush=True)
+                if kind == KINDS[0]:
+                    pairs = most_confused(answers)
+            print("most confused, with boxes:")
+            for true, label, count in pairs.itertuples(index=False, name=None):
+                print(f"  {true} as {label} ({count})")
     except InputError as error:
         parser.error(str(error))
 
