@@ -102,8 +102,8 @@ def run_script(installed: Path, name: str, *arguments: str, folder: Path) -> sub
 
 def test_the_wheel_has_every_module_and_nothing_else(wheel: Path) -> None:
     packaged = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    page = {str(file) for file in Path("carmodel/serving/static").iterdir()}
-    assert packaged == {str(file) for file in SOURCES if file.parts[0] == "carmodel"} | page
+    pages = {str(file) for file in Path("carmodel").rglob("static/*")}
+    assert packaged == {str(file) for file in SOURCES if file.parts[0] == "carmodel"} | pages
 
 
 @pytest.mark.parametrize("script", ["carmodel-client", "carmodel-serve"])
