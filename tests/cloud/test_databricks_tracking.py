@@ -154,7 +154,7 @@ def test_unity_catalog_has_the_version_with_files_aliases_tags_and_run(tracked: 
     catalog, run = tracked.account.catalog, tracked.runs()["package_pyfunc"]
     version = catalog.version(MODEL, "1")
     assert {"candidate", "champion"} == catalog.models[MODEL]["aliases"].keys()
-    assert {tag["key"] for tag in version["tags"]} == {"test_top1", "test_store"}
+    assert {tag["key"] for tag in version["tags"]} == {"test_top1", "test_store", "test_report"}
     assert (version["status"], version["run_id"]) == ("READY", run.info.run_id)
     assert version["run_tracking_server_id"] == ORGANISATION
     folder = f"catalog/Models/{MODEL.replace('.', '/')}/1"
