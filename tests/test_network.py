@@ -35,7 +35,7 @@ def mixed_bfloat16() -> Iterator[None]:
     keras.config.set_dtype_policy(before)
 
 
-@pytest.mark.parametrize("size", [16, 33, 64])
+@pytest.mark.parametrize("size", [32, 33, 64])
 @pytest.mark.parametrize("params", [Train(**SMALL), Train(backbone="MobileNetV2")], ids=["resnet", "application"])
 def test_uint8_photos_of_any_size_go_in_and_float32_probabilities_come_out(params: Train, size: int) -> None:
     model = build(params, NAMES)
