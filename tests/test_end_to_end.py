@@ -258,7 +258,7 @@ def test_an_interrupted_main_leaves_no_run_running_and_prints_how_to_resume(tmp_
         os.killpg(started.pid, signal.SIGINT)
     else:
         started.send_signal(signal.SIGINT)
-    printed, _ = started.communicate(timeout=250)
+    printed, _ = started.communicate(timeout=60)  # drawing all photos would take longer
     assert {run.info.run_name: run.info.status for run in project.runs()} == dict.fromkeys(
         ("main", "preprocess"), "FAILED"
     )

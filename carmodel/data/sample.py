@@ -77,7 +77,11 @@ def _write_split(folder: Path, split: str, chosen: list[Photo], seed: int) -> No
     names = [f"{number:05d}.jpg" for number in range(1, len(chosen) + 1)]
     paths = [folder / f"cars_{split}" / name for name in names]
     with one_opencv_thread(), ThreadPoolExecutor() as pool:
-        boxes = list(pool.map(partial(_write_photo, seed=seed), paths, chosen))
+        try:
+            boxes = list(pool.map(partial(_write_photo, seed=seed), paths, chosen))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # an interrupt would otherwise wait until all photos are drawn
+            raise
     labels = [label for label, _ in chosen]
     if split == "test":
         _save_mat(folder / "devkit" / "cars_test_annos.mat", {"annotations": _annotations(names, boxes, None)})

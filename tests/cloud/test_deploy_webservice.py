@@ -178,7 +178,8 @@ def test_invalid_settings_are_refused_before_any_request(
 ) -> None:
     with pytest.raises(InputError, match=said):
         webservice.deploy(settings(target, settings_file=settings_file(tmp_path, target, **changed)))
-    assert client.region.sent == []
+    # A thread of the SDK may still ask for the operation of an earlier test's service.
+    assert [request.path for request in client.region.sent if "/operations/" not in request.path] == []
 
 
 def test_a_failed_service_is_explained_and_created_again_by_a_rerun(
