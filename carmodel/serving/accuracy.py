@@ -121,7 +121,7 @@ def measures(answers: pd.DataFrame) -> dict[str, float]:
     certain, given = answers["certain"].eq(True), answers["label"].notna()
     return {
         "top1": right.mean(),
-        "top5": np.mean([name in labels[:5] for name, labels in zip(answers["true"], best, strict=True)]),
+        "top5": float(np.mean([name in labels[:5] for name, labels in zip(answers["true"], best, strict=True)])),
         "ece": expected_calibration_error(answers["probability"][given].to_numpy(float), right[given].to_numpy()),
         "certain": certain.mean(),
         "precision": right[certain].mean(),
