@@ -11,8 +11,6 @@ from carmodel.recipe import require
 from steps.command import run_step
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from carmodel.data.store import Store
     from carmodel.tracking.runs import StepRun
 
@@ -29,7 +27,7 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
 
     import steps.quiet_tensorflow  # noqa: F401
     from carmodel.data.pictures import class_examples
-    from carmodel.data.store import content_digest, open_store
+    from carmodel.data.store import content_digest, evenly_spaced, open_store
     from carmodel.serving.about import EXAMPLES
     from carmodel.serving.calibration import calibrate_on_stores
     from carmodel.serving.packaging import log_classifier
@@ -62,13 +60,6 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
         f"{name} version {version}: candidate{' and champion' if promotion.champion else ''}; {promotion.reason}; "
         f"{'folded' if inference.folded else 'not folded'}, {inference.precision}"
     )
-
-
-def evenly_spaced(rows: int, most: int) -> "np.ndarray":
-    """Return up to `most` row numbers, int64, at equal distances, so that a store sorted by class gives rows of every class."""
-    import numpy as np
-
-    return np.unique(np.linspace(0, rows - 1, min(most, rows)).astype(np.int64))
 
 
 def check_classifier(uri: str, store: "Store") -> None:

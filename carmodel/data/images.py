@@ -208,3 +208,8 @@ def _decode_with_pillow(image: Image.Image) -> np.ndarray:
         return np.array(image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise many types for damaged data
         raise ImageError(f"damaged image data ({type(error).__name__})") from None
+
+
+def resize_squares(photos: np.ndarray, size: int) -> np.ndarray:
+    """Resize square photos, uint8 (N, H, H, 3), to uint8 (N, size, size, 3). A size of 0 keeps theirs."""
+    return photos if size in (0, photos.shape[1]) else np.stack([resize(photo, size, size) for photo in photos])

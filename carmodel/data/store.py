@@ -184,3 +184,8 @@ def _read(path: Path) -> _File:
 
 def _plain(value: np.generic | Attribute) -> Attribute:
     return value.item() if isinstance(value, np.generic) else value
+
+
+def evenly_spaced(rows: int, most: int) -> np.ndarray:
+    """Return up to `most` row numbers, int64, at equal distances, so that a store sorted by class gives rows of every class."""
+    return np.unique(np.linspace(0, rows - 1, min(most, rows)).astype(np.int64))

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from carmodel.data.store import Store
+from carmodel.data.images import resize_squares
+from carmodel.data.store import Store, evenly_spaced
 from carmodel.evaluation import metrics
 from carmodel.evaluation.confusion import neighbour_order
 from carmodel.evaluation.grad_cam import grad_cam
-from carmodel.evaluation.predictions import Evaluation, sized
+from carmodel.evaluation.predictions import Evaluation
 from carmodel.evaluation.tables import Material
 from carmodel.evaluation.thumbnails import thumbnail
 
@@ -58,7 +59,7 @@ def write_page(
     matrix = metrics.confusion_matrix(evaluation.labels, evaluation.probabilities)
     order = neighbour_order(evaluation.labels, evaluation.probabilities)
     pairs, twins = tables["confused_pairs"].head(PAIRS), tables["near_identical"].head(SHOWN)
-    cards = cards_of(material.calibrated or evaluation, store, material)
+    cards, right = cards_of(material.calibrated or evaluation, store, material), np.flatnonzero(evaluation.right)
     environment = Environment(
         loader=FileSystemLoader(STATIC),
         autoescape=True,
@@ -75,7 +76,7 @@ def write_page(
         cells=cells(matrix[np.ix_(order, order)]),
         pairs=[pair | photos_of_pair(evaluation, store, pair["a"], pair["b"]) for pair in pairs.to_dict("records")],
         mistakes=cards(mistakes),
-        right=cards(spread(np.flatnonzero(evaluation.right), RIGHT)) if material.network else [],
+        right=cards(right[evenly_spaced(len(right), RIGHT)]) if material.network else [],
         twins=[
             pair | {f"photo_{x}": photo_of(stores[pair[f"split_{x}"]], pair[f"row_{x}"]) for x in "ab"}
             for pair in twins.to_dict("records")
@@ -129,7 +130,7 @@ def cards_of(evaluation: Evaluation, store: Store, material: Material) -> Callab
             return [""] * len(photos)
         network, size = material.network
         try:
-            maps = grad_cam(network, sized(photos, size), classes)
+            maps = grad_cam(network, resize_squares(photos, size), classes)
         except ValueError:
             return [""] * len(photos)
         return [thumbnail(photo, of_photo) for photo, of_photo in zip(photos, maps, strict=True)]
@@ -167,11 +168,6 @@ def changed_with_photos(changed: pd.DataFrame, store: Store) -> list[dict[str, A
         | {"photo": photo_of(store, item["row"]) if item["row"] in shown else ""}
         for item in changed.to_dict("records")
     ]
-
-
-def spread(rows: np.ndarray, most: int) -> np.ndarray:
-    """Return at most `most` of the rows, at equal distances."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64))] if len(rows) else rows
 
 
 def facts(store: Store) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from carmodel.data.images import resize
+from carmodel.data.images import resize_squares
 from carmodel.data.store import Store
 from carmodel.errors import InputError
 from carmodel.evaluation.temperature import apply_temperature
@@ -76,14 +76,9 @@ def predictor(model: keras.Model, image_size: int = 0, *, flip: bool = False) ->
     network = with_mirror_image(model) if flip else model
 
     def predict(photos: np.ndarray) -> np.ndarray:
-        return network.predict_on_batch(sized(photos, image_size))
+        return network.predict_on_batch(resize_squares(photos, image_size))
 
     return predict
-
-
-def sized(photos: np.ndarray, size: int) -> np.ndarray:
-    """Resize square photos, uint8 (N, H, H, 3), to uint8 (N, size, size, 3). A size of 0 keeps theirs."""
-    return photos if size in (0, photos.shape[1]) else np.stack([resize(photo, size, size) for photo in photos])
 
 
 def evaluate(

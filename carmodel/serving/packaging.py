@@ -15,7 +15,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
-from carmodel.data.images import resize
+from carmodel.data.images import resize_squares
 from carmodel.errors import InputError
 from carmodel.mlflow_model import log_model, pinned
 from carmodel.model.head import with_mirror_image
@@ -121,10 +121,10 @@ def log_classifier(
         raise InputError(
             f"image_size={size}: the network accepts only {trained.input_shape[1]} px; leave image_size out"
         )
-    inference = build_inference_model(trained, resized(photos, size), settings.folded, settings.precision)
+    inference = build_inference_model(trained, resize_squares(photos, size), settings.folded, settings.precision)
     final = with_mirror_image(inference.network) if settings.flip else inference.network
     forward = Forward(final, size, inference.precision == "bfloat16")
-    calibration = calibrate(lambda images: forward(resized(images, size)))
+    calibration = calibrate(lambda images: forward(resize_squares(images, size)))
     mlflow.log_metrics(inference.metrics | calibration.metrics)
     mlflow.log_params({"served_folded": inference.folded, "served_precision": inference.precision})
     metadata = {fact: facts[fact] for fact in METADATA} | settings.model_dump(include={"flip", *LIMITS})
@@ -149,8 +149,3 @@ def log_classifier(
             metadata=metadata | {"trained_model": settings.model_uri, **(accuracy or {})},
         )
     return info, inference
-
-
-def resized(photos: np.ndarray, size: int) -> np.ndarray:
-    """Resize square photos, uint8 (N, H, H, 3), to uint8 (N, size, size, 3)."""
-    return photos if photos.shape[1] == size else np.stack([resize(photo, size, size) for photo in photos])
