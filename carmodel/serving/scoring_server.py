@@ -53,11 +53,12 @@ def start_server(model_uri: str, port: int, log: IO[bytes] | None = None) -> sub
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model_uri, "--env-manager", "local"]
     # MLflow starts uvicorn by name. It is in the directory of this interpreter.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    if log is None:  # on a terminal, a line per request would hide what matters
+        quiet["UVICORN_LOG_LEVEL"] = "warning"
     return subprocess.Popen(
         [*command, "--host", HOST, "--port", str(port), "--workers", "1"],
-        env={"TF_CPP_MIN_LOG_LEVEL": "3", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-        | os.environ
-        | {"PATH": path},
+        env=quiet | os.environ | {"PATH": path},
         stdout=log,
         stderr=log,
         start_new_session=True,
