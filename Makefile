@@ -71,8 +71,15 @@ lint: .venv/dev .venv/azure .venv/spark  ## ruff, formatting, types
 	ruff format --check .
 	mypy
 
-# BENCH_DATA=/data/stanford_cars make bench: with real photos; without, with drawn ones.
-bench: .venv/runtime .venv/horovod .venv/spark  ## measure both engines, training on two ranks, and serving (wants an idle machine)
+# What the benchmark compares this project with, such as ONNX Runtime, in an environment of its own.
+.venv-bench/peers: .venv/uv benchmarks/peers.txt
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) .venv-bench
+	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python -r benchmarks/peers.txt
+	touch $@
+
+# BENCH_DATA=/data/stanford_cars make bench: with real photos; without, with drawn ones. ONLY=loader: one part.
+bench: .venv/runtime .venv/horovod .venv/spark .venv-bench/peers  ## speed beside other ways, to docs/benchmarks (30 minutes, wants an idle machine)
+	python -m benchmarks --data_uri "$(BENCH_DATA)" --only "$(ONLY)" --out docs/benchmarks
 	python -m benchmarks.bench_engines --data_uri "$(BENCH_DATA)"
 	python -m benchmarks.bench_engines --data_uri "$(BENCH_DATA)" --enlarge 2.2
 	python -m benchmarks.bench_engines --data_uri "$(BENCH_DATA)" --times 8 --turns 1
@@ -95,6 +102,7 @@ azure: .venv/azure  ## install the Azure SDK: deployments, remote runs, data in 
 
 lock: .venv/uv  ## resolve requirements.lock again from pyproject.toml
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --all-extras --no-annotate --no-header pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --constraint requirements.lock --no-annotate --no-header benchmarks/peers.in -o benchmarks/peers.txt
 
-clean:  ## remove the environment (runs and models stay)
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove the environments (runs and models stay)
+	rm -rf .venv .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis

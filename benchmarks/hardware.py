@@ -1,0 +1,42 @@
+"""Describe the machine and the versions of a measurement."""
+
+import os
+import platform
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from carmodel.training.precision import CPUINFO, cpu_flags
+
+PACKAGES = ("tensorflow", "keras", "mlflow", "numpy", "opencv-python-headless", "h5py", "pyspark", "horovod")
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+"""Instruction sets that decide how fast a network runs."""
+
+
+def describe(data: str) -> dict[str, str]:
+    """Return the header of a report: processor, cores, instruction sets, memory, date, versions, and the data used."""
+    flags = cpu_flags(CPUINFO)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": _processor(CPUINFO),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "instruction sets": ", ".join(flag for flag in FLAGS if flag in flags) or "none of " + ", ".join(FLAGS),
+        "memory": f"{memory:.0f} GiB",
+        "date": date.today().isoformat(),
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {found}" for name in PACKAGES if (found := _installed(name))),
+        "data": data,
+    }
+
+
+def _processor(cpuinfo: Path) -> str:
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
