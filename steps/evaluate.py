@@ -23,6 +23,7 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     import steps.quiet_tensorflow  # noqa: F401
     from carmodel.data.preprocessing import WHOLE, read_boxes
     from carmodel.data.store import open_store
+    from carmodel.evaluation.metrics import wilson_interval
     from carmodel.evaluation.predictions import evaluate, predictor
     from carmodel.evaluation.report import write_report
     from carmodel.evaluation.tables import Material
@@ -63,8 +64,10 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     step.log_output(report, "report")
     without_box = f", top-1 without boxes {numbers['whole_top1']:.4f}" if "whole_top1" in numbers else ""
     compared = f"; {numbers['gained']:.0f} photos gained, {numbers['lost']:.0f} lost" if other else ""
+    low, high = wilson_interval(numbers["top1"], len(store))
     step.summarise(
-        f"test top-1 {numbers['top1']:.4f}, top-5 {numbers['top5']:.4f} on {len(store)} photos{without_box}{compared}"
+        f"test top-1 {numbers['top1']:.4f} (95%: {low:.3f} to {high:.3f}), top-5 {numbers['top5']:.4f} on {len(store)} "
+        f"photos{without_box}{compared}"
     )
 
 

@@ -22,13 +22,14 @@ def work(settings: Preprocess, step: "StepRun") -> None:
     """Log the output `data` (train.h5, test.h5 and whole photos), the data report and a contact sheet."""
     import mlflow
 
+    from carmodel.data.data_report import small_parts
     from carmodel.data.pictures import contact_sheet
     from carmodel.data.store import open_store
     from steps.engine import output_folder
 
     with output_folder(settings, step, "data") as data:
         report = make_stores(settings, data)
-        for note in report["notes"]:
+        for note in [*report["notes"], *small_parts(report)]:
             print(f"preprocess: {note}")
         (step.folder / "data_report.json").write_text(json.dumps(report, indent=2) + "\n")
         title = str(open_store(data / "train.h5").attrs["note"]) or settings.data_uri

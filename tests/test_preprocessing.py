@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carmodel.data.data_report import Report
+from carmodel.data.data_report import FEW, Report, small_parts
 from carmodel.data.images import decode, prepare
 from carmodel.data.local_engine import map_batches, rows_per_batch
 from carmodel.data.preprocessing import WHOLE, check_stores, read_boxes, write_stores
@@ -64,6 +64,13 @@ def test_stores_contain_each_photo_as_the_classifier_sees_it(sample: Path, tmp_p
     assert report["splits"] == {"train": {"rows": 24, "training": 18, "validation": 6}, "test": {"rows": 6}}
     assert report["rows_per_class"]["Synthetic Sedan 2020"] == {"training": 6, "validation": 2, "test": 2}
     assert (report["settings"]["image_size"], report["bad_fraction"], report["notes"]) == (32, 0, [])
+
+
+def test_parts_too_small_to_measure_an_accuracy_are_named(sample: Path, tmp_path: Path) -> None:
+    report = written(read(sample), tmp_path, validation_fraction=0)
+    assert small_parts(report) == ["Only 6 test photos: an accuracy measured on them may be off by 40 points."]
+    report["splits"]["test"]["rows"] = FEW
+    assert small_parts(report) == []
 
 
 def test_validation_and_test_photos_are_also_written_whole(sample: Path, tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from carmodel.data.store import Store
 from carmodel.data.table import CarTable
 from carmodel.parameters import Preprocess
 
+FEW = 100
+"""Number of photos below which the 95% interval of an accuracy is wider than ±10 points."""
+
 
 class Report(TypedDict):
     """The data report.
@@ -106,6 +109,16 @@ def report_on_photos(
     report["notes"] += _notes_on(report)
     report["settings"] = settings.model_dump()
     return report
+
+
+def small_parts(report: Report) -> list[str]:
+    """Return a warning for each of the validation and test parts that is too small to measure an accuracy."""
+    parts = {"validation": report["splits"]["train"]["validation"], "test": report["splits"]["test"]["rows"]}
+    return [
+        f"Only {rows} {part} photos: an accuracy measured on them may be off by {98 / rows**0.5:.0f} points."
+        for part, rows in parts.items()
+        if 0 < rows < FEW
+    ]
 
 
 def _count_groups(photos: pd.DataFrame, groups: np.ndarray | pd.Series, differing: str) -> dict[str, int]:
