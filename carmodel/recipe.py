@@ -146,5 +146,5 @@ def _explain(item: dict[str, Any]) -> str:
     if item["type"] == "extra_forbidden":
         return f"{step} has no parameter {name!r}; {suggestion(name, known)}"
     if item["type"] == "string_pattern_mismatch":
-        problem = f"invalid format; {name} is {known[name].description}"
+        problem = f"not valid; expected: {known[name].description}"
     return f"{step}.{name}={item['input']!r}: {problem[0].lower()}{problem[1:]}"

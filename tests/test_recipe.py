@@ -35,7 +35,7 @@ def test_an_empty_value_counts_as_not_given(tmp_path: Path) -> None:
         ("train.epoch=3", "no parameter 'epoch'; did you mean `epochs`?"),
         ("training.epochs=3", "no step 'training'; the steps are preprocess, augment, train"),
         ("epochs=3", "not step.parameter=value"),
-        ("train.epochs=many", "train.epochs='many': invalid format; epochs is number of epochs"),
+        ("train.epochs=many", "train.epochs='many': not valid; expected: number of epochs"),
         ("train.batch_size=0", "greater than or equal to 1"),
         ("train.optimizer=lion", "'sgd' or 'adamw'"),
         ("train.depth=18", "14, 26, 50, 101 or 152"),
