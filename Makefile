@@ -8,8 +8,8 @@ export TF_CPP_MIN_LOG_LEVEL := 3
 
 # Runs of these targets are found again by a person's own commands after the `export` of README.md.
 demo serve pretrained load: export MLFLOW_EXPERIMENT_NAME := carmodel
-demo serve pretrained load: export MLFLOW_LOGGING_LEVEL := WARNING
-demo serve pretrained load: export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR := false
+demo serve pretrained load bench: export MLFLOW_LOGGING_LEVEL := WARNING
+demo serve pretrained load bench: export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR := false
 
 PORT ?= 5001
 PAGE_PORT ?= 5002
@@ -80,11 +80,7 @@ lint: .venv/dev .venv/azure .venv/spark  ## ruff, formatting, types
 # BENCH_DATA=/data/stanford_cars make bench: with real photos; without, with drawn ones. ONLY=loader: one part.
 bench: .venv/runtime .venv/horovod .venv/spark .venv-bench/peers  ## speed beside other ways, to docs/benchmarks (30 minutes, wants an idle machine)
 	python -m benchmarks --data_uri "$(BENCH_DATA)" --only "$(ONLY)" --out docs/benchmarks
-	python -m benchmarks.bench_engines --data_uri "$(BENCH_DATA)"
-	python -m benchmarks.bench_engines --data_uri "$(BENCH_DATA)" --enlarge 2.2
-	python -m benchmarks.bench_engines --data_uri "$(BENCH_DATA)" --times 8 --turns 1
 	python -m benchmarks.bench_horovod
-	python -m benchmarks.bench_serving
 
 fuzz: .venv/dev  ## 10,000 mutated requests to a live server
 	python -m tests.fuzz_endpoint

@@ -6,12 +6,15 @@ from importlib import import_module
 from benchmarks.given import Given
 from benchmarks.report import Part
 
-PARTS = ("loader",)
+PARTS = ("preprocess", "spark", "loader", "inference", "augmentation")
 """The parts, in the order in which they run. Each is a module with `TITLE` and `measure`."""
 
 
 def measure(name: str, given: Given) -> Part:
     """Measure one part in this process."""
+    import carmodel.serving.quiet_tensorflow  # noqa: F401
+
+    # isort: split
     from benchmarks.hardware import describe
     from benchmarks.photos import describe_data
 

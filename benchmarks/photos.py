@@ -49,11 +49,15 @@ def photos(given: Given, number: int) -> CarTable:
     # Spread over the whole data set, since its first photos may be of the same kind.
     if number < len(chosen):
         chosen = chosen.iloc[np.linspace(0, len(chosen) - 1, number).astype(int)]
-    times = -(-number // len(chosen))
-    chosen = pd.concat([chosen] * times, ignore_index=True).head(number)
-    chosen["source"] = [f"{row:06d}-{source}" for row, source in enumerate(chosen["source"])]
-    chosen["split"] = ["train"] * (number - 1) + ["test"]
-    return replace(table, photos=chosen, class_names=["car"], problems=table.problems.head(0))
+    return repeated(replace(table, photos=chosen, class_names=["car"], problems=table.problems.head(0)), number)
+
+
+def repeated(table: CarTable, number: int) -> CarTable:
+    """Return a table of `number` photos: those of `table`, in turn, under new names. The last one is for the test."""
+    times = -(-number // len(table.photos))
+    rows = pd.concat([table.photos] * times, ignore_index=True).head(number)
+    names = [f"{row:06d}-{Path(path).name}" for row, path in enumerate(rows["path"])]
+    return replace(table, photos=rows.assign(source=names, split=["train"] * (number - 1) + ["test"]))
 
 
 def _open(given: Given) -> CarTable:

@@ -1,0 +1,227 @@
+"""Classify photos: this project's classifier beside a plain pyfunc, and its network beside Keras, ONNX Runtime and OpenVINO."""
+
+import base64
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import keras
+import mlflow
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from benchmarks import networks
+from benchmarks.given import Given
+from benchmarks.networks import Subject
+from benchmarks.peers import MISSING, PeerError, Peers, peers
+from benchmarks.photos import photos
+from benchmarks.turns import Competitor, Table, Work, rate, take_turns
+from carmodel.data.images import prepare
+from carmodel.data.local_engine import cores
+from carmodel.mlflow_model import PRETRAINED, log_network
+from carmodel.model.head import with_mirror_image
+from carmodel.parameters import PackagePyfunc
+from carmodel.serving.forward import Forward
+from carmodel.serving.packaging import log_classifier
+from carmodel.tracking.digests import ROOT
+from tests.endpoint import Server, serve
+
+TITLE = "Inference"
+BATCHES = (1, 8, 32)
+SIZE = 224
+ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+OURS, PLAIN, FORWARD, WHOLE = (
+    "carmodel",
+    "plain pyfunc",
+    "carmodel: Forward",
+    "one TensorFlow call of the folded network",
+)
+
+Answer = Callable[[int], object]
+"""Answer the first rows."""
+
+
+def measure(given: Given) -> list[Table]:
+    """Measure all ways with each network."""
+    files = [Path(path).read_bytes() for path in photos(given, max(BATCHES)).photos["path"]]
+    mlflow.set_tracking_uri(f"sqlite:///{given.folder}/mlflow.db")
+    experiment = mlflow.create_experiment("bench", artifact_location=(given.folder / "artifacts").as_uri())
+    mlflow.set_experiment(experiment_id=experiment)
+    facts = json.loads(PRETRAINED.with_suffix(".json").read_text())
+    tables = []
+    for name, size in {"residual": SIZE, "mobile": SIZE, "shipped": facts["image_size"]}.items():
+        images = np.stack([prepare(data, size) for data in files])
+        subject = networks.shipped(facts["flip"]) if name == "shipped" else getattr(networks, name)(images)
+        folder = given.folder / name
+        folder.mkdir()
+        with ExitStack() as stack:
+            tables += of_network(
+                subject, files, images, folder, stack.enter_context(peers(given)), rounds=given.rounds()
+            )
+        keras.utils.clear_session(free_memory=True)
+    return tables
+
+
+def of_network(
+    subject: Subject, files: list[bytes], images: np.ndarray, folder: Path, process: Peers | None, *, rounds: int
+) -> list[Table]:
+    """Measure a network over HTTP, in process from Base64, and alone on prepared photos."""
+    models = log_all(subject, images, folder)
+    loaded = {name: mlflow.pyfunc.load_model(model) for name, model in models.items()}
+    served = keras.saving.load_model(Path(models[OURS]) / "artifacts" / "model.keras", compile=False)
+    forward = Forward(served, images.shape[1])
+    whole = tf.function(lambda batch: served(batch, training=False), autograph=False, jit_compile=False)
+    texts = [base64.b64encode(data).decode() for data in files]
+    expected = forward(images)
+    remarks = check_plain(loaded, images) + check(subject.peer_name, subject.peer(images), expected)
+    engines, more = engine_competitors(served, images, expected, folder, process)
+
+    def competitor(name: str, role: str, answer: Answer) -> Competitor:
+        return Competitor(name, role, cores(), {f"batch {rows}": rows_rate(answer, rows) for rows in BATCHES})
+
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(serve(model, fresh(folder, name))) for name, model in models.items()}
+        http = [competitor(f"{name}, HTTP", "ours", partial(ask, server, texts)) for name, server in servers.items()]
+        local = [competitor(f"{name}, pyfunc", "ours", partial(ask_here, loaded[name], texts)) for name in loaded]
+        alone = [
+            competitor(FORWARD, "ours", lambda rows: forward(images[:rows])),
+            competitor(subject.peer_name, "peer", lambda rows: subject.peer(images[:rows])),
+            competitor(WHOLE, "limit", lambda rows: whole(tf.constant(images[:rows])).numpy()),
+        ]
+        measured = {entry.name: entry for entry in take_turns([*http, *local, *alone, *engines], rounds)}
+    limit = replace(measured[FORWARD], name="forward pass of prepared photos", role="limit")
+    photo = f"photos of {np.mean([len(data) for data in files]) / 1e3:.0f} kB to {images.shape[1]} px"
+
+    def table(where: str, kind: str, headline: str) -> Table:
+        pair = [measured[f"{OURS}, {kind}"], replace(measured[f"{PLAIN}, {kind}"], role="peer"), limit]
+        return Table(f"{subject.name} {where}, {photo}", "rows/s", pair, remarks[:1], headline, "batch 32")
+
+    order = [FORWARD, subject.peer_name, *(engine.name for engine in engines), WHOLE]
+    network = [measured[name] for name in order]
+    return [
+        table("over HTTP, Base64", "HTTP", f"{subject.name} over HTTP, 32 rows"),
+        table("in process, Base64", "pyfunc", f"{subject.name} as a pyfunc, 32 rows"),
+        Table(
+            f"{subject.name} alone, prepared photos of {images.shape[1]} px",
+            "rows/s",
+            network,
+            remarks[1:] + more,
+            f"{subject.name}, forward pass of 32 rows",
+            "batch 32",
+        ),
+    ]
+
+
+def log_all(subject: Subject, images: np.ndarray, folder: Path) -> dict[str, str]:
+    """Log the classifier of this project and the plain one, and return their directories."""
+    plain_network = with_mirror_image(subject.network) if subject.flip else subject.network
+    plain_network.save(plain_file := folder / "plain.keras")
+    names = [f"Class {i}" for i in range(subject.network.output_shape[-1])]
+    facts = {"class_names": names, "image_size": images.shape[1], "crop": "none", "margin": 0.0}
+    with mlflow.start_run():
+        trained = log_network(subject.network, images[:1], facts, {}).model_uri
+    with mlflow.start_run():
+        ours = log_classifier(PackagePyfunc(model_uri=trained, flip=subject.flip), images[:8])[0].model_uri
+    with mlflow.start_run():
+        plain = mlflow.pyfunc.log_model(
+            name="plain",
+            python_model=str(Path(__file__).with_name("plain_pyfunc.py")),
+            artifacts={"model": str(plain_file)},
+            model_config={"image_size": images.shape[1]},
+            code_paths=[str(ROOT / "carmodel")],
+            pip_requirements=["mlflow"],
+        ).model_uri
+    return {name: mlflow.artifacts.download_artifacts(uri) for name, uri in {OURS: ours, PLAIN: plain}.items()}
+
+
+def engine_competitors(
+    served: keras.Model, images: np.ndarray, expected: np.ndarray, folder: Path, process: Peers | None
+) -> tuple[list[Competitor], list[str]]:
+    """Convert the served network for the other engines, check their answers, and return them with a sentence for each."""
+    arguments = {"onnx": str(folder / "network.onnx"), "threads": cores(), "images": str(folder / "images.npy")}
+    competitors, remarks, reason = [], [], MISSING
+    if process:
+        np.save(arguments["images"], images)
+        signature = [keras.InputSpec("uint8", (None, *images.shape[1:]))]
+        served.export(folder / "saved", format="tf_saved_model", input_signature=signature, verbose=False)
+        try:
+            process.call("convert", saved_model=str(folder / "saved"), onnx=arguments["onnx"])
+        except PeerError as error:
+            process, reason = None, str(error)
+    for engine, title in ENGINES.items():
+        works: dict[str, Work] = {}
+        note = "" if process else reason
+        if process:
+            try:
+                out = str(folder / f"{engine}.npy")
+                process.call("answers", engine=engine, out=out, **arguments)
+                remarks += check(title, np.load(out), expected)
+                infer = partial(process.call, "infer", engine=engine, **arguments)
+                works = {f"batch {rows}": partial(engine_rate, infer, rows) for rows in BATCHES}
+                title = f"{title} {process.call('versions', packages=[engine])[0]}"  # noqa: PLW2901
+            except PeerError as error:
+                note = str(error)
+        competitors.append(Competitor(title, "peer", cores(), works, note))
+    return competitors, remarks
+
+
+def engine_rate(infer: Callable[..., float], rows: int) -> float:
+    """Return rows per second of an engine in the peers' process, which reads the clock itself."""
+    times = requests(rows)
+    return rows * times / infer(rows=rows, times=times)
+
+
+def requests(rows: int) -> int:
+    """Return how many requests make at least eight rows."""
+    return max(1, 8 // rows)
+
+
+def rows_rate(answer: Answer, rows: int) -> Work:
+    """Return a function that answers at least eight rows and returns rows per second."""
+    return rate(rows * requests(rows), lambda: [answer(rows) for _ in range(requests(rows))])
+
+
+def fresh(folder: Path, name: str) -> Path:
+    """Create a directory for a server."""
+    (folder / f"server-{name}").mkdir()
+    return folder / f"server-{name}"
+
+
+def ask(server: Server, texts: list[str], rows: int) -> None:
+    """Request answers for the first rows over HTTP."""
+    body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[text] for text in texts[:rows]]}}).encode()
+    status, answer = server.post(body)
+    if status != 200 or len(json.loads(answer)["predictions"]) != rows:
+        raise RuntimeError(f"the server answered {status}: {answer[:500]!r}")
+
+
+def ask_here(model: mlflow.pyfunc.PyFuncModel, texts: list[str], rows: int) -> pd.DataFrame:
+    """Answer the first rows in this process."""
+    return model.predict(pd.DataFrame({"image": texts[:rows]}))
+
+
+def check_plain(loaded: dict[str, mlflow.pyfunc.PyFuncModel], images: np.ndarray) -> list[str]:
+    """Compare both classifiers on photos that need no resizing, and return a sentence."""
+    files = [cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes() for image in images]
+    texts = [base64.b64encode(data).decode() for data in files]
+    ours, plain = (ask_here(loaded[name], texts, len(texts)) for name in (OURS, PLAIN))
+    theirs = [plain[f"p({label})"].iloc[row] for row, label in enumerate(ours["class_id"])]
+    change = np.abs(np.array(theirs) - ours["probability"].to_numpy(float)).max()
+    agree = (plain["class_id"].to_numpy() == ours["class_id"].to_numpy(int)).mean()
+    return [f"{PLAIN}, on photos that need no resizing: {difference(change, agree)}"]
+
+
+def check(name: str, answers: np.ndarray, expected: np.ndarray) -> list[str]:
+    """Compare the probabilities of a way with those of this project, and return a sentence."""
+    agree = (answers.argmax(-1) == expected.argmax(-1)).mean()
+    return [f"{name}: {difference(np.abs(answers - expected).max(), agree)}"]
+
+
+def difference(change: float, agree: float) -> str:
+    """Return a sentence on how much answers differ."""
+    return f"a probability differs by at most {change:.0e}, and {agree:.0%} of the classes agree."

@@ -1,0 +1,52 @@
+"""Preprocess on Spark: this project's Spark engine beside its local engine, on few and on many photos."""
+
+from contextlib import ExitStack
+from functools import partial
+
+from benchmarks.given import Given
+from benchmarks.photos import IMAGE_SIZE, photos, repeated, scaled
+from benchmarks.preprocess import LIMIT, bare, stores_rate
+from benchmarks.turns import Competitor, Table, rate, take_turns
+from carmodel.data.local_engine import Engine, cores, local_engine
+from carmodel.data.spark_engine import spark_engine
+from carmodel.data.spark_session import ship, spark_session
+from carmodel.data.table import CarTable
+
+TITLE = "Preprocess on Spark"
+SIDE = 320
+DISTINCT = 6500
+"""Number of different photos. More photos are the same ones under other names."""
+ROUNDS = {6500: 5, 50_000: 3}
+"""Number of rounds for each number of photos."""
+QUICK = {6500: 130, 50_000: 1000}
+
+
+def measure(given: Given) -> list[Table]:
+    """Measure both engines on each number of photos, within one Spark session."""
+    few = scaled(photos(given, given.size(DISTINCT, QUICK[DISTINCT])), SIDE, given.folder / "scaled")
+    with ExitStack() as stack:
+        session = stack.enter_context(spark_session(f"local[{cores()}]"))
+        ship(session, ["carmodel"])
+        spark = spark_engine(session)
+        tables = []
+        for number, rounds in ROUNDS.items():
+            table = repeated(few, given.size(number, QUICK[number]))
+            tables.append(compare(given, table, spark, rounds))
+    return tables
+
+
+def compare(given: Given, table: CarTable, spark: Engine, rounds: int) -> Table:
+    """Measure both engines on the same photos."""
+    number, out = len(table.photos), given.folder / "out"
+    competitors = [
+        Competitor("carmodel: Spark engine", "ours", cores(), {"": partial(stores_rate, table, out, spark)}),
+        Competitor("carmodel: local engine", "peer", cores(), {"": partial(stores_rate, table, out, local_engine)}),
+        Competitor(LIMIT, "limit", cores(), {"": rate(number, lambda: bare(table.photos))}),
+    ]
+    return Table(
+        f"{number:,} photos of {SIDE} px to {IMAGE_SIZE} px",
+        "images/s",
+        take_turns(competitors, given.rounds(rounds)),
+        ["The Spark session has started before, and its Python workers have run in the warm-up round."],
+        headline=f"Preprocess with engine=spark: {number:,} photos",
+    )
