@@ -1,0 +1,106 @@
+"""Start: until the first training step, a pipeline whose steps are all reused, and ``--help``."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from benchmarks.first_step import BATCH, NETWORK
+from benchmarks.given import Given
+from benchmarks.photos import store_of
+from benchmarks.turns import Competitor, Table, seconds, take_turns
+from carmodel.parameters import STEPS
+from carmodel.tracking.digests import ROOT
+from tests.project import Project, environment, happened
+from tests.tracked import new_database
+
+TITLE = "Start"
+EMPTY = 'name: empty\nentry_points:\n  main:\n    command: "python -c pass"\n'
+
+
+def measure(given: Given) -> list[Table]:
+    """Measure the three kinds of start, each in new processes."""
+    project = prepared(given.folder / "project")
+    rounds = given.rounds()
+    return [first_step(given, project, rounds), cached(given, project, rounds), show_help(project, rounds)]
+
+
+def prepared(folder: Path) -> Project:
+    """Copy the project to a new folder, with a tracking store of its own."""
+    folder.mkdir()
+    project = Project(folder, environment(str(Path(sys.executable).parent)))
+    new_database(folder)
+    (folder / "pretrained").symlink_to(ROOT / "pretrained")
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+    return project
+
+
+def command(project: Project, *words: str) -> Callable[[], float]:
+    """Return a function that runs a command in the copy of the project, and returns its seconds."""
+    return seconds(partial(succeeded, project, words))
+
+
+def succeeded(project: Project, words: Sequence[str]) -> str:
+    """Run a command, and return its output.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    done = project.run(*words)
+    return printed(done, " ".join(words))
+
+
+def printed(done: subprocess.CompletedProcess[str], name: str) -> str:
+    """Return the output of a command that succeeded."""
+    if done.returncode != 0:
+        raise RuntimeError(f"{name} failed:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def first_step(given: Given, project: Project, rounds: int) -> Table:
+    """Measure from the start of the process to the end of the first training step."""
+    store = str(store_of(given, 4 * BATCH, given.folder / "store").paths[0])
+    script = ("python", "-m", "benchmarks.first_step")
+    competitors = [
+        Competitor("carmodel: fit", "ours", "all", {"": command(project, *script, "carmodel", store)}),
+        Competitor("a plain Keras script", "peer", "all", {"": command(project, *script, "keras", store)}),
+        Competitor("import tensorflow", "limit", 1, {"": command(project, "python", "-c", "import tensorflow")}),
+    ]
+    title = f"From the start of Python to the first training step of {NETWORK}, batch {BATCH}"
+    return Table(title, "s", take_turns(competitors, rounds), [], "Start to the first training step")
+
+
+def cached(given: Given, project: Project, rounds: int) -> Table:
+    """Measure `main` when every step is reused, beside an MLflow project that does nothing."""
+    (empty := given.folder / "empty").mkdir()
+    (empty / "MLproject").write_text(EMPTY)
+
+    def main() -> dict[str, str]:
+        done = project.main("Default", package_pyfunc__registered_model_name="tiny")
+        return happened(printed(done, "mlflow run ."))
+
+    main()  # runs every step
+    if set((reused := main()).values()) != {"reused"} or len(reused) < len(STEPS):
+        raise RuntimeError(f"main did not reuse every step: {reused}")
+    nothing = command(project, "mlflow", "run", str(empty), "--env-manager", "local", "--experiment-name", "Default")
+    competitors = [
+        Competitor("carmodel: main, all steps reused", "ours", "all", {"": seconds(main)}),
+        Competitor("mlflow run of a project that does nothing", "peer", 1, {"": nothing}),
+        Competitor("import mlflow", "limit", 1, {"": command(project, "python", "-c", "import mlflow")}),
+    ]
+    return Table(
+        "mlflow run . with every step reused", "s", take_turns(competitors, rounds), [], "main, all steps reused"
+    )
+
+
+def show_help(project: Project, rounds: int) -> Table:
+    """Measure ``--help``."""
+    competitors = [
+        Competitor(
+            "carmodel: steps.train --help", "ours", 1, {"": command(project, "python", "-m", "steps.train", "--help")}
+        ),
+        Competitor("mlflow --help", "peer", 1, {"": command(project, "mlflow", "--help")}),
+        Competitor("python -c pass", "limit", 1, {"": command(project, "python", "-c", "pass")}),
+    ]
+    return Table("--help", "s", take_turns(competitors, rounds), [], "--help")
