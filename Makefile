@@ -80,7 +80,6 @@ lint: .venv/dev .venv/azure .venv/spark  ## ruff, formatting, types
 # BENCH_DATA=/data/stanford_cars make bench: with real photos; without, with drawn ones. ONLY=loader: one part.
 bench: .venv/runtime .venv/horovod .venv/spark .venv-bench/peers  ## speed beside other ways, to docs/benchmarks (30 minutes, wants an idle machine)
 	python -m benchmarks --data_uri "$(BENCH_DATA)" --only "$(ONLY)" --out docs/benchmarks
-	python -m benchmarks.bench_horovod
 
 fuzz: .venv/dev  ## 10,000 mutated requests to a live server
 	python -m tests.fuzz_endpoint

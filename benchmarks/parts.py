@@ -6,7 +6,7 @@ from importlib import import_module
 from benchmarks.given import Given
 from benchmarks.report import Part
 
-PARTS = ("preprocess", "spark", "loader", "inference", "training", "augmentation", "startup")
+PARTS = ("preprocess", "spark", "loader", "inference", "training", "augmentation", "startup", "ranks")
 """The parts, in the order in which they run. Each is a module with `TITLE` and `measure`."""
 
 
