@@ -38,6 +38,7 @@ CROWDED = {
     "test_end_to_end",
     "test_launch",
     "test_launch_spark",
+    "test_notebook",
     "test_spark",
 }
 # Their tests share an endpoint with those in tests/cloud, which share servers and interpreters.

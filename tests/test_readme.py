@@ -14,7 +14,7 @@ from steps.main import parse_main
 
 README = Path("README.md")
 PAGES = [README, Path("DEVELOPING.md"), Path("pretrained/README.md"), *sorted(Path("docs").glob("*.md"))]
-FOLDERS = "backends|benchmarks|carmodel|configs|docs|examples|pretrained|steps|tests"
+FOLDERS = "backends|benchmarks|carmodel|configs|docs|examples|notebooks|pretrained|steps|tests"
 EVERYWHERE = pytest.mark.parametrize("page", PAGES, ids=str)
 
 
@@ -22,7 +22,7 @@ def found(pattern: str, page: Path) -> set[str]:
     return set(re.findall(pattern, page.read_text()))
 
 
-def commands(page: Path, start: str) -> list[list[str]]:
+def commands_in(page: Path, start: str) -> list[list[str]]:
     """Return the words of each command in the shell blocks of a page that begins with `start`."""
     blocks = re.findall(r"(?ms)^```bash\n(.*?)^```", page.read_text())
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
@@ -71,7 +71,7 @@ def test_every_make_target_exists(page: Path) -> None:
 
 @EVERYWHERE
 def test_every_command_of_mlflow_run_is_accepted(page: Path, tmp_path: Path) -> None:
-    for command in commands(page, "mlflow run"):
+    for command in commands_in(page, "mlflow run"):
         options = dict(pairwise(command))
         arguments = [f"--{command[i + 1]}" for i, option in enumerate(command) if option == "-P"]
         arguments = [argument.replace("/mnt/shared", str(tmp_path)) for argument in arguments]

@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 
 
 @contextmanager
-def _stderr_hidden() -> Iterator[None]:
+def stderr_hidden() -> Iterator[None]:
     """Redirect file descriptor 2, to which C++ code writes, to a temporary file. Show the file after an exception."""
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -29,5 +29,5 @@ def _stderr_hidden() -> Iterator[None]:
             os.close(terminal)
 
 
-with _stderr_hidden():
+with stderr_hidden():
     import tensorflow  # noqa: F401
