@@ -98,8 +98,9 @@ def test_every_link_and_command_of_the_notebook_works(tmp_path: Path) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", markdown):
         assert (FILE.parent / link).exists(), link
     (page := tmp_path / "page.md").write_text(markdown)
-    assert len(found := commands_in(page, "mlflow run")) > 3
-    for words in found:
+    commands = commands_in(page, "mlflow run")
+    assert len(commands) > 3
+    for words in commands:
         step = words[words.index("-e") + 1]
         parse_step(step, ENTRY_POINTS[step], [f"--{value}" for option, value in pairwise(words) if option == "-P"])
 
