@@ -1,5 +1,8 @@
 """Read Stanford Cars: the devkit's annotations and the photo folders become one table.
 
+The data set has 16,185 photos of 196 classes, 8,144 to train and 8,041 to test. A class is named by make, model and year.
+Each photo has the bounding box of its car.
+
 J. Krause, M. Stark, J. Deng, L. Fei-Fei: 3D Object Representations for Fine-Grained Categorization, 3dRR workshop,
 2013. The devkit counts pixels and classes from 1, and its boxes include their last pixel. The table counts from 0, and
 its boxes exclude x2 and y2.

@@ -1,4 +1,8 @@
-"""Find ImageNet weights that are already on this machine. Imports no Keras, which would slow down the start of main."""
+"""Find a file with ImageNet weights on this machine.
+
+`carmodel.model.pretrained` loads initial weights into the residual network, and `carmodel.model.backbone` into the networks
+of Keras Applications. This module does not import Keras, which would slow down the start of main.
+"""
 
 import re
 from collections.abc import Iterable

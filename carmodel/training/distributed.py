@@ -202,10 +202,13 @@ def equalise_moving_statistics(model: keras.Model) -> None:
 class SynchronizeRanks(keras.callbacks.Callback):
     """Keep the model and the logs of all ranks equal. Put it before callbacks that save, stop early or log.
 
+    It replaces Horovod's BroadcastGlobalVariablesCallback and MetricAverageCallback, which need Keras 2.
+
     At the start, all ranks receive the variables of rank 0. After the last step of an epoch, before validation, the
-    moving statistics of all ranks are averaged. At the end of an epoch, the exchanges and checksums of the weights are
-    checked, and the logs become the same on all ranks: averages weighted by rows, the sum of ``images_per_second``, and
-    for each rank r ``images_per_second_rank_r`` and ``all_reduce_seconds_rank_r``, the time between gradients and averages.
+    moving statistics of all ranks are averaged. At the end of an epoch, the callback checks that the gradients of every
+    update were averaged and that the weights of all ranks have the same checksums. The logs then become the same on all
+    ranks. Metrics are averaged, weighted by rows, and ``images_per_second`` is summed. For each rank r, the logs also have
+    ``images_per_second_rank_r`` and ``all_reduce_seconds_rank_r``, the time between gradients and averages.
 
     Args:
         average: from `distribute`.
