@@ -10,24 +10,25 @@ TYPES = {bool: "true or false", int: "integer", float: "number"}
 INTRODUCTION = """\
 # Parameters
 
-Set a parameter with `-P`, and take the values of a recipe, here `configs/laptop.yaml`, with `config`:
+Set a parameter with `-P`. The parameter `config` takes values from a recipe, here `configs/laptop.yaml`:
 
 ```bash
 mlflow run . --env-manager local -P config=laptop -P epochs=3
 ```
 
-A name that several steps share, such as `seed`, sets all of them. `set` addresses a step:
+A name that several steps share, such as `seed`, sets all of them. `set` sets a parameter of one step.
+Use it for a name that means something else in another step, such as `crop` or `flip`:
 
 ```bash
 mlflow run . --env-manager local -P set=train.seed=1,augment.seed=2
 ```
 
 `-P` takes precedence over `set`, and `set` over the recipe. To run one step, add its name: `-e train`. `main` sets
-`store_uri`, `augmented_uri`, `model_uri` and `evaluation_uri`. It has two parameters of its own:
+`store_uri`, `augmented_uri`, `model_uri` and `evaluation_uri` for each step. It has two more parameters:
 
 | parameter | values | default | meaning |
 | --- | --- | --- | --- |
-| `fresh` | true or false | `false` | run every step, reuse nothing |
+| `fresh` | true or false | `false` | run every step and reuse no earlier run |
 | `placement` | string |  | file that says which steps run on another machine, such as `backends/placement.yaml` |
 
 This page is generated from `carmodel/parameters/`: `python -m carmodel.parameter_table > docs/parameters.md`.

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from pydantic.fields import FieldInfo
+
 from carmodel.errors import InputError
 from carmodel.parameter_table import allowed_values
 from carmodel.parameters import ENTRY_POINTS, Settings
@@ -85,7 +87,7 @@ def make_parser(entry: str, description: str | None, names: Mapping[str, list[st
     Args:
         entry: name of the entry point.
         description: first paragraph of its ``--help``.
-        names: ``{step: parameters}``. A parameter that several steps share sets all of them.
+        names: ``{step: parameters}``. A name that several steps share sets all of them, and the help gives its meaning in each.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m steps.{entry}",
@@ -93,19 +95,29 @@ def make_parser(entry: str, description: str | None, names: Mapping[str, list[st
         epilog=f"With MLflow: mlflow run . -e {entry} --env-manager local -P NAME=VALUE",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", default="", metavar="FILE", help="recipe: NAME of configs/NAME.yaml, or a path")
-    parser.add_argument("--set", default="", metavar="STEP.NAME=VALUE,…", help="parameters of any step")
+    parser.add_argument("--config", default="", metavar="FILE", help="recipe: the NAME of configs/NAME.yaml, or a path")
+    parser.add_argument(
+        "--set", default="", metavar="STEP.NAME=VALUE,…", help="parameters of any step, separated by commas"
+    )
     owners: dict[str, list[str]] = {}
     for step, of in names.items():
         for name in of:
             owners.setdefault(name, []).append(step)
     for name, steps in owners.items():
-        field = ENTRY_POINTS[steps[0]].model_fields[name]
-        where = "" if len(names) == 1 else f"[{', '.join(steps)}] "
-        limits = f"{allowed}; " if (allowed := allowed_values(field)) else ""
-        text = f"{where}{field.description} ({limits}default: {field.default!r})"
+        meanings: dict[str, list[str]] = {}
+        for step in steps:
+            meanings.setdefault(_meaning(ENTRY_POINTS[step].model_fields[name]), []).append(step)
+        text = "; ".join(
+            meaning if len(names) == 1 else f"[{', '.join(of)}] {meaning}" for meaning, of in meanings.items()
+        )
         parser.add_argument(f"--{name}", default="", metavar="VALUE", help=text.replace("%", "%%"))
     return parser
+
+
+def _meaning(field: FieldInfo) -> str:
+    """Return the description of a parameter with its bounds and default, as text for ``--help``."""
+    limits = f"{allowed}; " if (allowed := allowed_values(field)) else ""
+    return f"{field.description} ({limits}default: {field.default!r})"
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str], known: list[str]) -> dict[str, str]:

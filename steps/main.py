@@ -25,7 +25,7 @@ class Arguments(NamedTuple):
 
     Attributes:
         recipe: the parameters of all steps.
-        fresh: run every step, reuse nothing.
+        fresh: run every step, and reuse no earlier run.
         placement: the steps that run on other machines.
         given: the parameters as given.
     """
@@ -41,10 +41,13 @@ def parse_main(arguments: list[str]) -> Arguments:
     own = {step: [n for n in model.model_fields if n not in LINK_OF.values()] for step, model in STEPS.items()}
     parser = make_parser("main", __doc__, own)
     parser.add_argument(
-        "--fresh", default="", metavar="VALUE", help="true: run every step, reuse nothing (default: false)"
+        "--fresh", default="", metavar="VALUE", help="true: run every step and reuse no earlier run (default: false)"
     )
     parser.add_argument(
-        "--placement", default="", metavar="FILE", help="file that says which steps run elsewhere: backends/NAME.yaml"
+        "--placement",
+        default="",
+        metavar="FILE",
+        help="file that says which steps run on another machine, such as backends/placement.yaml",
     )
     given = parse(parser, arguments, sorted({name for of in own.values() for name in of} | {"fresh", "placement"}))
     overrides = {step: {name: given[name] for name in of} for step, of in own.items()}

@@ -32,7 +32,7 @@ def run_pipeline(
 
     Args:
         recipe: the parameters of all steps.
-        fresh: run every step, reuse nothing.
+        fresh: run every step, and reuse no earlier run.
         placement: the steps that run on another machine.
         given: the parameters of the command line, for the command that resumes an interrupted main.
 

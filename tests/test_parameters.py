@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from carmodel.parameter_table import parameter_page
 from carmodel.parameters import ENTRY_POINTS, LINK_OF, STEPS
+from steps.main import parse_main
 
 
 def test_the_page_of_parameters_is_current() -> None:
@@ -19,3 +22,12 @@ def test_every_parameter_has_a_description() -> None:
 
 def test_every_input_of_a_step_is_the_output_of_another() -> None:
     assert set(LINK_OF.values()) <= {name for step in STEPS.values() for name in step.model_fields}
+
+
+def test_the_help_of_main_gives_each_meaning_of_a_shared_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for step in ("preprocess", "augment"):
+        field = ENTRY_POINTS[step].model_fields["crop"]
+        assert f"[{step}] {field.description} (" in text

@@ -12,7 +12,7 @@ class OnEngine(Settings):
     """Parameters of a step that can process images on this machine or on a Spark cluster."""
 
     engine: Literal["local", "spark"] = Field(
-        "local", description="where images are processed: on this machine or a Spark cluster, with the same result"
+        "local", description="where images are processed, with the same result: on this machine, or on a Spark cluster"
     )
     spark_master: SparkMaster = Field(
         "",
@@ -47,7 +47,7 @@ class Preprocess(OnEngine):
     image_size: int = Field(224, ge=16, le=1024, description="side of the square images, in pixels")
     crop: Literal["box", "none", "both"] = Field(
         "box",
-        description="crop each photo to its annotated box, use the whole photo, or both: each training photo twice",
+        description="box: crop photos to their boxes; none: keep them whole; both: train on each photo cropped and whole",
     )
     margin: Fraction = Field(0.0, description="context kept around the box, as a fraction of the box's side")
     classes: int = Field(0, ge=0, description="number of classes to keep, for quick trials (0: all)")
@@ -55,7 +55,9 @@ class Preprocess(OnEngine):
         0.1, ge=0.0, lt=1.0, description="fraction of the training photos held out for validation"
     )
     max_bad_fraction: Fraction = Field(0.01, description="fail if more than this fraction of the photos is unusable")
-    sample_photos: int = Field(100, ge=4, description="built-in sample: photos per class; one fifth become test photos")
+    sample_photos: int = Field(
+        100, ge=4, description="built-in sample: photos per class, of which a fifth become test photos"
+    )
     sample_classes: int = Field(8, ge=2, le=8, description="built-in sample: number of classes")
     seed: Seed = Field(0, description="seed of the validation split and of the built-in sample")
 
@@ -73,6 +75,4 @@ class Augment(OnEngine):
         pattern=r"^([\w.]+:\w+)?$",
         description="your own function, package.module:function, applied after crop, pad and flip (empty: none)",
     )
-    seed: Seed = Field(
-        0, description="random seed; each image depends only on the seed, its source row and the number of the copy"
-    )
+    seed: Seed = Field(0, description="random seed; a copy depends only on the seed, its source row and its number")

@@ -17,14 +17,14 @@ SETTINGS_FILES = {
 
 
 class Deploy(Settings):
-    """Deploy a registered classifier and test it with one photo; show its status, promote, roll back or delete it."""
+    """Deploy a registered classifier and test it with one photo, or show, promote, roll back or delete a deployment."""
 
     target: Literal["local", "docker", "aci", "aks", "online", "kubernetes-online"] = Field(
         "local",
-        description="local, docker, or Azure ML's online (recommended), kubernetes-online, aci, aks (retired by Azure)",
+        description="where to deploy: this machine (local, docker) or Azure ML (prefer online; aci and aks are retired)",
     )
     action: Literal["deploy", "status", "promote", "rollback", "delete"] = Field(
-        "deploy", description="deploy, status or delete; promote or rollback moves the traffic of an online endpoint"
+        "deploy", description="what to do; promote and rollback move the traffic of an online endpoint"
     )
     model_uri: str = Field(
         "", pattern=r"^$|^models:/[^/@]+(/\d+|@[\w.-]+)$", description="models:/NAME/VERSION or models:/NAME@ALIAS"
@@ -32,15 +32,18 @@ class Deploy(Settings):
     name: str = Field(
         "carmodel",
         pattern=r"^[a-z][a-z0-9-]{1,30}[a-z0-9]$",
-        description="the name of the service or endpoint: 3 to 32 of a-z, 0-9, -",
+        description="name of the service or endpoint: 3 to 32 characters of a-z, 0-9 and -, starting with a letter",
     )
     traffic: int = Field(
-        10, ge=0, le=100, description="percent of requests to a new version of an online endpoint until it is promoted"
+        10,
+        ge=0,
+        le=100,
+        description="online endpoints: percent of the requests that a new version gets until it is promoted",
     )
     settings_file: str = Field("", description="settings of the service (empty: the target's file in backends/)")
     photo: str = Field("", description="photo for the smoke test (empty: a drawn car)")
     folder: str = Field("deployed", description="folder for the log and the state of a local server")
-    port: int = Field(5001, ge=1, le=65535, description="port on this machine: local, docker")
+    port: int = Field(5001, ge=1, le=65535, description="port on this machine, for the targets local and docker")
     timeout: float = Field(1800.0, gt=0.0, description="longest time for a deployment, in seconds")
 
     @property

@@ -15,14 +15,14 @@ class Evaluate(Settings):
         "", description="any logged Keras model: the `model` output of train, runs:/RUN/model, models:/NAME/VERSION …"
     )
     compare_uri: str = Field(
-        "", description="another logged Keras model, which the report compares with this one (empty: none)"
+        "", description="another logged Keras model, to compare with this one in the report (empty: none)"
     )
     image_size: int = Field(
         0, ge=0, le=1024, description="resize the photos to this side, in pixels (0: keep the size of the store)"
     )
     flip: bool = Field(False, description="average the predictions for each photo and its mirror image")
     batch_size: int = Field(64, ge=1, description="rows per forward pass")
-    mistakes: int = Field(16, ge=1, le=100, description="number of worst mistakes in the picture")
+    mistakes: int = Field(16, ge=1, le=100, description="number of photos in the picture of the worst mistakes")
 
 
 class PackagePyfunc(Settings):
@@ -30,7 +30,7 @@ class PackagePyfunc(Settings):
 
     model_uri: str = Field("", description="Keras model to package: the `model` output of train")
     evaluation_uri: str = Field(
-        "", description="the `report` output of evaluate, whose predictions decide on promotion to `champion`"
+        "", description="the `report` output of evaluate, whose predictions decide whether to promote to `champion`"
     )
     store_uri: str = Field(
         "",
@@ -40,7 +40,8 @@ class PackagePyfunc(Settings):
     min_accuracy: Fraction = Field(0.5, description="lowest test top-1 accuracy that can become `champion`")
     folded: bool = Field(True, description="fold BatchNorm and Scale into the convolutions")
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="bfloat16: if the processor supports it and the predictions stay nearly the same"
+        "float32",
+        description="bfloat16 is used only if the processor supports it and the predictions stay nearly the same",
     )
     image_size: int = Field(
         0, ge=0, le=1024, description="side of the images at serving time, in pixels (0: the size that training used)"

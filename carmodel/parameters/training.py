@@ -50,10 +50,10 @@ class Train(Settings):
     unfreeze: str = Field("all", description="layers to train: all, head, or the name of the first layer to train")
     batch_norm: Literal["train", "inference"] = Field(
         "train",
-        description="normalise with the statistics of each batch, or with the stored ones (faster, for fine-tuning)",
+        description="train: normalise with the statistics of each batch; inference: with the stored ones, for fine-tuning",
     )
     epochs: Schedule = Field(
-        "30", description="number of epochs, or image sizes with epochs for each: 128x4,160x4,192x2"
+        "30", description="number of epochs, or image sizes with the epochs of each: 128x4,160x4,192x2"
     )
     batch_size: int = Field(32, ge=1, description="rows per step and process")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW")
@@ -66,7 +66,7 @@ class Train(Settings):
     )
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="momentum of SGD")
     weight_decay: float = Field(
-        5e-3, ge=0.0, description="weight decay per step, multiplied by the learning rate; vectors do not decay"
+        5e-3, ge=0.0, description="weight decay per step, times the learning rate; biases, gamma and beta do not decay"
     )
     warmup_epochs: float = Field(1.0, ge=0.0, description="epochs of linear warm-up before the cosine decay")
     ema: float = Field(0.0, ge=0.0, lt=1.0, description="momentum of the moving average of the weights (0: off)")
@@ -83,7 +83,7 @@ class Train(Settings):
     mixup: float = Field(0.0, ge=0.0, description="on the device: alpha of the Beta distribution of mixup (0: off)")
     cutmix: float = Field(0.0, ge=0.0, description="on the device: alpha of the Beta distribution of CutMix (0: off)")
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="bfloat16: mixed precision on hardware where it is faster"
+        "float32", description="bfloat16: mixed precision, on hardware where it is faster"
     )
     processes: int = Field(
         0, ge=0, description="number of processes that train together (0: one per slot of hosts, or one)"
@@ -93,13 +93,14 @@ class Train(Settings):
         "ssh", description="how to start processes on other machines: by ssh or on Spark executors"
     )
     spark_master: SparkMaster = Field(
-        "", description="URL of the Spark cluster for launcher=spark (empty: as for preprocess)"
+        "",
+        description="URL of the Spark cluster for launcher=spark (empty: the active session or Spark's own configuration)",
     )
     scale_learning_rate: bool = Field(True, description="multiply the learning rate by the number of processes")
     compression: Literal["none", "float16", "bfloat16"] = Field(
-        "none", description="data type in which processes exchange gradients (none: their own)"
+        "none", description="data type in which processes exchange gradients (none: that of the gradients)"
     )
-    resume: str = Field("", description="id of an unfinished train run to resume from its last checkpoint")
+    resume: str = Field("", description="ID of an unfinished train run, to resume from its last checkpoint")
     seed: Seed = Field(
         0, description="seed of the initial weights, the order of rows and the augmentation on the device"
     )
