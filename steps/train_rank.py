@@ -1,4 +1,4 @@
-"""What one process of a training does: load the stores, fit, and on rank 0 log the model, curves and checkpoints."""
+"""Train in one process: load the stores and fit. Rank 0 also logs the model, the curves and the checkpoints to MLflow."""
 
 import shutil
 from contextlib import ExitStack, suppress
@@ -29,7 +29,7 @@ from carmodel.training.ranks import ALONE, Ranks
 
 
 def train_rank(settings: str, run_id: str) -> None:
-    """Train as one of several ranks. Rank 0 logs to the run of the step; the others log nothing.
+    """Train as one of several ranks. Only rank 0 logs, to the run of the step.
 
     Args:
         settings: parameters of the step, as JSON.
@@ -85,7 +85,7 @@ def autologging() -> keras.callbacks.Callback:
     several image sizes calls `fit` several times with different arguments.
     """
     callback = mlflow.keras.MlflowCallback()
-    # The callback reads the logs of a step only if it is configured to, so Keras need not wait for the loss of each step.
+    # By default, the callback logs once per epoch and does not read the loss of each step, so Keras need not wait for it.
     callback.async_safe = True
     return callback
 

@@ -228,7 +228,7 @@ def test_duplicates_share_a_side_of_the_split_and_are_counted(sample: Path, tmp_
     assert sum(side.values()) == 12
     counts = {"groups": 24, "photos": 50, "groups_with_two_labels": 0, "groups_in_train_and_test": 2}
     assert report[f"{how}_photos"] == counts
-    assert "dentical in train and test: 2 photos" in report["notes"][-1]
+    assert "dentical in train and test: 2 groups of photos" in report["notes"][-1]
 
 
 @given(

@@ -172,7 +172,7 @@ def test_a_file_that_is_no_complete_store_is_named(
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda file: file.attrs.modify("schema_version", 2), "schema version 2, this code reads 1"),
+        (lambda file: file.attrs.modify("schema_version", 2), "schema version 2, but this code reads version 1"),
         (lambda file: (file.pop("labels"), file.create_dataset("labels", data=[0, 1])), "one entry for each of 7"),
         (lambda file: file["labels"].write_direct(np.full(7, 3)), "labels must be from 0 to 2"),
         (lambda file: file.pop("labels"), "is not a store: it has no labels"),

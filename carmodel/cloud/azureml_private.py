@@ -1,6 +1,6 @@
-"""Private interfaces of azureml-mlflow, each with a test in tests/cloud/test_private_interfaces.py.
+"""Use private interfaces of azureml-mlflow. Each has a test in tests/cloud/test_private_interfaces.py.
 
-An upgrade of azureml-mlflow that changes one of them fails its test.
+If an upgrade of azureml-mlflow changes one of them, its test fails.
 """
 
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ _PARSERS = {"aci": AciServiceDeploymentConfiguration, "aks": AksServiceDeploymen
 
 
 def parse_webservice_settings(target: str, settings: dict[str, Any]) -> Any:
-    """Return the settings of a web service as azureml-mlflow's own parser reads them.
+    """Parse the settings of a web service with azureml-mlflow's own parser, and return its configuration object.
 
-    The public client parses them only while it creates the service.
+    The public client parses the settings only while it creates the service.
 
     Raises:
-        Exception: of any type, if the parser refuses them.
+        Exception: the settings are invalid. The parser raises exceptions of many types.
     """
     return _PARSERS[target]._create_deploy_config_from_dict(settings)
 
@@ -44,7 +44,7 @@ def inference_server(requirement: str) -> Iterator[None]:
 def webservice_headers(client: AzureMLDeploymentClient, service: dict[str, Any]) -> dict[str, str]:
     """Return the headers of a request to a web service, with its key or token.
 
-    The public client uses the key in `predict` alone, which hides the status of a failure and takes no time limit.
+    The public client uses the key only in `predict`, which hides the status of a failed request and has no time limit.
     """
     services, name = client._mms_client, service["name"]
     if service["authEnabled"]:

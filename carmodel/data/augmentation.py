@@ -1,7 +1,7 @@
 """Augment training rows: crop, pad, horizontal flip.
 
-A copy depends on the seed, the source row and the number of the copy alone. The order of the work and the number of
-workers change no byte.
+A copy depends only on the seed, the source row and the number of the copy, so the order of the work and the number of
+workers do not change it.
 """
 
 from functools import lru_cache, partial
@@ -131,10 +131,10 @@ def augment_batch(
     change: Transform,
     transform: Transform | None,
 ) -> pd.DataFrame:
-    """Make some of the copies, as `carmodel.data.local_engine.MakeImages` describes.
+    """Make a batch of copies. `carmodel.data.local_engine.MakeImages` describes the interface.
 
     Args:
-        copies: row in the store and number of the copy.
+        copies: the columns row, the row in the store, and copy, the number of the copy.
         images: uint8 (n, H, W, 3) to fill.
         train_h5: the store.
         seed: seed of all copies.

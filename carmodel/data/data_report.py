@@ -1,4 +1,4 @@
-"""The data report: what was read, what was left out and why, and what the stores contain. Plain values, for JSON."""
+"""Report what was read, what was left out and why, and what the stores contain, as plain values for JSON."""
 
 from typing import TypedDict
 
@@ -20,7 +20,7 @@ class Report(TypedDict):
     Keys:
         splits: rows of each store, {"train": {"rows", "training", "validation"}, "test": {"rows"}}.
         photos: number of photos and annotations, including those that cannot be used.
-        bad_fraction: fraction of them that was left out.
+        bad_fraction: fraction of these photos that was left out.
         problems: counts, {split: {problem: count}}.
         listed: every problem: {split, source, problem, detail}.
         ignored_files: number of files that are not photos.
@@ -47,7 +47,7 @@ class Report(TypedDict):
 
 
 def report_on_stores(train: Store, test: Store, notes: list[str]) -> Report:
-    """Report on stores without their photos."""
+    """Report on existing stores, whose photos are not read."""
     validation = int(train.validation.sum())
     per_class = [
         np.bincount(labels, minlength=len(train.class_names)).tolist()
@@ -148,6 +148,7 @@ def _notes_on(report: Report) -> list[str]:
     ):
         if shared := found["groups_in_train_and_test"]:
             notes.append(
-                f"{kind} in train and test: {shared} photos. Where the labels agree, the test accuracy looks better than it is."
+                f"{kind} in train and test: {shared} groups of photos. "
+                "If their labels agree, the test accuracy looks better than it is."
             )
     return notes

@@ -1,4 +1,4 @@
-"""Map the images of an HDF5 file into memory, so that many threads can read them, and copy its files."""
+"""Map the images of an HDF5 store into memory, so that many threads can read them. Copy a store with its part files."""
 
 import shutil
 from pathlib import Path
@@ -68,7 +68,7 @@ def _map(path: Path, images: h5py.Dataset) -> np.ndarray:
     try:
         return np.memmap(path, np.uint8, "r", offset, images.shape)
     except ValueError as error:
-        raise StoreError(f"{path} is truncated: {error}") from None
+        raise StoreError(f"{path} is truncated: {error}; copy it again, or preprocess again") from None
 
 
 def _map_parts(path: Path, images: h5py.Dataset) -> list[np.ndarray]:

@@ -31,7 +31,7 @@ def perceptual_hash(image: np.ndarray) -> bytes:
 
 
 def group_duplicates(digests: Sequence[bytes], hashes: Sequence[bytes]) -> np.ndarray:
-    """Group photos that are byte-identical or nearly so, directly or by way of other photos.
+    """Group photos that are byte-identical or nearly identical, directly or through other photos of the group.
 
     Args:
         digests: N digests of the photos' files.

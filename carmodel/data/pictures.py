@@ -26,7 +26,7 @@ def contact_sheet(store: Path, png: Path, title: str, columns: int = 8, rows: in
     """
     photos = open_store(store)
     cells = columns * rows
-    # If there are more classes than cells, classes are taken at equal distances from the list.
+    # If there are more classes than cells, the classes shown are at equal distances in the list.
     shown = np.unique(np.linspace(0, len(photos.class_names) - 1, cells).astype(np.int64))
     by_class = [np.flatnonzero(photos.labels == label) for label in shown]
     in_turn = [of_class[i] for i in range(cells) for of_class in by_class if i < len(of_class)]
@@ -36,7 +36,7 @@ def contact_sheet(store: Path, png: Path, title: str, columns: int = 8, rows: in
 
 
 def class_examples(store: Path, folder: Path, pictures: int, width: int = 200) -> None:
-    """Write one JPEG per class, `folder`/CLASS_ID.jpg, with its first photos one below the other, in their natural shape.
+    """Write one JPEG per class, `folder`/CLASS_ID.jpg: its first photos below each other, with their own aspect ratios.
 
     A class without photos gets no file.
 

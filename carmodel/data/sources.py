@@ -1,4 +1,4 @@
-"""Detect what a data folder contains: Stanford Cars, its three archives, class folders, or existing stores."""
+"""Detect what a data folder contains, and read it: Stanford Cars, its three archives, class folders, or existing stores."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -118,7 +118,9 @@ class Store:
             for image in segment:
                 if zlib.crc32(image) != self.crc32[row]:
                     file = getattr(segment, "filename", self.paths[0])
-                    raise StoreError(f"{file}: row {row} ({self.source[row]}) is damaged: its checksum differs")
+                    raise StoreError(
+                        f"{file}: row {row} ({self.source[row]}) is damaged: its checksum differs; preprocess again"
+                    )
                 row += 1
 
 
@@ -129,14 +131,14 @@ def open_store(*paths: Path | str) -> Store:
         StoreError: a file is missing, damaged or not a store, or the files differ in classes or image size.
     """
     if not paths:
-        raise StoreError("name at least one store")
+        raise StoreError("no store was named; name at least one file")
     return Store([Path(path) for path in paths])
 
 
 def content_digest(store: Store) -> str:
     """Return the BLAKE2b digest (16 bytes, hex) of the sources, labels and class names, in order.
 
-    It does not depend on image size, crop or seed, so a test set keeps its digest however it is prepared.
+    It does not depend on image size, crop or seed, so the same test photos have the same digest at every setting.
     """
     content = json.dumps([store.source.tolist(), store.labels.tolist(), store.class_names])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
@@ -151,7 +153,9 @@ class _File:
             raise StoreError(f"{path} is not a store: it has no {', '.join(missing)}")
         self.attrs: dict[str, Attribute] = {"note": "", **{name: _plain(value) for name, value in file.attrs.items()}}
         if (version := self.attrs.get("schema_version")) != SCHEMA_VERSION:
-            raise StoreError(f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}; preprocess again")
+            raise StoreError(
+                f"{path} has schema version {version}, but this code reads version {SCHEMA_VERSION}; preprocess again"
+            )
         images = file["images"]
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
             raise StoreError(f"{path}: images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
@@ -179,7 +183,7 @@ def _read(path: Path) -> _File:
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
     except OSError as error:
-        raise StoreError(f"{path} is not a complete HDF5 file: {error}") from None
+        raise StoreError(f"{path} is not a complete HDF5 file: {error}; preprocess again") from None
 
 
 def _plain(value: np.generic | Attribute) -> Attribute:

@@ -1,1 +1,1 @@
-"""Targets that a registered classifier can be deployed to. Each target module has deploy, release, status and delete."""
+"""Deploy a registered classifier. There is one module per target, with the functions deploy, release, status and delete."""

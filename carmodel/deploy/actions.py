@@ -65,7 +65,7 @@ def deploy_and_test(target: ModuleType, settings: Deploy, photo: bytes) -> Statu
         say("sending a photo")
         say(smoke_test(deployed, photo))
     except DeployError as error:
-        costs = "" if settings.target in ("local", "docker") else "  it exists, and may cost money\n"
+        costs = "" if settings.target in ("local", "docker") else "  the deployment exists, and may cost money\n"
         raise DeployError(f"{error}\n{costs}{deployed.undo}{next_commands(settings)}") from None
     released: Status = target.release(settings)
     return released

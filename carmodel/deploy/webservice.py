@@ -1,4 +1,4 @@
-"""A web service of an Azure ML workspace, on Azure Container Instances (ACI) or on an attached AKS cluster.
+"""Deploy to a web service of an Azure ML workspace, on Azure Container Instances (ACI) or on an attached AKS cluster.
 
 It uses azureml-mlflow's deployment client (https://learn.microsoft.com/azure/machine-learning/v1/how-to-deploy-mlflow-models).
 Azure has retired both kinds: use an online endpoint for anything new.
@@ -30,14 +30,15 @@ from carmodel.tracking.digests import digest_of_bytes
 
 POLL_SECONDS = 10.0
 SERVER = "azureml-inference-server-http==1.5.1"
-"""The server in the container. azureml-mlflow 1.62 asks for 0.6, which needs wrapt 1.12. Python 3.11, which Keras needs, cannot
-import that (``inspect.formatargspec`` was removed, https://docs.python.org/3/whatsnew/3.11.html#removed)."""
+"""The server in the container. azureml-mlflow 1.62 asks for version 0.6, which needs wrapt 1.12. Keras needs Python 3.11, which
+cannot import wrapt 1.12 (``inspect.formatargspec`` was removed, https://docs.python.org/3/whatsnew/3.11.html#removed)."""
 FIXED_SETTINGS = ("containerResourceRequirements", "computeTargetName")
 """Settings that cannot be updated: ACI refuses, and azureml-mlflow 1.62 raises an AttributeError on AKS."""
 SERVICE_NAMES = {"computeTargetName": "computeName", "tokenAuthEnabled": "aadAuthEnabled"}
 """Settings that have another name in the service's answer."""
 FILE_SETTINGS = ("sslCertificate", "sslKey")
-"""Settings that name a file. The service shows its content or nothing, so `CERTIFICATE_TAG` tells whether it has changed."""
+"""Settings that name a file. The service returns the content of the file or nothing, so the two cannot be compared. The tag
+`CERTIFICATE_TAG` has the digest of the certificate instead."""
 CERTIFICATE_TAG = "carmodel.certificate"
 
 
@@ -122,13 +123,13 @@ def delete(settings: Deploy) -> bool:
 
 
 def _read_settings(settings: Deploy) -> dict[str, Any]:
-    """Return the settings file as the client takes it, after the client's own parser has accepted it."""
+    """Return the settings in the form that the client takes, after the client's own parser has accepted them."""
     file = settings.settings_path
     try:
         config = yaml.safe_load(file.read_text())
         if config.get("computeType") != settings.target:
             raise ValueError(f"computeType is not {settings.target}")
-        # Require a key unless the file says otherwise. "async" because the client itself would wait without an end.
+        # Require a key unless the file says otherwise. Without "async", the client would wait without a time limit.
         config = {"authEnabled": not config.get("tokenAuthEnabled")} | config | {"async": True}
         if certificate := config.get("sslCertificate"):
             tags = config.get("tags") or {}
@@ -229,7 +230,7 @@ def _wait(
             after = f" after timeout={settings.timeout:g} seconds" if late else ""
             raise DeployError(
                 f"web service {settings.name} is {state}{after}: {_error(service)}\n"
-                f"  it exists, and may cost money\n"
+                f"  the service still exists, and may cost money\n"
                 f"  its log: az ml service get-logs --name {settings.name} (CLI v1), or Endpoints in the studio\n"
                 f"{next_commands(settings)}"
             )

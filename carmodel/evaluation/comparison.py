@@ -1,8 +1,8 @@
 """Compare two models that answered the same test photos: McNemar's test, and the photos that changed.
 
 Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages", 1947. Only the
-photos that one model gets right and the other wrong tell the models apart. If the models are equally good, each of these
-photos goes either way with probability 1/2, so the exact test is a binomial one.
+photos that one model gets right and the other wrong tell the models apart. If the models are equally good, each model is
+right on such a photo with probability 1/2, so the exact test is a binomial test.
 """
 
 from typing import NamedTuple

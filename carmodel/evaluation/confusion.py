@@ -1,4 +1,4 @@
-"""Which classes a network confuses: an order in which they are neighbours, and the pairs."""
+"""Find the classes that a network confuses: an order in which they are neighbours, and the confused pairs."""
 
 from collections.abc import Sequence
 
@@ -11,8 +11,9 @@ from scipy.spatial.distance import squareform
 def neighbour_order(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return an order of the classes, int (C,), in which classes that the network confuses are near each other.
 
-    Classes are clustered by the probability that the network gives to one for photos of the other (average linkage), and
-    the leaves are ordered so that neighbours are close: Z. Bar-Joseph et al., "Fast optimal leaf ordering", 2001.
+    Two classes are similar if the network gives a high mean probability to one of them for photos of the other. Classes
+    are clustered by this similarity (average linkage). The leaves are ordered so that neighbours are similar:
+    Z. Bar-Joseph et al., "Fast optimal leaf ordering", 2001.
 
     Args:
         labels: int (N,), 0-based.

@@ -1,4 +1,4 @@
-"""Figures of a training and of a test. They are created without pyplot, which would keep global state.
+"""Draw the figures of a training and of a test, without pyplot, which would keep global state.
 
 `subtitle` is the second title of a figure, for example "synthetic sample" if the photos are drawn.
 """

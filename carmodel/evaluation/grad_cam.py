@@ -13,9 +13,10 @@ from carmodel.model.head import LOGITS
 
 
 def grad_cam(network: keras.Model, images: np.ndarray, classes: np.ndarray, layer: str = "") -> np.ndarray:
-    """Return where each image speaks for a class, float32 (B, h, w), from 0 to 1, where 1 is the maximum of the image.
+    """Return how much each position of an image supports a class, float32 (B, h, w), from 0 to 1.
 
-    A map is 0 everywhere if no position speaks for the class. Resize it to the image to show it.
+    The maximum of each map is 1. A map is 0 everywhere if no position supports the class. To show a map, resize it to the
+    size of the image.
 
     Args:
         network: a flat functional model, uint8 (B, H, W, 3) in and probabilities (B, C) out. If it has a layer "logits", the
@@ -25,7 +26,7 @@ def grad_cam(network: keras.Model, images: np.ndarray, classes: np.ndarray, laye
         layer: name of the layer with the feature maps (B, h, w, K); empty: the last one with feature maps.
 
     Raises:
-        ValueError: the network has no such layer, or other paths lead around it to the output.
+        ValueError: the network has no such layer, or its output also depends on paths that bypass the layer.
     """
     maps = network.get_layer(layer).output if layer else last_feature_maps(network)
     has_logits = LOGITS in {layer.name for layer in network.layers}
@@ -44,7 +45,7 @@ def grad_cam(network: keras.Model, images: np.ndarray, classes: np.ndarray, laye
 
 
 def last_feature_maps(network: keras.Model) -> keras.KerasTensor:
-    """Return the last tensor of a network with positions: (B, h, w, K), where h and w are not 1.
+    """Return the last feature maps of a network: a tensor (B, h, w, K), where h and w are not both 1.
 
     Raises:
         ValueError: it has none.

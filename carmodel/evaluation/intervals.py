@@ -1,4 +1,7 @@
-"""Intervals of test metrics, by the bootstrap: B. Efron, "Bootstrap methods: another look at the jackknife", 1979."""
+"""Compute confidence intervals of test metrics by the bootstrap.
+
+B. Efron, "Bootstrap methods: another look at the jackknife", 1979.
+"""
 
 import numpy as np
 
@@ -16,7 +19,7 @@ def bootstrap_intervals(labels: np.ndarray, probabilities: np.ndarray, seed: int
     Args:
         labels: int (N,), 0-based.
         probabilities: float (N, C).
-        seed: of the draws.
+        seed: seed of the resampling.
     """
     rows, classes = probabilities.shape
     first, fifth = (in_top_k(labels, probabilities, k) for k in (1, 5))

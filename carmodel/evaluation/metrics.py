@@ -1,4 +1,4 @@
-"""Metrics of a classifier, from true labels and predicted probabilities.
+"""Compute the metrics of a classifier from true labels and predicted probabilities.
 
 In all functions, `labels` is int (N,), 0-based, and `probabilities` is float (N, C) with rows that sum to 1. Results
 include all C classes, even those without labels. Equal probabilities rank by class number, as in `numpy.argmax`.

@@ -1,8 +1,8 @@
-"""The process of one rank: ``python -m carmodel.training.worker``, which `carmodel.training.launch` starts.
+"""Run one rank: ``python -m carmodel.training.worker``, which `carmodel.training.launch` starts.
 
-The first line of the standard input is JSON with the environment, the function ("module:name") and its arguments. So
-secrets do not appear in the list of processes, and no file is copied. The input then stays open until the launcher ends,
-for whatever reason. When the input ends, the rank ends itself.
+The first line of the standard input is JSON with the environment, the function ("module:name") and its arguments. In this
+way, secrets do not appear in the list of processes, and no file is copied. The launcher keeps the input open. If the
+launcher ends, even by a kill, the input ends, and the rank stops.
 """
 
 import json
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-# Seconds that a rank waits before it ends because of another rank's death, so that the launcher sees the first death first.
+# Seconds that a rank waits before it ends because another rank has died. The launcher thus sees the rank that died first.
 PATIENCE = 20
 
 
@@ -52,7 +52,7 @@ def address_towards(host: str) -> str:
 
 
 def interface_towards(host: str) -> str:
-    """Return the name of the network interface with the address `address_towards`."""
+    """Return the name of this machine's network interface that `host` can reach."""
     import psutil
 
     address = address_towards(host)
