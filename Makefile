@@ -46,7 +46,7 @@ demo: .venv/runtime  ## run the whole pipeline on the built-in synthetic sample
 serve: .venv/runtime  ## the endpoint, and a page to drop photos on: make serve MODEL=models:/NAME@ALIAS PORT=5001 PAGE_PORT=5002
 	@python -m carmodel.serving.serve --model "$(MODEL)" --port $(PORT) --page-port $(PAGE_PORT) --page-host $(PAGE_HOST)
 
-pretrained: .venv/runtime  ## package the network that ships with the clone: models:/carmodel-pretrained@champion
+pretrained: .venv/runtime  ## package the pretrained network of this repository: models:/carmodel-pretrained@champion
 	python -m carmodel.serving.pretrained
 
 test: .venv/dev .venv/horovod .venv/spark .venv/azure browser  ## install everything and run all tests

@@ -1,9 +1,9 @@
-"""What the errors of tracking servers, registries, storage accounts and clouds mean, without the credentials in them.
+"""Explain the errors of tracking servers, registries, storage accounts and clouds, and hide the credentials in them.
 
-Clients wrap the answer of a service in exceptions of their own, some of them twice. The functions here read the whole chain
-of causes: attributes and types first, and the text of an error only where a client offers neither.
+Clients wrap the error of a service in exceptions of their own, sometimes twice. The functions here read the whole chain of
+causes. They use attributes and types where a client has them, and otherwise the text of the error.
 
-This module imports no cloud client. An error can only be one of Azure's if `azure.core` has been imported already.
+This module imports no cloud client. An error can come from Azure only if `azure.core` has already been imported.
 """
 
 import json
@@ -19,7 +19,7 @@ from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, ErrorCode
 from requests import RequestException
 
 NO_ANSWER = 0
-"""Stands for the HTTP status where a service did not answer."""
+"""Used instead of an HTTP status if a service did not answer."""
 ADVICE = {
     NO_ANSWER: "there was no answer: check the network and the URI, then run this again",
     401: "the credentials are missing, wrong or expired: sign in again (az login, databricks auth login), or renew the secret "
@@ -54,7 +54,7 @@ def without_secrets(text: object) -> str:
 
 
 def is_unsupported(error: MlflowException) -> bool:
-    """Return whether a service, or its client, lacks the part of MLflow's API that was called."""
+    """Return whether a service or its client does not support the part of MLflow's API that was called."""
     # MLflow's clients of Unity Catalog and of Databricks' workspace registry have no error code for it.
     return error.error_code == ErrorCode.Name(ENDPOINT_NOT_FOUND) or "is unsupported for" in str(error)
 
@@ -71,7 +71,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_service_error(error: BaseException) -> bool:
-    """Return whether an error comes from a service or from what a client refused to send to it, not from a defect here."""
+    """Return whether a service or its client reported the error, so that it is not a bug of this project."""
     if isinstance(error, _azure("AzureError")):
         return True
     return (type(error) is Exception or isinstance(error, client_errors())) and status_of(error) is not None
@@ -82,7 +82,7 @@ def explain(error: BaseException, doing: str = "") -> str:
 
     Args:
         error: what a client raised.
-        doing: what failed, such as "creating endpoint cars". Without it the message names the tracking server.
+        doing: the operation that failed, such as "creating endpoint cars". Without it, the message names the tracking server.
     """
     status = status_of(error)
     if doing:
@@ -110,12 +110,12 @@ def explain_uri(uri: str, error: Exception) -> str:
 
 
 def download_errors() -> tuple[type[Exception], ...]:
-    """Return what MLflow raises for a URI that is wrong or unreachable, or that needs a client that is not installed."""
+    """Return the exceptions of MLflow for a URI that is wrong, is unreachable, or needs a package that is not installed."""
     return (MlflowException, OSError, ImportError, ValueError, NotImplementedError, *_azure("AzureError"))
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """Return what the clients of services raise."""
+    """Return the exceptions that the clients of services raise."""
     return (MlflowException, RequestException, TimeoutError, ConnectionError, *_azure("AzureError"))
 
 

@@ -29,7 +29,7 @@ from carmodel.training.ranks import ALONE, Ranks
 
 
 def train_rank(settings: str, run_id: str) -> None:
-    """Train as one of several ranks. Only rank 0 logs, to the run of the step.
+    """Train as one of several ranks. Only rank 0 logs to the run of the step.
 
     Args:
         settings: parameters of the step, as JSON.
@@ -105,7 +105,7 @@ def fetch_checkpoints(run_id: str) -> Path:
 
 
 def keep_checkpoint(path: Path) -> None:
-    """Log a new checkpoint, and delete those from the run that the training has deleted locally."""
+    """Log a new checkpoint, and delete from the run the checkpoints that no longer exist locally."""
     mlflow.log_artifact(str(path), CHECKPOINTS)
     repository = get_artifact_repository(mlflow.get_artifact_uri())
     for file in repository.list_artifacts(CHECKPOINTS):

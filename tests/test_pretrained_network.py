@@ -1,4 +1,4 @@
-"""The weights that ship with the clone: as good as their card says, and packaged so that they answer."""
+"""The pretrained weights: as good as their card says, and packaged so that they answer."""
 
 import base64
 import json

@@ -1,8 +1,8 @@
-"""Steps as jobs of Databricks, which runs the project as MLflow's "Spark job" project since Databricks Runtime 13.
+"""Run steps as jobs of Databricks. Since Databricks Runtime 13, MLflow Projects run there as "Spark job" projects.
 
 The Python file of such a job runs in the driver's own Python process with the cluster's Spark session, so a step can use
-``engine=spark``. The steps of a `main` are separate processes without that session: for them use a placement
-(`carmodel.cloud.placement`).
+``engine=spark``. The steps of a `main` are separate processes without that session. To give them the session, use a
+placement (`carmodel.cloud.placement`).
 
 A Spark job project has no environment of its own, so it is a copy of this project with another MLproject file
 (https://docs.databricks.com/en/mlflow/projects.html#mlflow-databricks-spark-job-project-format)::
@@ -40,7 +40,7 @@ def make_project(folder: Path, tracking_uri: str = "databricks") -> Path:
 
     Args:
         folder: must not exist yet, and must not be inside this project.
-        tracking_uri: where the jobs log. Without this, MLflow would log all Spark jobs to Databricks.
+        tracking_uri: tracking URI of the jobs. By default, MLflow would log all Spark jobs to Databricks.
 
     Raises:
         InputError: the folder exists or is inside the project, or the tracking URI contains a password.
@@ -60,9 +60,9 @@ def make_project(folder: Path, tracking_uri: str = "databricks") -> Path:
 
 
 def copy_project(folder: Path) -> Path:
-    """Copy this project into a new folder, without hidden files and what ``.gitignore`` names. Return the folder.
+    """Copy this project into a new folder, and return the folder. Hidden files and those in ``.gitignore`` are not copied.
 
-    MLflow's Databricks backend uploads the whole folder of a project, with virtual environments and runs.
+    MLflow's Databricks backend uploads the whole folder, which would otherwise include virtual environments and runs.
     """
     ignored = [line.strip().strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.strip()]
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", *ignored))
@@ -83,8 +83,8 @@ def spark_job(project: dict, tracking_uri: str) -> str:
 def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: str) -> RemoteStep:
     """Start a step as a job of Databricks, in a run that is a child of the active run.
 
-    `mlflow.projects.run` would do the same, but it allows jobs of Databricks to log only to Databricks or to ``http(s)://``.
-    azureml-mlflow works there as well.
+    `mlflow.projects.run` would do the same, but it rejects tracking URIs other than Databricks and ``http(s)://``. Jobs of
+    Databricks can also log to Azure ML, through azureml-mlflow.
 
     Args:
         step: entry point.

@@ -39,7 +39,7 @@ def load_placement(path: str) -> dict[str, Place]:
     """Read a placement file. An empty path is the empty placement.
 
     Raises:
-        InputError: no such file, invalid YAML, an unknown step or backend, or no such file of a backend.
+        InputError: the file or a backend's file does not exist, the YAML is invalid, or a step or backend is unknown.
     """
     if not path:
         return {}

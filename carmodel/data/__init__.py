@@ -1,1 +1,1 @@
-"""Photos to stores: read data sets, draw the sample, split, write and read HDF5, augment."""
+"""Turn photos into HDF5 stores: read data sets, draw the sample, split, write and read stores, augment."""

@@ -1,4 +1,4 @@
-"""Report what was read, what was left out and why, and what the stores contain, as plain values for JSON."""
+"""Report which photos were read or left out, why, and what the stores contain, as values that JSON can represent."""
 
 from typing import TypedDict
 
@@ -47,7 +47,7 @@ class Report(TypedDict):
 
 
 def report_on_stores(train: Store, test: Store, notes: list[str]) -> Report:
-    """Report on existing stores, whose photos are not read."""
+    """Report on existing stores. Their original photos are not read."""
     validation = int(train.validation.sum())
     per_class = [
         np.bincount(labels, minlength=len(train.class_names)).tolist()
@@ -112,7 +112,7 @@ def report_on_photos(
 
 
 def small_parts(report: Report) -> list[str]:
-    """Return a warning for each of the validation and test parts that is too small to measure an accuracy."""
+    """Return a warning for each part, validation or test, that has too few photos to measure an accuracy."""
     parts = {"validation": report["splits"]["train"]["validation"], "test": report["splits"]["test"]["rows"]}
     return [
         f"Only {rows} {part} photos: an accuracy measured on them may be off by {98 / rows**0.5:.0f} points."

@@ -1,4 +1,4 @@
-"""Decode photos, crop them to their boxes and resize them, in the same way for preprocessing and for serving.
+"""Crop photos to their bounding boxes and resize them to a square, in the same way for preprocessing and for serving.
 
 The header is read before any pixel is decoded, so a hostile size or format costs nothing. OpenCV decodes plain JPEG,
 with the same result as Pillow in two thirds of the time. Pillow decodes everything else.

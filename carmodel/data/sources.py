@@ -29,10 +29,10 @@ def open_folder(folder: Path, workdir: Path, seed: int) -> CarTable | ReadyStore
     Args:
         folder: the data.
         workdir: directory to unpack archives into.
-        seed: chooses the test photos if the data set has no labelled test set.
+        seed: seed of the choice of test photos, for a data set without a labelled test set.
 
     Raises:
-        InputError: the folder has no supported layout, or a file in it is malformed. Names the file.
+        InputError: the folder has no supported layout, or a file in it is malformed. The message names it.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a directory; {LAYOUTS}")

@@ -1,4 +1,4 @@
-"""Choose the photos to hold out for validation or test: seeded, by content, and independent of the order of the rows."""
+"""Choose the validation part and the test part by the seed and the content of the photos, not by their order."""
 
 import hashlib
 from collections import defaultdict

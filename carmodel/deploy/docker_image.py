@@ -1,4 +1,4 @@
-"""The build context of a container's image: what MLflow writes for a model, with a few lines of this project."""
+"""Write the build context of a Docker image: the Dockerfile that MLflow generates, with additional lines."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ LABEL {label}={uri}
 
 
 def write_context(model_uri: str, folder: Path) -> None:
-    """Download the model into a folder, with the Dockerfile of ``mlflow models generate-dockerfile`` and the lines above."""
+    """Download a model into a folder, generate MLflow's Dockerfile there, and append `_DOCKERFILE_TAIL` to it."""
     backend = get_flavor_backend(model_uri, docker_build=True, env_manager=None)
     backend.generate_dockerfile(model_uri, str(folder))
     with (folder / "Dockerfile").open("a") as file:

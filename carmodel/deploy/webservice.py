@@ -33,7 +33,7 @@ SERVER = "azureml-inference-server-http==1.5.1"
 """The server in the container. azureml-mlflow 1.62 asks for version 0.6, which needs wrapt 1.12. Keras needs Python 3.11, which
 cannot import wrapt 1.12 (``inspect.formatargspec`` was removed, https://docs.python.org/3/whatsnew/3.11.html#removed)."""
 FIXED_SETTINGS = ("containerResourceRequirements", "computeTargetName")
-"""Settings that cannot be updated: ACI refuses, and azureml-mlflow 1.62 raises an AttributeError on AKS."""
+"""Settings that cannot be updated. ACI rejects the update, and azureml-mlflow 1.62 raises an AttributeError on AKS."""
 SERVICE_NAMES = {"computeTargetName": "computeName", "tokenAuthEnabled": "aadAuthEnabled"}
 """Settings that have another name in the service's answer."""
 FILE_SETTINGS = ("sslCertificate", "sslKey")
@@ -85,7 +85,7 @@ def deploy(settings: Deploy) -> Status:
 
 
 def release(settings: Deploy) -> Status:
-    """Return the status: a web service has one version at a time, which gets all requests."""
+    """Return the status. A web service serves one version at a time, so there is nothing to release."""
     return status(settings)
 
 
@@ -160,7 +160,8 @@ def _find(client: AzureMLDeploymentClient, settings: Deploy) -> dict[str, Any] |
     """Return the service, or None if there is none.
 
     Raises:
-        InputError: the name belongs to an endpoint or to a service on another target, which the client would change.
+        InputError: the name belongs to an endpoint or to a service on another target, which the client would change
+            instead.
     """
     try:
         client.get_endpoint(settings.name)

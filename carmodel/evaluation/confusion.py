@@ -1,4 +1,4 @@
-"""Find the classes that a network confuses: an order in which they are neighbours, and the confused pairs."""
+"""Order the classes so that confused ones are neighbours, and list the confused pairs."""
 
 from collections.abc import Sequence
 

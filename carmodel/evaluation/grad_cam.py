@@ -23,7 +23,7 @@ def grad_cam(network: keras.Model, images: np.ndarray, classes: np.ndarray, laye
             score is the logit of the class, and otherwise the logarithm of its probability.
         images: uint8 (B, H, W, 3).
         classes: int (B,), the class to explain in each image.
-        layer: name of the layer with the feature maps (B, h, w, K); empty: the last one with feature maps.
+        layer: name of the layer with the feature maps (B, h, w, K). An empty name selects the last such layer.
 
     Raises:
         ValueError: the network has no such layer, or its output also depends on paths that bypass the layer.

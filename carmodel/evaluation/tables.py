@@ -1,4 +1,4 @@
-"""The numbers and the tables of a report."""
+"""Compute the numbers and the tables of a report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,16 +20,16 @@ from carmodel.evaluation.suspects import near_identical
 
 @dataclass(frozen=True)
 class Material:
-    """What a report shows besides the predictions for the test store. All of it is optional.
+    """What a report shows in addition to the predictions for the test store. Every attribute is optional.
 
     Attributes:
         model: URI of the model.
         calibrated: the predictions with calibrated probabilities.
-        temperature: by which they were calibrated.
+        temperature: temperature of `calibrated`.
         whole: predictions for the same photos without cropping.
         boxes: x1, y1, x2 and y2 of each photo.
-        network: network for Grad-CAM, and the side of its images in pixels (0: the store's).
-        train: the training store, whose photos are looked for in the test store.
+        network: network for Grad-CAM, and the side of its images in pixels (0: that of the store).
+        train: the training store, to find near duplicates of the test photos.
         other: predictions of another model for the same photos, and its URI.
         recipe: parameters by title, such as {"train": {"epochs": "30"}}.
     """
@@ -48,9 +48,10 @@ class Material:
 def numbers_of(evaluation: Evaluation, material: Material) -> dict[str, float]:
     """Return the numbers of `carmodel.evaluation.metrics.summary`, and those of calibration, speed and comparison.
 
-    They are `ece` and `milliseconds_per_photo`; with calibrated predictions `temperature` and `ece_calibrated`; with
-    predictions for whole photos the summary again, with the prefix ``whole_``; and with another model's predictions
-    `gained`, `lost` and `mcnemar_p`.
+    - Always: `ece` and, if it was measured, `milliseconds_per_photo`.
+    - With calibrated predictions: `temperature` and `ece_calibrated`.
+    - With predictions for whole photos: their summary, with the prefix ``whole_``.
+    - With predictions of another model: `gained`, `lost` and `mcnemar_p`.
     """
     numbers = metrics.summary(evaluation.labels, evaluation.probabilities)
     numbers["ece"] = expected_calibration_error(evaluation.confidence, evaluation.right)
@@ -71,9 +72,11 @@ def numbers_of(evaluation: Evaluation, material: Material) -> dict[str, float]:
 def tables_of(evaluation: Evaluation, store: Store, material: Material) -> dict[str, pd.DataFrame]:
     """Return the tables of a report by name.
 
-    They are per_class, intervals (bootstrap), confused_pairs, calibration, coverage (of calibrated probabilities, if they
-    are known), near_identical and, where there is something to say, calibration_calibrated, make, body, box_size and
-    changed (photos that another model answers differently).
+    - Always: per_class, intervals (bootstrap), confused_pairs, calibration, coverage and near_identical.
+    - With calibrated predictions: calibration_calibrated. The coverage is then that of the calibrated probabilities.
+    - If class names have a make or a body type: make, body.
+    - With boxes: box_size.
+    - With predictions of another model: changed (photos with different answers).
     """
     labels, probabilities, names = evaluation.labels, evaluation.probabilities, evaluation.class_names
     calibrated = material.calibrated or evaluation

@@ -1,4 +1,4 @@
-"""The residual network of He et al. (2015), with a Scale layer after every batch normalisation."""
+"""The residual network of He et al. (2015): identity blocks and convolution blocks, with Scale after BatchNormalization."""
 
 import keras
 import numpy as np
@@ -95,14 +95,14 @@ def stem(x: KerasTensor, width: int) -> KerasTensor:
 def conv_block(
     x: KerasTensor, filters: int, strides: int, name: str, drop: float = 0.0, *, stride_in_3x3: bool = False
 ) -> KerasTensor:
-    """Add a bottleneck block with a 1x1 convolution in its shortcut: (B, H, W, C) to (B, H/s, W/s, 4 * filters)."""
+    """Add a convolution block, with a 1x1 convolution in its shortcut: (B, H, W, C) to (B, H/s, W/s, 4 * filters)."""
     shortcut = _conv_norm(x, EXPANSION * filters, 1, strides=strides, name=name, suffix="0")
     strides_of = (1, strides) if stride_in_3x3 else (strides, 1)
     return _merge(shortcut, _branch(x, filters, strides_of, name), name, drop)
 
 
 def identity_block(x: KerasTensor, filters: int, name: str, drop: float = 0.0) -> KerasTensor:
-    """Add a bottleneck block with its input as shortcut: (B, H, W, 4 * filters) to the same shape."""
+    """Add an identity block, with its input as shortcut: (B, H, W, 4 * filters) to the same shape."""
     return _merge(x, _branch(x, filters, (1, 1), name), name, drop)
 
 
@@ -116,7 +116,7 @@ def _branch(x: KerasTensor, filters: int, strides: tuple[int, int], name: str) -
 
 
 def _merge(shortcut: KerasTensor, branch: KerasTensor, name: str, drop: float) -> KerasTensor:
-    """Add shortcut and branch, and rectify. In training, the branch of an image is dropped with probability `drop`."""
+    """Add shortcut and branch, and apply ReLU. In training, the branch of an image is dropped with probability `drop`."""
     if drop > 0:
         branch = layers.Dropout(drop, noise_shape=(None, 1, 1, 1), name=f"{name}_drop")(branch)
     return layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([shortcut, branch]))

@@ -1,4 +1,4 @@
-"""The Scale layer: a trainable gain and offset per channel."""
+"""The custom Scale layer, which follows BatchNormalization: a trainable gain and offset per channel."""
 
 from typing import Any
 

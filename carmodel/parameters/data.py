@@ -12,7 +12,7 @@ class OnEngine(Settings):
     """Parameters of a step that can process images on this machine or on a Spark cluster."""
 
     engine: Literal["local", "spark"] = Field(
-        "local", description="where images are processed, with the same result: on this machine, or on a Spark cluster"
+        "local", description="where to process images: on this machine, or on a Spark cluster (the result is the same)"
     )
     spark_master: SparkMaster = Field(
         "",

@@ -37,7 +37,9 @@ class PackagePyfunc(Settings):
         description="directory with test.h5, whose photos check the packaged classifier: the `data` output of preprocess",
     )
     registered_model_name: str = Field("carmodel", pattern=r"^[^/:]+$", description="name in the model registry")
-    min_accuracy: Fraction = Field(0.5, description="lowest test top-1 accuracy that can become `champion`")
+    min_accuracy: Fraction = Field(
+        0.5, description="lowest test top-1 accuracy with which a version becomes `champion`"
+    )
     folded: bool = Field(True, description="fold BatchNorm and Scale into the convolutions")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",

@@ -66,7 +66,9 @@ class Train(Settings):
     )
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="momentum of SGD")
     weight_decay: float = Field(
-        5e-3, ge=0.0, description="weight decay per step, times the learning rate; biases, gamma and beta do not decay"
+        5e-3,
+        ge=0.0,
+        description="weight decay of kernels per step, multiplied by the learning rate; none for biases, gamma and beta",
     )
     warmup_epochs: float = Field(1.0, ge=0.0, description="epochs of linear warm-up before the cosine decay")
     ema: float = Field(0.0, ge=0.0, lt=1.0, description="momentum of the moving average of the weights (0: off)")
@@ -96,9 +98,11 @@ class Train(Settings):
         "",
         description="URL of the Spark cluster for launcher=spark (empty: the active session or Spark's own configuration)",
     )
-    scale_learning_rate: bool = Field(True, description="multiply the learning rate by the number of processes")
+    scale_learning_rate: bool = Field(
+        True, description="multiply the learning rate by the number of processes (workers)"
+    )
     compression: Literal["none", "float16", "bfloat16"] = Field(
-        "none", description="data type in which processes exchange gradients (none: that of the gradients)"
+        "none", description="data type of the gradients that processes exchange (none: unchanged)"
     )
     resume: str = Field("", description="ID of an unfinished train run, to resume from its last checkpoint")
     seed: Seed = Field(

@@ -1,4 +1,4 @@
-"""The classifier, an MLflow pyfunc: a DataFrame of Base64 photos in, a DataFrame of class names and probabilities out."""
+"""The classifier, a custom MLflow pyfunc: a DataFrame of Base64 photos in, class names and probabilities out."""
 
 import json
 import logging

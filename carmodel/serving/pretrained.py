@@ -1,4 +1,4 @@
-"""Package the fine-tuned network of the clone as ``models:/carmodel-pretrained@champion``."""
+"""Package the pretrained network of this repository as ``models:/carmodel-pretrained@champion``."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ FACTS = (*METADATA, "flip", "temperature", "certain_threshold", "test_top1", "te
 def package_pretrained() -> str:
     """Log and register the network of ``pretrained/``, once per version of its file, and return its URI.
 
-    Its accuracy is that of its model card. Nothing is measured here, since the photos are not part of the clone.
+    Its accuracy is that of its model card. Nothing is measured here, since the photos are not part of this repository.
 
     Raises:
         InputError: the files are missing.

@@ -1,4 +1,4 @@
-"""Versions of a registered model, and their aliases `candidate` and `champion`.
+"""Register versions in the MLflow model registry, and move their aliases `candidate` and `champion`.
 
 Azure ML and Databricks's workspace registry have no aliases. There, the tag ``alias.candidate`` or ``alias.champion`` of
 a version replaces it, and URIs name the version.
@@ -23,7 +23,7 @@ from carmodel.tracking.artifacts import fetch
 CANDIDATE = "candidate"
 CHAMPION = "champion"
 PRETRAINED_NAME = "carmodel-pretrained"
-"""Name of the registered model that packages the network of the clone."""
+"""Name of the registered model that contains the pretrained network of this repository."""
 
 ACCURACY_TAG = "test_top1"
 STORE_TAG = "test_store"

@@ -16,7 +16,7 @@ from carmodel.data.images import Box, ImageError
 
 BOX_COLUMNS = ("x1", "y1", "x2", "y2")
 
-# No photo is wider. A longer number would make the error message as long as the client wants.
+# No photo is wider. The limit keeps error messages short, whatever the client sends.
 _FARTHEST = 10**6
 
 # `data:image/jpeg;base64,` with room for parameters.
@@ -31,7 +31,7 @@ def image_bytes(value: object, max_bytes: int) -> bytes:
         max_bytes: largest accepted file.
 
     Raises:
-        ImageError: null, empty, too large, another type, or text that is not Base64. URLs are never fetched.
+        ImageError: the cell is null, empty, too large, of another type, or not Base64. URLs are never fetched.
     """
     if isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)

@@ -42,14 +42,14 @@ def serve(model: str, port: int, page_host: str, page_port: int) -> None:
 
 
 def choose_model() -> str:
-    """Return the URI of the newest champion among one's own models, or of the network of the clone if there is none."""
+    """Return the URI of the newest champion among your own models, or of the pretrained network if there is none."""
     client = mlflow.MlflowClient()
     if champion := newest_model(client, CHAMPION, without=PRETRAINED_NAME):
         return champion
     if candidate := newest_model(client, CANDIDATE, without=PRETRAINED_NAME):
         print(f"none of your models is a champion; to serve the newest candidate: make serve MODEL={candidate}")
     else:
-        print("you have no registered model yet, so the network of the clone is served")
+        print("you have no registered model yet, so the pretrained network is served")
     from carmodel.serving.pretrained import package_pretrained  # imports TensorFlow
 
     return package_pretrained()

@@ -38,9 +38,10 @@ def _is_complete(run: Run) -> bool:
 
 
 def digest_of_input(uri: str) -> str:
-    """Return the digest of an input: of its contents, or of names and sizes for a URI that would have to be downloaded.
+    """Return a text that changes when an input changes, such as the digest of its contents.
 
-    A value that is neither a URI nor an existing path is returned unchanged.
+    For a URI that would have to be downloaded, the text lists the names and sizes of the files. A value that is neither a
+    URI nor an existing path is returned unchanged.
 
     Raises:
         InputError: the URI cannot be read.
@@ -75,7 +76,7 @@ def cache_key(name: str, settings: Settings, digests: Mapping[str, str] | None =
     Args:
         name: the step.
         settings: its parameters.
-        digests: digests of its inputs, if they are known already.
+        digests: digests of its inputs. None computes them.
     """
     values = settings.model_dump()
     parts = {

@@ -1,4 +1,4 @@
-"""Runs that did not finish: end those whose process was killed, and find a training that can be resumed."""
+"""Find unfinished runs: end those whose process was killed, and find a training that can be resumed."""
 
 import os
 from contextlib import suppress
@@ -16,7 +16,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def process_tags() -> dict[str, str]:
-    """Return the tag by which a later command can tell that this process was killed."""
+    """Return a tag that identifies this process, so that a later command can tell whether it was killed."""
     identity = identify(os.getpid())
     return {PROCESS_TAG: identity} if identity else {}
 

@@ -1,1 +1,1 @@
-"""Fit a network on the stores: batches, augmentation on the device, schedule, checkpoints, several processes."""
+"""Fit a network on the stores: batches, device augmentation, optimizer, schedule, checkpoints, distributed training."""

@@ -1,6 +1,6 @@
-"""Batches of one rank. Images stay uint8 until they reach the device.
+"""Read shuffled batches from the HDF5 store. Images stay uint8 until they reach the device.
 
-Each epoch is a seeded permutation of the rows, sharded over the ranks and cut into batches.
+Each epoch is a seeded permutation of the rows. It is divided among the ranks and cut into batches.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Train on several processes with Horovod (Sergeev & Del Balso 2018, https://arxiv.org/abs/1802.05799).
+"""Train on several GPUs or processes with Horovod (Sergeev & Del Balso 2018, https://arxiv.org/abs/1802.05799).
 
 The Keras module of Horovod 0.28 supports Keras 2 only. With this module, any Keras 3 optimizer works::
 
@@ -69,7 +69,7 @@ class Horovod:
         return next(result[1] for result in results if result is not None and result[0] == machine)
 
     def broadcast(self, variables: Iterable[keras.Variable]) -> None:
-        """Give the variables of every rank the values of rank 0."""
+        """Broadcast the values of the variables from rank 0 to all ranks."""
         hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
 
     def callbacks(
@@ -204,7 +204,7 @@ class SynchronizeRanks(keras.callbacks.Callback):
 
     It replaces Horovod's BroadcastGlobalVariablesCallback and MetricAverageCallback, which need Keras 2.
 
-    At the start, all ranks receive the variables of rank 0. After the last step of an epoch, before validation, the
+    At the start, the variables are broadcast from rank 0. After the last step of an epoch, before validation, the
     moving statistics of all ranks are averaged. At the end of an epoch, the callback checks that the gradients of every
     update were averaged and that the weights of all ranks have the same checksums. The logs then become the same on all
     ranks. Metrics are averaged, weighted by rows, and ``images_per_second`` is summed. For each rank r, the logs also have
@@ -221,7 +221,7 @@ class SynchronizeRanks(keras.callbacks.Callback):
         self.average, self.rows, self.validation_rows = average, rows, validation_rows
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Give the variables of every rank the values of rank 0.
+        """Broadcast the variables of the model and of the optimizer from rank 0.
 
         Raises:
             ValueError: `distribute` was not called for the optimizer, or XLA compiles the training.

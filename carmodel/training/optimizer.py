@@ -1,4 +1,4 @@
-"""The optimizer of a training, with a learning rate for each layer and decoupled weight decay."""
+"""The optimizer: learning rate scaled by the number of workers, one rate per layer, decoupled weight decay."""
 
 import math
 from collections.abc import Sequence

@@ -33,7 +33,7 @@ class Ranks(Protocol):
         ...
 
     def broadcast(self, variables: Iterable[keras.Variable]) -> None:
-        """Give the variables of every rank the values of rank 0."""
+        """Broadcast the values of the variables from rank 0 to all ranks."""
         ...
 
     def callbacks(

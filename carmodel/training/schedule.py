@@ -1,4 +1,4 @@
-"""The schedule of a training: the image size of each epoch, and the learning rate of each step."""
+"""The schedule of a training: the image size of each epoch, and a learning rate with warm-up and cosine decay."""
 
 from typing import NamedTuple
 

@@ -1,8 +1,8 @@
 """Run one rank: ``python -m carmodel.training.worker``, which `carmodel.training.launch` starts.
 
-The first line of the standard input is JSON with the environment, the function ("module:name") and its arguments. In this
-way, secrets do not appear in the list of processes, and no file is copied. The launcher keeps the input open. If the
-launcher ends, even by a kill, the input ends, and the rank stops.
+The first line of the standard input is JSON with the environment, the function ("module:name") and its arguments. Secrets
+therefore do not appear in the list of processes, and no file is copied. The launcher keeps the input open. When the
+launcher ends or is killed, the input is closed, and the rank stops.
 """
 
 import json
@@ -72,7 +72,7 @@ def _end() -> NoReturn:
 
 
 def _lost_another(error: Exception) -> bool:
-    """Return whether the error comes from another rank's death. TensorFlow repeats the text of Horovod's error."""
+    """Return whether another rank has died. TensorFlow's error contains the text of Horovod's error."""
     return any(sign in str(error) for sign in ("Horovod has been shut down", "gloo/transport", "HorovodInternalError"))
 
 
