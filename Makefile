@@ -15,7 +15,7 @@ PORT ?= 5001
 PAGE_PORT ?= 5002
 PAGE_HOST ?= 127.0.0.1
 
-.PHONY: help install demo serve pretrained test browser test-hosts test-engine bench fuzz load lint horovod gpu spark azure lock clean
+.PHONY: help install demo serve pretrained test browser test-hosts test-engine bench fuzz load lint horovod gpu spark azure sweep lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -33,7 +33,7 @@ help:  ## list the targets
 	backends/install_horovod.sh $(BIN)/python .
 	touch $@
 
-# The other extras of pyproject.toml: dev, spark, azure.
+# The other extras of pyproject.toml: dev, spark, azure, sweep.
 .venv/%: .venv/runtime
 	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra $*
 	touch $@
@@ -49,7 +49,7 @@ serve: .venv/runtime  ## the endpoint, and a page to drop photos on: make serve 
 pretrained: .venv/runtime  ## package the pretrained network of this repository: models:/carmodel-pretrained@champion
 	python -m carmodel.serving.pretrained
 
-test: .venv/dev .venv/horovod .venv/spark .venv/azure browser  ## install everything and run all tests
+test: .venv/dev .venv/horovod .venv/spark .venv/azure .venv/sweep browser  ## install everything and run all tests
 	python -m pytest -n 2 --durations=10
 
 # The system's Chromium, by apt where that is possible, or else the one that Playwright downloads.
@@ -66,7 +66,7 @@ test-hosts: .venv/dev .venv/horovod  ## training by ssh on two loopback addresse
 test-engine: .venv/dev  ## the docker target on a Docker engine: builds images of TensorFlow, 10 minutes
 	python -m pytest -m engine -s tests/cloud
 
-lint: .venv/dev .venv/azure .venv/spark  ## ruff, formatting, types
+lint: .venv/dev .venv/azure .venv/spark .venv/sweep  ## ruff, formatting, types
 	ruff check .
 	ruff format --check .
 	mypy
@@ -94,6 +94,8 @@ gpu: .venv/gpu  ## install CUDA's libraries for TensorFlow, on Linux with an NVI
 spark: .venv/spark  ## install PySpark: preprocess, augment or train on a Spark cluster
 
 azure: .venv/azure  ## install the Azure SDK: deployments, remote runs, data in ADLS
+
+sweep: .venv/sweep  ## install Optuna, for the entry point sweep
 
 lock: .venv/uv  ## resolve requirements.lock again from pyproject.toml
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --all-extras --no-annotate --no-header pyproject.toml -o requirements.lock

@@ -6,7 +6,7 @@ from pydantic.fields import FieldInfo
 
 from carmodel.parameters import ENTRY_POINTS
 
-TYPES = {bool: "true or false", int: "integer", float: "number"}
+TYPES = {bool: "true or false", int: "integer", float: "number", dict: "mapping", tuple: "list"}
 INTRODUCTION = """\
 # Parameters
 
@@ -55,9 +55,12 @@ def allowed_values(field: FieldInfo) -> str:
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    of_type = next((text for kind, text in TYPES.items() if field.annotation is kind), "")
+    of_type = next(
+        (text for kind, text in TYPES.items() if kind in (field.annotation, get_origin(field.annotation))), ""
+    )
     values = ", ".join(filter(None, (of_type, allowed_values(field)))) or "string"
-    default = str(field.default).lower() if field.annotation is bool else str(field.default)
+    default = "" if field.default in ({}, ()) else str(field.default)
+    default = default.lower() if field.annotation is bool else default
     return f"| `{name}` | {values} | {default and f'`{default}`'} | {field.description} |"
 
 

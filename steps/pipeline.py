@@ -3,8 +3,10 @@
 import os
 import shlex
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 
 import mlflow
 from mlflow.entities import Run
@@ -19,8 +21,11 @@ from carmodel.serving.registry import CHAMPION, version_for_alias
 from carmodel.tracking.cache import cache_key, find_reusable
 from carmodel.tracking.digests import ROOT
 from carmodel.tracking.lineage import SUMMARY_TAG, command, outputs_of
-from carmodel.tracking.unfinished import end_dead_runs, find_unfinished, process_tags
+from carmodel.tracking.unfinished import end_dead_runs, find_running, find_unfinished, process_tags
 from steps.interrupt import undisturbed_end
+
+POLL = 1.0
+"""Seconds between two looks at a step that runs."""
 
 WIDTHS = "{:<15}{:<8}{:>8}  {:<10}{}"
 
@@ -96,11 +101,13 @@ class Pipeline:
         experiment_id: experiment of all runs.
         fresh: whether to run a step that could be reused.
         placement: steps that run on another machine.
+        entry: entry point that runs the steps, for its messages.
     """
 
-    def __init__(self, experiment_id: str, fresh: bool, placement: dict[str, Place]) -> None:
-        self.experiment_id, self.fresh, self.placement = experiment_id, fresh, placement
+    def __init__(self, experiment_id: str, fresh: bool, placement: dict[str, Place], entry: str = "main") -> None:
+        self.experiment_id, self.fresh, self.placement, self.entry = experiment_id, fresh, placement, entry
         self.rows = [("step", "", "seconds", "run", "result")]
+        self.working: defaultdict[str, Lock] = defaultdict(Lock)
 
     def run(self, name: str, settings: Settings, **inputs: str) -> dict[str, str]:
         """Run or reuse a step, and return its outputs, ``{name: URI}``.
@@ -108,30 +115,49 @@ class Pipeline:
         Raises:
             ExecutionException: the step failed.
         """
+        return uris(self.find_or_run(name, settings, **inputs))
+
+    def find_or_run(self, name: str, settings: Settings, **inputs: str) -> Run:
+        """Run or reuse a step, and return its run. Several threads may call this: one runs a step, the others reuse it.
+
+        Raises:
+            ExecutionException: the step failed.
+        """
         settings = settings.model_copy(update=inputs)
         began = time.perf_counter()
         key = cache_key(name, settings)
-        found = None if self.fresh else find_reusable(key, self.experiment_id)
-        if found is None and not self.fresh and isinstance(settings, Train) and not settings.resume:
-            settings = self.with_checkpoint(settings, key)
-        run = found or self.execute(name, settings)
-        outputs = {output: record["uri"] for output, record in outputs_of(run).items()}
+        with self.working[key]:
+            if not self.fresh:
+                self.wait_for_running(name, key)
+            found = None if self.fresh else find_reusable(key, self.experiment_id)
+            if found is None and not self.fresh and isinstance(settings, Train) and not settings.resume:
+                settings = self.with_checkpoint(settings, key)
+            run = found or self.execute(name, settings)
         verb, summary = "reused" if found else "ran", run.data.tags.get(SUMMARY_TAG, "")
         if found and name == "package_pyfunc":
-            summary = describe_version(outputs["classifier"])
+            summary = describe_version(uris(run)["classifier"])
         mlflow.set_tag(f"carmodel.run.{name}", run.info.run_id)
         if name == "evaluate":
             mlflow.log_metrics({k: v for k, v in run.data.metrics.items() if k.startswith("test_")})
         self.rows.append((name, verb, f"{time.perf_counter() - began:.1f}", run.info.run_id[:8], summary))
-        print(f"main: {name} {verb}, run {run.info.run_id}", flush=True)
-        return outputs
+        print(f"{self.entry}: {name} {verb}, run {run.info.run_id}", flush=True)
+        return run
+
+    def wait_for_running(self, name: str, key: str) -> None:
+        """Wait while a process works on a step with this cache key, such as one whose parent was killed."""
+        if run_id := find_running(key, self.experiment_id):
+            print(f"{self.entry}: waiting for {name} of run {run_id}, which still runs", flush=True)
+            while find_running(key, self.experiment_id):
+                time.sleep(POLL)
+            end_dead_runs(self.experiment_id)
 
     def with_checkpoint(self, settings: Train, key: str) -> Train:
         """Return the settings of a training that resumes an unfinished one with the same cache key, if there is one."""
         run_id = find_unfinished(key, self.experiment_id)
         if run_id is None:
             return settings
-        print(f"main: resuming the unfinished training of run {run_id} (to start again: -P fresh=true)", flush=True)
+        again = " (to start again: -P fresh=true)" if self.entry == "main" else ""
+        print(f"{self.entry}: resuming the unfinished training of run {run_id}{again}", flush=True)
         return settings.model_copy(update={"resume": run_id})
 
     def execute(self, name: str, settings: Settings) -> Run:
@@ -147,6 +173,11 @@ class Pipeline:
     def table(self) -> str:
         """Return the table of the steps: name, ran or reused, seconds, run and result."""
         return "\n".join(WIDTHS.format(*row) for row in self.rows)
+
+
+def uris(run: Run) -> dict[str, str]:
+    """Return the outputs of a step's run, ``{name: URI}``."""
+    return {output: record["uri"] for output, record in outputs_of(run).items()}
 
 
 def describe_version(uri: str) -> str:

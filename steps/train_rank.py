@@ -65,6 +65,9 @@ def train(settings: Train, step: StepRun, ranks: Ranks = ALONE) -> None:
         network, store, settings, checkpoints, ranks=ranks, callbacks=[autologging()], on_saved=keep_checkpoint
     )
 
+    if accuracies := history.get("val_accuracy"):
+        # The callback logs nothing if a training resumes after its last epoch.
+        mlflow.log_metric("val_accuracy", accuracies[-1], step=len(accuracies) - 1)
     mlflow.log_figure(training_curves(history, str(store.attrs["note"])), "training_curves.png")
     metadata = {key: store.attrs[key] for key in ("image_size", "crop", "margin")} | {"class_names": store.class_names}
     # MLflow calls the network on the example, for which Keras would print a progress bar.

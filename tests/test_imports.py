@@ -22,6 +22,7 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # Where each library may be imported: files, or packages with everything in them.
 USERS = {
     "horovod": {"training/distributed.py", "training/rendezvous.py", "training/spark.py"},
+    "optuna": {"training/search.py", "training/search_results.py"},
     "pyspark": {"data/spark_engine.py", "data/spark_session.py"},
     "azureml": {"cloud", "deploy"},
     "azure": {"cloud", "deploy"},

@@ -11,6 +11,7 @@ import yaml
 from carmodel.parameters import ENTRY_POINTS
 from steps.command import parse_step
 from steps.main import parse_main
+from steps.sweep import parse_sweep
 
 README = Path("README.md")
 PAGES = [README, Path("DEVELOPING.md"), Path("pretrained/README.md"), *sorted(Path("docs").glob("*.md"))]
@@ -78,6 +79,8 @@ def test_every_command_of_mlflow_run_is_accepted(page: Path, tmp_path: Path) -> 
         step = options.get("-e", "main")
         if step == "main":
             parse_main(arguments)
+        elif step == "sweep":
+            parse_sweep(arguments)
         else:
             parse_step(step, ENTRY_POINTS[step], arguments)
 

@@ -4,6 +4,7 @@ from carmodel.parameters.common import Settings
 from carmodel.parameters.data import Augment, OnEngine, Preprocess
 from carmodel.parameters.deployment import SETTINGS_FILES, Deploy
 from carmodel.parameters.serving import Evaluate, PackagePyfunc
+from carmodel.parameters.sweep import Range, Sweep
 from carmodel.parameters.training import PUBLISHED, Train
 
 __all__ = [
@@ -20,14 +21,16 @@ __all__ = [
     "OnEngine",
     "PackagePyfunc",
     "Preprocess",
+    "Range",
     "Recipe",
     "Settings",
+    "Sweep",
     "Train",
 ]
 
 
 class Recipe(Settings):
-    """The parameters of every entry point except main, which chains all of them but deploy."""
+    """The parameters of every entry point except main, which chains all of them but deploy and sweep."""
 
     preprocess: Preprocess
     augment: Augment
@@ -35,6 +38,7 @@ class Recipe(Settings):
     evaluate: Evaluate
     package_pyfunc: PackagePyfunc
     deploy: Deploy
+    sweep: Sweep
 
 
 ENTRY_POINTS: dict[str, type[Settings]] = {
@@ -42,7 +46,7 @@ ENTRY_POINTS: dict[str, type[Settings]] = {
     for name, field in Recipe.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
 }
-STEPS = {name: parameters for name, parameters in ENTRY_POINTS.items() if name != "deploy"}
+STEPS = {name: parameters for name, parameters in ENTRY_POINTS.items() if name not in ("deploy", "sweep")}
 """The entry points that main chains, in this order."""
 
 LINK_OF = {"data": "store_uri", "augmented": "augmented_uri", "model": "model_uri", "report": "evaluation_uri"}

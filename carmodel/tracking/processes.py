@@ -1,7 +1,10 @@
 """Identify processes of this machine across restarts, so that a run whose process was killed can be recognised. Linux only."""
 
 import json
+import os
+import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -36,6 +39,14 @@ def has_died(identity: str) -> bool:
     return other["namespace"] == here["namespace"] and _start_time(other["pid"]) != other["started"]
 
 
+def is_alive(identity: str) -> bool:
+    """Return whether the process with this identity runs on this machine. False if that cannot be proved."""
+    try:
+        return identify(json.loads(identity)["pid"]) == identity
+    except ValueError:
+        return False
+
+
 def any_process_has(variable: str, value: str) -> bool:
     """Return whether a process of this machine has an environment variable with this value."""
     entry = f"{variable}={value}".encode()
@@ -46,6 +57,18 @@ def any_process_has(variable: str, value: str) -> bool:
         except OSError:  # another user's process, or one that has ended meanwhile
             continue
     return False
+
+
+def terminate_children() -> None:
+    """Send SIGTERM to the processes that this process has started and that still run."""
+    for status in PROC.glob("[0-9]*/stat"):
+        try:
+            parent = status.read_text().rpartition(")")[2].split()[4 - 3]
+        except OSError:  # it has ended meanwhile
+            continue
+        if parent == str(os.getpid()):
+            with suppress(ProcessLookupError):
+                os.kill(int(status.parent.name), signal.SIGTERM)
 
 
 def _machine() -> dict[str, str]:

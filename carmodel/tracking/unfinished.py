@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from carmodel.tracking.lineage import PROCESS_TAG, STARTED_TAG
-from carmodel.tracking.processes import any_process_has, has_died, identify
+from carmodel.tracking.processes import any_process_has, has_died, identify, is_alive
 
 CHECKPOINTS = "checkpoints"
 """Directory of a training's checkpoints among the artifacts of its run."""
@@ -29,6 +29,16 @@ def end_dead_runs(experiment_id: str) -> list[str]:
     for run_id in dead:
         client.set_terminated(run_id, "FAILED")
     return dead
+
+
+def find_running(key: str, experiment_id: str) -> str | None:
+    """Return the id of a run with this cache key that a process of this machine works on, or None.
+
+    Such a step goes on after its parent was killed.
+    """
+    runs = mlflow.MlflowClient().search_runs([experiment_id], f"tags.{STARTED_TAG} = '{key}'")
+    running = (run for run in runs if run.info.status == "RUNNING" and is_alive(run.data.tags.get(PROCESS_TAG, "")))
+    return next((run.info.run_id for run in running), None)
 
 
 def find_unfinished(key: str, experiment_id: str) -> str | None:
