@@ -1,6 +1,7 @@
 """Search for better parameters of augment and train. Each trial is a child run, and reuses what was done before."""
 
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,7 +73,7 @@ def work(recipe: Recipe, step: "StepRun") -> None:
     from steps.pipeline import Pipeline, uris
     from steps.trials import Trials
 
-    folder = FOLDER / recipe.sweep.study
+    began, folder = time.monotonic(), FOLDER / recipe.sweep.study
     with locked(folder):
         search = Search(folder, recipe)
         experiment = mlflow.get_run(step.run_id).info.experiment_id
@@ -83,7 +84,7 @@ def work(recipe: Recipe, step: "StepRun") -> None:
             data = pipeline.find_or_run("preprocess", recipe.preprocess)
             rows = validation_rows(uri := uris(data)["data"])
             search.require_same({"data": outputs_of(data)["data"]["digest"]})
-            Trials(search, pipeline, uri, step.run_id).run()
+            Trials(search, pipeline, uri, step.run_id, began).run()
         except ExecutionException as error:
             raise SystemExit(f"\nsweep: stopped: {error}; {RERUN}") from None
         write_results(search, rows, step)
@@ -115,6 +116,7 @@ def write_results(search: "Search", rows: int, step: "StepRun") -> None:
         importances,
         parallel_coordinates,
         scales,
+        sorted_table,
         trial_table,
         verdict,
     )
@@ -122,11 +124,13 @@ def write_results(search: "Search", rows: int, step: "StepRun") -> None:
     table, best, results = trial_table(search), best_trial(search), search.folder / "results"
     results.mkdir(exist_ok=True)
     table.to_csv(results / "trials.csv", index=False)
-    shown = table.drop(columns="run").sort_values("val_accuracy", ascending=False, kind="stable")
-    print(f"\n{shown.to_string(index=False, na_rep='')}\n")
+    if table.empty:
+        step.summarise("no trial began; run the same command again, with more minutes")
+        return
+    print(f"\n{sorted_table(table)}\n")
     if best is None:
         step.log_output(results, "sweep")
-        step.summarise("no trial is complete; run the same command again to continue")
+        step.summarise("no trial is complete; run the same command again, with more minutes, to continue")
         return
     text = verdict(search, best, rows)
     (results / "best.yaml").write_text(best_recipe(search, best, text))

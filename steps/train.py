@@ -1,9 +1,11 @@
 """Train the network on the stores, in this process or in several that train together."""
 
+import os
 from typing import TYPE_CHECKING
 
 from carmodel.parameters import Train
 from carmodel.recipe import require
+from carmodel.training.gpu_slots import ONE_GPU, take_gpu
 from steps.command import run_step
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ def work(settings: Train, step: "StepRun") -> None:
     """Train in this process, or start the ranks and log what they print. `steps.train_rank` logs the outputs."""
     require("train", "store_uri", settings.store_uri, "preprocess")
     if settings.processes <= 1 and not settings.hosts and settings.launcher != "spark":
+        if ONE_GPU in os.environ:
+            take_gpu()  # before TensorFlow is imported
         from steps.train_rank import train
 
         train(settings, step)

@@ -8,6 +8,7 @@ from threading import Event
 from typing import Any
 
 import mlflow
+from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 from optuna.trial import Trial, TrialState
 
@@ -15,7 +16,8 @@ from carmodel.parameters import Settings
 from carmodel.recipe import SettingsError
 from carmodel.tracking.processes import terminate_children
 from carmodel.tracking.unfinished import process_tags
-from carmodel.training.search import Search, with_values
+from carmodel.training.gpu_slots import ONE_GPU
+from carmodel.training.search import STATES, Search, with_values
 from steps.pipeline import Pipeline, uris
 
 Running = dict[Future[TrialState | None], Trial]
@@ -31,12 +33,13 @@ class Trials:
         pipeline: runs or reuses the steps.
         data: URI of the stores.
         parent: id of the run of the sweep.
+        began: time of `time.monotonic` at which the sweep began.
     """
 
-    def __init__(self, search: Search, pipeline: Pipeline, data: str, parent: str) -> None:
+    def __init__(self, search: Search, pipeline: Pipeline, data: str, parent: str, began: float) -> None:
         self.search, self.pipeline, self.data, self.parent = search, pipeline, data, parent
         self.settings = search.recipe.sweep
-        self.deadline = time.monotonic() + self.settings.minutes * 60 if self.settings.minutes else math.inf
+        self.deadline = began + self.settings.minutes * 60 if self.settings.minutes else math.inf
         self.stopping = Event()
 
     def run(self) -> None:
@@ -47,7 +50,8 @@ class Trials:
             ExecutionException: the first trial failed, so others would probably fail, too.
         """
         stopped, running = self.search.unfinished(), Running()
-        if self.settings.parallel > 1:  # each training uses its share of the cores
+        if self.settings.parallel > 1:  # each training uses its share of the cores, and one GPU
+            os.environ[ONE_GPU] = "true"
             share = max(1, len(os.sched_getaffinity(0)) // self.settings.parallel)
             os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
             os.environ.setdefault("OMP_NUM_THREADS", str(share))
@@ -87,13 +91,14 @@ class Trials:
         except (ExecutionException, SettingsError) as error:
             if trial.number == 0:  # it stays unfinished, too
                 raise
-            print(f"sweep: trial {trial.number} failed: {error}", flush=True)
+            print(f"sweep: trial {trial.number}: {error}", flush=True)
             state = TrialState.FAIL
         if state == TrialState.COMPLETE:
             values = self.search.record(trial).intermediate_values
             self.search.study.tell(trial, values[max(values)])
         elif state is not None:
             self.search.study.tell(trial, state=state)
+        print(f"sweep: trial {trial.number} is {STATES[state or TrialState.RUNNING]}", flush=True)
 
     def run_trial(self, trial: Trial, values: dict[str, Any]) -> TrialState | None:
         """Run the steps of a trial, with one complete training per rung.
@@ -101,44 +106,39 @@ class Trials:
         Returns:
             COMPLETE, PRUNED, or None if the time was over before the trial was complete.
         """
-        number, began, recipe = trial.number, time.perf_counter(), with_values(self.search.recipe, values)
         shown = ", ".join(f"{name}={value}" for name, value in values.items())
-        print(f"sweep: trial {number}: {shown}", flush=True)
-        name, tags = f"trial {number}", {**process_tags(), "carmodel.study": self.settings.study}
-        experiment = self.pipeline.experiment_id
-        with mlflow.start_run(experiment_id=experiment, run_name=name, parent_run_id=self.parent, tags=tags) as run:
+        print(f"sweep: trial {trial.number}: {shown}", flush=True)
+        recipe, schedules = with_values(self.search.recipe, values), self.settings.rungs
+        with mlflow.start_run(
+            experiment_id=self.pipeline.experiment_id,
+            run_name=f"trial {trial.number}",
+            parent_run_id=self.parent,
+            tags={**process_tags(), "carmodel.study": self.settings.study},
+        ) as run:
             trial.set_user_attr("run", run.info.run_id)
             mlflow.log_params(values)
-            earlier = self.search.record(trial).user_attrs.get("seconds", 0.0)
-            augmented = ""
+            inputs = {"store_uri": self.data}
             if recipe.augment.copies:
-                augmented = self.step("augment", recipe.augment, store_uri=self.data)[0]["augmented"]
-            schedules = self.settings.rungs or (recipe.train.epochs,)
-            for rung, epochs in enumerate(schedules):
+                inputs["augmented_uri"] = uris(self.step("augment", recipe.augment, **inputs))["augmented"]
+            for rung, epochs in enumerate(schedules or (recipe.train.epochs,)):
                 if self.is_over():
                     return None
-                train = recipe.train.model_copy(update={"epochs": epochs})
-                inputs = {"store_uri": self.data, "augmented_uri": augmented}
-                accuracy = self.step("train", train, **inputs)[1]["val_accuracy"]
+                training = self.step("train", recipe.train.model_copy(update={"epochs": epochs}), **inputs)
+                accuracy = training.data.metrics["val_accuracy"]
                 mlflow.log_metric("val_accuracy", accuracy, step=rung)
-                self.search.report(trial, accuracy, rung)
-                trial.set_user_attr("epochs", epochs)
-                trial.set_user_attr("seconds", round(earlier + time.perf_counter() - began, 1))
-                # The first trial is never pruned, because it has the recipe's own values. It competes with the others.
-                pruned = rung + 1 < len(schedules) and trial.should_prune() and number > 0
-                state = "pruned" if pruned else "complete" if rung + 1 == len(schedules) else "continues"
-                print(f"sweep: trial {number}: validation accuracy {accuracy:.4f} with {epochs}: {state}", flush=True)
-                if pruned:
+                self.search.report(trial, accuracy, rung, epochs)
+                print(f"sweep: trial {trial.number}: validation accuracy {accuracy:.4f} with {epochs}", flush=True)
+                # The first trial competes with the others, but has the recipe's own values, so it is never pruned.
+                if rung + 1 < len(schedules) and trial.should_prune() and trial.number > 0:
                     return TrialState.PRUNED
         return TrialState.COMPLETE
 
-    def step(self, name: str, settings: Settings, **inputs: str) -> tuple[dict[str, str], dict[str, float]]:
-        """Run or reuse a step, and return its outputs and its metrics.
+    def step(self, name: str, settings: Settings, **inputs: str) -> Run:
+        """Run or reuse a step, and return its run.
 
         Raises:
             ExecutionException: it failed, or the sweep is stopping.
         """
         if self.stopping.is_set():
             raise ExecutionException("the sweep is stopping")
-        run = self.pipeline.find_or_run(name, settings, **inputs)
-        return uris(run), run.data.metrics
+        return self.pipeline.find_or_run(name, settings, **inputs)

@@ -1,7 +1,10 @@
 """What main decides: which training it resumes, and what it says of a classifier that it reuses."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 
 import mlflow
 import pytest
@@ -9,8 +12,10 @@ import pytest
 from carmodel.parameters import Train
 from carmodel.serving.registry import CHAMPION
 from carmodel.tracking.cache import cache_key
+from carmodel.tracking.lineage import PROCESS_TAG, STARTED_TAG
+from carmodel.tracking.processes import identify
 from carmodel.tracking.runs import step_run
-from carmodel.tracking.unfinished import CHECKPOINTS
+from carmodel.tracking.unfinished import CHECKPOINTS, find_running
 from steps.pipeline import Pipeline, describe_version
 from tests.tracked import tracked_in
 
@@ -34,6 +39,17 @@ def test_a_training_resumes_the_unfinished_one_with_the_same_parameters(
     assert pipeline.with_checkpoint(same, cache_key("train", same)).resume == step.run_id
     assert pipeline.with_checkpoint(other, cache_key("train", other)).resume == ""
     assert f"main: resuming the unfinished training of run {step.run_id}" in capsys.readouterr().out
+
+
+def test_a_step_that_still_runs_after_its_parent_was_killed_is_waited_for(experiment: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as working:
+        tags = {STARTED_TAG: "key", PROCESS_TAG: identify(working.pid)}
+        run = mlflow.MlflowClient().create_run(experiment, tags=tags)
+        assert find_running("key", experiment) == run.info.run_id
+        Timer(1, working.kill).start()
+        Pipeline(experiment, False, {}).wait_for_running("train", "key")
+        assert working.poll() is not None
+    assert mlflow.get_run(run.info.run_id).info.status == "FAILED"
 
 
 def test_a_reused_classifier_is_called_what_the_registry_calls_it_now(experiment: str, tmp_path: Path) -> None:

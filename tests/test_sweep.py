@@ -98,16 +98,16 @@ def test_a_stopped_search_proposes_the_same_trials_as_one_that_was_not(
     for accuracy in np.linspace(0.1, 0.9, 4):
         again = search()
         asked = again.ask()
-        again.report(asked, accuracy, rung=0)  # and is killed here
+        again.report(asked, accuracy, rung=0, epochs="1")  # and is killed here
         again = search()
         (trial,) = again.unfinished()
         assert again.values(trial) == again.values(asked)
-        again.report(trial, 0.0, rung=0)  # the first report counts
+        again.report(trial, 0.0, rung=0, epochs="1")  # the first report counts
         assert again.record(trial).intermediate_values == {1: accuracy}
         again.study.tell(trial, accuracy)
         stopped.append(again.values(trial))
         other = whole.ask()
-        whole.report(other, accuracy, rung=0)
+        whole.report(other, accuracy, rung=0, epochs="1")
         whole.study.tell(other, accuracy)
     assert search().started() == len({str(values) for values in stopped}) == 4
     assert stopped == [whole.values(trial) for trial in whole.study.trials]
@@ -134,7 +134,7 @@ def test_a_trial_continues_only_if_it_is_in_the_better_half(search: Callable[[],
     pruned = []
     for accuracy in (0.5, 0.4, 0.6, 0.45, 0.7, 0.3):
         trial = opened.ask()
-        opened.report(trial, accuracy, rung=0)
+        opened.report(trial, accuracy, rung=0, epochs="1")
         pruned.append(trial.should_prune())
     assert pruned == [False, True, False, True, False, True]
 
@@ -143,8 +143,7 @@ def test_the_results_name_the_best_trial_and_draw_all(search: Callable[[], Searc
     opened = search()
     for number, accuracy in enumerate((0.5, 0.625, 0.75, 0.25, 0.5, 0.3)):
         trial = opened.ask()
-        opened.report(trial, accuracy, rung=0)
-        trial.set_user_attr("epochs", "2")
+        opened.report(trial, accuracy, rung=0, epochs="1")
         state = TrialState.PRUNED if number == 5 else TrialState.COMPLETE
         opened.study.tell(trial, accuracy if number < 5 else None, state=state)
     best, table = best_trial(opened), trial_table(opened)
@@ -162,7 +161,7 @@ def test_a_search_that_found_nothing_better_says_so(search: Callable[[], Search]
     opened = search()
     for _ in range(2):
         trial = opened.ask()
-        trial.set_user_attr("epochs", "2")
+        opened.report(trial, 0.5, rung=1, epochs="2")
         opened.study.tell(trial, 0.5)
     best = best_trial(opened)
     assert best is not None

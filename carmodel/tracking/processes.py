@@ -82,10 +82,11 @@ def _machine() -> dict[str, str]:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return when a process started, in clock ticks since the boot, or None if there is no such process."""
+    """Return when a process started, in clock ticks since the boot, or None if there is no such process or it has ended."""
     try:
         status = (PROC / str(pid) / "stat").read_text()
     except FileNotFoundError:
         return None
     # The program's name, in parentheses, may hold blanks. The field after it is number 3, and the start time is number 22.
-    return status.rpartition(")")[2].split()[22 - 3]
+    fields = status.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[22 - 3]  # a zombie has ended, and its parent has not asked how

@@ -27,6 +27,14 @@ from carmodel.recipe import SettingsError, suggestion
 SEARCHED = ("augment", "train")
 """Steps whose parameters can be searched."""
 
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "unfinished",
+}
+"""What the table of results calls the state of a trial."""
+
 Values = Mapping[str, Any]
 """Values of parameters, with the keys ``step.parameter``."""
 
@@ -213,11 +221,12 @@ class Search:
         """Return what the study knows of a trial."""
         return self.study.get_trials(deepcopy=False)[trial.number]
 
-    def report(self, trial: Trial, accuracy: float, rung: int) -> None:
+    def report(self, trial: Trial, accuracy: float, rung: int, epochs: str) -> None:
         """Tell the study the accuracy of a trial after a rung. A second report of the same rung is ignored."""
         step = self.recipe.sweep.reduction_factor**rung
         if step not in self.record(trial).intermediate_values:
             trial.report(accuracy, step)
+        trial.set_user_attr("epochs", epochs)
 
 
 def _suggest(trial: Trial | FrozenTrial, name: str, dimension: BaseDistribution) -> Any:

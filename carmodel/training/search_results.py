@@ -12,22 +12,23 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
-from carmodel.training.search import Search, with_values
-
-STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "unfinished",
-}
+from carmodel.training.search import STATES, Search, with_values
 
 ENOUGH = 4
 """Smallest number of complete trials from which the importance of parameters is estimated."""
 
 
 def trial_table(search: Search) -> pd.DataFrame:
-    """Return a row per trial: its state, accuracy, last schedule, seconds, parameters and MLflow run."""
+    """Return a row per trial: its state, accuracy, last schedule, values and MLflow run."""
     return pd.DataFrame([_row(search, trial) for trial in search.study.trials if trial.state in STATES])
+
+
+def sorted_table(table: pd.DataFrame) -> str:
+    """Return the table as text: complete trials first, then failed and pruned ones, the best of each first."""
+    best_first = table.drop(columns="run").sort_values(
+        ["state", "val_accuracy"], ascending=[True, False], kind="stable"
+    )
+    return best_first.to_string(index=False, na_rep="", float_format="{:.4g}".format)
 
 
 def _row(search: Search, trial: FrozenTrial) -> dict[str, Any]:
