@@ -83,7 +83,7 @@ def work(recipe: Recipe, step: "StepRun") -> None:
         try:
             data = pipeline.find_or_run("preprocess", recipe.preprocess)
             rows = validation_rows(uri := uris(data)["data"])
-            search.require_same({"data": outputs_of(data)["data"]["digest"]})
+            search.require_same("data set", {"stores": outputs_of(data)["data"]["digest"]})
             Trials(search, pipeline, uri, step.run_id, began).run()
         except ExecutionException as error:
             raise SystemExit(f"\nsweep: stopped: {error}; {RERUN}") from None

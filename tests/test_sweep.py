@@ -116,7 +116,7 @@ def test_a_stopped_search_proposes_the_same_trials_as_one_that_was_not(
 def test_a_study_of_another_space_is_refused(search: Callable[[], Search], tmp_path: Path) -> None:
     search()
     other = recipe_of(tmp_path, rungs=["1", "2"], study="cars", space={"train.optimizer": ["sgd"]})
-    with pytest.raises(InputError, match=r"another recipe, space or data set: space was .*-P study=NAME"):
+    with pytest.raises(InputError, match=r"a search with another recipe: space was .*-P study=NAME"):
         Search(tmp_path / "cars", other)
 
 

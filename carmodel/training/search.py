@@ -163,27 +163,31 @@ class Search:
         steps = recipe.model_dump(mode="json", include={"preprocess", *SEARCHED})
         values = {f"{step}.{name}": value for step, own in steps.items() for name, value in own.items()}
         same = {name: value for name, value in values.items() if name.partition(".")[2] not in NOT_IN_CACHE_KEY}
-        self.require_same(same | recipe.sweep.model_dump(mode="json", include={"space", "rungs", "reduction_factor"}))
+        self.require_same(
+            "recipe", same | recipe.sweep.model_dump(mode="json", include={"space", "rungs", "reduction_factor"})
+        )
         if not self.study.trials:
             self.study.enqueue_trial(own_values(recipe))
 
-    def require_same(self, facts: Mapping[str, Any]) -> None:
+    def require_same(self, what: str, facts: Mapping[str, Any]) -> None:
         """Keep facts that all trials of the study share, or compare them with those of earlier commands.
+
+        Args:
+            what: the kind of facts.
+            facts: values that JSON can represent.
 
         Raises:
             InputError: they differ.
         """
+        before = self.study.user_attrs.get(what, {})
         now = json.loads(json.dumps(facts))
-        before = self.study.user_attrs
-        if changed := [name for name, value in now.items() if name in before and before[name] != value]:
-            listed = ", ".join(f"{name} was {before[name]}" for name in changed)
+        if changed := [f"{name} was {before[name]}" for name in now if name in before and before[name] != now[name]]:
             raise InputError(
-                f"{self.folder} is the search of another recipe, space or data set: {listed}. Start another search: "
+                f"{self.folder} is a search with another {what}: {', '.join(changed)}. To start another search: "
                 "-P study=NAME"
             )
-        for name, value in now.items():
-            if name not in before:
-                self.study.set_user_attr(name, value)
+        if not before:
+            self.study.set_user_attr(what, now)
 
     def started(self) -> int:
         """Return the number of trials that were started."""
@@ -212,9 +216,8 @@ class Search:
     def values(self, trial: Trial | FrozenTrial) -> dict[str, Any]:
         """Return the values of a trial. Numbers other than the recipe's own are rounded to four digits."""
         own = own_values(self.recipe)
-        known = (
-            trial.params if isinstance(trial, FrozenTrial) else self.space
-        )  # a process may be killed between two values
+        # If a process was killed between two values, the record of its trial has only some of them.
+        known = trial.params if isinstance(trial, FrozenTrial) else self.space
         return {name: _rounded(_suggest(trial, name, self.space[name]), self.space[name], own[name]) for name in known}
 
     def record(self, trial: Trial) -> FrozenTrial:
