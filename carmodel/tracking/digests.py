@@ -5,10 +5,14 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 
 from carmodel.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# In Python 3.11, `ast.parse` may fail while several threads call it (https://github.com/python/cpython/issues/106905).
+_parsing = Lock()
 
 
 def digest_of_path(path: Path) -> str:
@@ -65,7 +69,8 @@ def sources_of(file: Path) -> list[Path]:
 
 def _parse(source: Path) -> ast.Module:
     try:
-        return ast.parse(source.read_text())
+        with _parsing:
+            return ast.parse(source.read_text())
     except SyntaxError as error:
         raise InputError(f"{source}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
 
