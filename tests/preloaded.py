@@ -1,5 +1,7 @@
 """Commands that start at once: an interpreter imports the large libraries, and each `python` or `mlflow` is a fork of it.
 
+`mlflow run` asks Databricks for the state of a job every second, not every half minute.
+
 Nothing of this project is imported beforehand, so a command runs the code in its working directory. A command that needs
 a fresh interpreter (options, PYTHONPATH, another Keras backend) gets one.
 """
@@ -8,6 +10,7 @@ import atexit
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import select
@@ -86,6 +89,8 @@ def main(listener: socket.socket) -> None:
             importlib.import_module(library)
         except ImportError:
             assert library in AZURE, library
+    projects = importlib.import_module("mlflow.projects.databricks")
+    projects.DatabricksSubmittedRun.POLL_STATUS_INTERVAL = 1
     assert not {"carmodel", "steps"} & sys.modules.keys()
     gc.freeze()  # a fork copies the pages that it writes to
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -122,6 +127,7 @@ def serve(connection: socket.socket) -> None:
     os.chdir(folder)
     tempfile.tempdir = None
     importlib.import_module("numpy").random.seed()
+    logging.getLogger("mlflow").setLevel(environment.get("MLFLOW_LOGGING_LEVEL", "INFO"))
     try:
         run(name, words)
     except BaseException as error:

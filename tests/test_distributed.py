@@ -159,9 +159,7 @@ def test_a_frozen_networks_features_are_computed_once_and_shared(folder: Path) -
     assert {row for rank in ranks for row in rank["taken"]} == set(range(47))
 
 
-def test_the_model_loads_with_its_optimizer_where_horovod_and_carmodel_are_not_installed(
-    folder: Path, commands: str
-) -> None:
+def test_the_model_loads_with_its_optimizer_without_horovod_and_carmodel(folder: Path, commands: str) -> None:
     program = f"""
 import sys
 sys.modules["horovod"] = sys.modules["carmodel"] = None

@@ -56,7 +56,7 @@ def test_a_rank_killed_while_the_others_wait_for_its_gradients_ends_the_job(died
     assert not (folder / "weights-0.npy").exists()
 
 
-def test_resumed_after_a_death_the_training_ends_with_the_weights_of_an_uninterrupted_one(
+def test_a_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
     died: tuple[Path, str, float],
 ) -> None:
     """Bit for bit, although of the new job's machines only the first has the checkpoint."""
