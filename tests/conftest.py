@@ -43,6 +43,8 @@ CROWDED = {
 }
 # Their tests share an endpoint with those in tests/cloud, which share servers and interpreters.
 SERVED = {"test_classifier", "test_load", "test_packaging"}
+# They take the longest alone. One that started last would keep one of two workers waiting.
+LONG = {"test_fit", "test_page", "test_sweep"}
 
 
 def pytest_report_header() -> str:
@@ -57,11 +59,15 @@ def group_of(module: Path) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Shuffle the modules. The two large groups go first, one to each of two workers."""
+    """Shuffle the modules. The two large groups go first, one to each of two workers, and then the long modules."""
     modules = sorted({item.path for item in items})
     random.Random(SEED).shuffle(modules)
     rank = {"crowded": 0, "served": 1}
-    items.sort(key=lambda item: (rank.get(group_of(item.path), 2), modules.index(item.path)))
+
+    def place(module: Path) -> tuple[int, int]:
+        return rank.get(group_of(module), 2 if module.stem in LONG else 3), modules.index(module)
+
+    items.sort(key=lambda item: place(item.path))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

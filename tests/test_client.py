@@ -195,11 +195,6 @@ def test_an_answer_that_is_not_the_classifiers_is_an_error_at_once(status: int, 
     assert "secret" not in str(raised.value)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "carmodel.serving.client", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -211,10 +206,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_what_cannot_be_sent_is_reported_and_leaves_no_table(
-    folder: Path, tmp_path: Path, arguments: list[str], said: str
+    commands: str, folder: Path, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     (out := tmp_path / "out").mkdir()
-    done = run(*[word.format(photos=folder, out=out) for word in arguments])
+    given = [word.format(photos=folder, out=out) for word in arguments]
+    command = [f"{commands}/python", "-m", "carmodel.serving.client", *given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,9 +1,5 @@
 """The network that the parameters of a training ask for."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,19 +103,3 @@ def test_weights_fill_either_family(mobilenet_weights: Path, tmp_path: Path) -> 
     np.testing.assert_array_equal(second.get_layer("stem_conv1").kernel.numpy(), first.get_layer("stem_conv1").kernel)
     model = build(Train(backbone="MobileNetV2", weights=str(mobilenet_weights)), NAMES)
     assert model.get_layer("bn_Conv1").moving_variance.numpy().std() > 0
-
-
-@pytest.mark.slow
-def test_the_network_runs_under_jax() -> None:
-    if importlib.util.find_spec("jax") is None:
-        pytest.skip("jax is not installed; the package needs it only for KERAS_BACKEND=jax")
-    code = (
-        "import keras, numpy as np\n"
-        "from carmodel.model.network import build\n"
-        "from carmodel.parameters import Train\n"
-        "assert keras.backend.backend() == 'jax'\n"
-        "model = build(Train(depth=14, width=4), list('abcde'))\n"
-        "y = model.predict_on_batch(np.zeros((2, 32, 32, 3), 'uint8'))\n"
-        "assert y.shape == (2, 5) and np.allclose(y.sum(1), 1)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], env=os.environ | {"KERAS_BACKEND": "jax"}, check=True, timeout=300)

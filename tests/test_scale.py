@@ -1,8 +1,5 @@
 """The Scale layer."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -69,19 +66,3 @@ def test_regularizers_add_their_penalty() -> None:
     layer = Scale(gamma_regularizer=keras.regularizers.L2(0.5), beta_regularizer="l1")
     layer.build((None, 4))
     assert float(sum(layer.losses)) == pytest.approx(0.5 * 4)
-
-
-@pytest.mark.slow
-def test_a_saved_model_loads_in_a_process_that_is_only_given_the_class(tmp_path) -> None:
-    model = keras.Sequential([keras.Input((4,)), Scale("random_normal", "random_normal")])
-    model.save(tmp_path / "model.keras")
-    x = np.ones((2, 4), "float32")
-    np.save(tmp_path / "y.npy", keras.ops.convert_to_numpy(model(x)))
-    code = (
-        "import sys, keras, numpy as np\n"
-        "from carmodel.model.scale import Scale\n"
-        "model = keras.models.load_model(sys.argv[1] + '/model.keras', custom_objects={'Scale': Scale})\n"
-        "y = keras.ops.convert_to_numpy(model(np.ones((2, 4), 'float32')))\n"
-        "np.testing.assert_array_equal(y, np.load(sys.argv[1] + '/y.npy'))\n"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=300)

@@ -45,7 +45,7 @@ class Workspace:
     requests: dict[int, dict[str, Any]] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
     patience: float = 20.0
-    """Seconds for which a question after a running job waits: MLflow asks every half minute only."""
+    """Seconds for which a question after a running job waits for its end."""
 
     def on_driver(self, text: str, driver: Path) -> str:
         """A text whose paths are those of a driver: its own disk, and DBFS, which all share."""

@@ -152,7 +152,6 @@ except InputError as error:
 @pytest.mark.parametrize(
     ("asked", "fault", "said"),
     [
-        ("region POST runs/log-batch", {"status": 403, "body": b""}, "answered 403"),
         ("region POST runs/log-batch", {"status": 500, "times": 9}, "answered 500"),
         ("region POST runs/log-batch", {"status": 0, "times": 9}, "cannot be reached"),
         ("storage PUT contact_sheet.png", {"status": 403}, "answered 403"),

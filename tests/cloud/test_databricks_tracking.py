@@ -57,7 +57,6 @@ def tracked(
 ) -> Iterator[Tracked]:
     folder = tmp_path_factory.mktemp("databricks")
     account, jobs = Account(server.url, Blobs(), TOKEN), Workspace(folder / "workspace", commands)
-    jobs.patience = 100  # MLflow asks again half a minute later
     service = make(jobs)
     service.mount("/", databricks_service(account))
     with ExitStack() as stack:
@@ -67,7 +66,9 @@ def tracked(
         own = {"DATABRICKS_HOST": f"https://{HOST}", "DATABRICKS_TOKEN": account.token}
         own |= {"MLFLOW_TRACKING_URI": "databricks"} | authority.environment | proxy.environment
         # A cluster knows its workspace by itself.
-        jobs.environment.update(own | SHORT, MLFLOW_DISABLE_TELEMETRY="true")
+        # Its faults pass, so a busy machine may take longer to try again.
+        patient = SHORT | {"MLFLOW_DATABRICKS_ENDPOINT_HTTP_RETRY_TIMEOUT": "30"}
+        jobs.environment.update(own | patient, MLFLOW_DISABLE_TELEMETRY="true")
         project = Project(folder / "project", environment(commands, **own))
         yield Tracked(account, jobs, workspace, storage, proxy, project)
 
@@ -226,18 +227,11 @@ def test_a_refusal_of_the_service_is_explained(tracked: Tracked, asked: str, fau
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"DATABRICKS_TOKEN": "dapi-that-has-expired"}, "answered 403: Invalid access token"),
-        ({"MLFLOW_EXPERIMENT_NAME": "no-path"}, "An experiment name must be an absolute path"),
-    ],
-)
 @pytest.mark.usefixtures("finished")
-def test_a_wrong_token_or_experiment_is_explained(tracked: Tracked, variables: dict[str, str], said: str) -> None:
-    done = tracked.project.preprocess(**{"MLFLOW_EXPERIMENT_NAME": EXPERIMENT} | variables)
+def test_a_wrong_name_of_an_experiment_is_explained(tracked: Tracked) -> None:
+    done = tracked.project.preprocess(MLFLOW_EXPERIMENT_NAME="no-path")
     assert done.returncode == 1
-    assert said in done.stderr
+    assert "An experiment name must be an absolute path" in done.stderr
     assert "Traceback" not in done.stderr
 
 
