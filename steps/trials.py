@@ -4,6 +4,7 @@ import math
 import os
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from threading import Event
 from typing import Any
 
@@ -66,8 +67,10 @@ class Trials:
                         self.finish(running.pop(future), future)
             except BaseException:
                 self.stopping.set()
-                while wait(running, timeout=1).not_done:
-                    terminate_children()
+                while any(not future.done() for future in running):
+                    with suppress(KeyboardInterrupt):  # it is stopping already
+                        terminate_children()
+                        wait(running, timeout=1)
                 raise
 
     def next(self, stopped: list[Trial]) -> Trial | None:
