@@ -32,13 +32,10 @@ def sorted_table(table: pd.DataFrame) -> str:
 
 
 def _row(search: Search, trial: FrozenTrial) -> dict[str, Any]:
-    own = {name: value for name, value in search.values(trial).items()} if trial.params else {}
-    last = trial.intermediate_values[trial.last_step] if trial.last_step is not None else None
-    attributes = {name: trial.user_attrs.get(name) for name in ("epochs", "seconds", "run")}
+    last = round(trial.intermediate_values[trial.last_step], 6) if trial.last_step is not None else None
     result = {"trial": trial.number, "state": STATES[trial.state], "val_accuracy": last}
-    return (
-        result | {"epochs": attributes["epochs"], "seconds": attributes["seconds"]} | own | {"run": attributes["run"]}
-    )
+    attributes = trial.user_attrs
+    return result | {"epochs": attributes.get("epochs")} | search.values(trial) | {"run": attributes.get("run")}
 
 
 def best_trial(search: Search) -> FrozenTrial | None:
