@@ -25,7 +25,15 @@ from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.digests import ROOT
 from carmodel.tracking.lineage import outputs_of
 from tests.endpoint import serve
-from tests.project import TINY_PREPROCESS, Project, copy_project, environment, happened
+from tests.project import (
+    TINY_PREPROCESS,
+    Project,
+    check_runs,
+    copy_project,
+    environment,
+    finished_runs,
+    happened,
+)
 from tests.tracked import new_database, tracked_in
 
 pytestmark = pytest.mark.slow
@@ -100,16 +108,11 @@ def test_every_step_logs_its_parameters_outputs_metrics_and_pictures(project: Lo
         "evaluate": "report/mistakes.png",
         "package_pyfunc": "examples/0.jpg",
     }
-    for step, settings in STEPS.items():
-        run = project.newest(step)
-        assert set(settings.model_fields) <= set(run.data.params), step
-        assert run.data.metrics["seconds"] > 0
-        assert outputs_of(run), step
-        if step in pictures:
-            folder = str(Path(pictures[step]).parent)
-            assert pictures[step] in [file.path for file in client.list_artifacts(run.info.run_id, folder)]
-    assert {"loss", "accuracy", "images_per_second"} <= set(project.newest("train").data.metrics)
-    assert {"test_top1", "test_top5"} <= set(project.newest("evaluate").data.metrics)
+    check_runs(runs := finished_runs(client, "Default"))
+    for step, picture in pictures.items():
+        assert outputs_of(runs[step]), step
+        folder = str(Path(picture).parent)
+        assert picture in [file.path for file in client.list_artifacts(runs[step].info.run_id, folder)]
 
 
 @pytest.mark.usefixtures("first", "tracked")
@@ -138,9 +141,7 @@ for flavor in ("tensorflow", "pyfunc", "keras"):
 
 
 @pytest.mark.usefixtures("first", "tracked")
-def test_the_endpoint_gives_each_test_photo_the_probabilities_of_preprocess_and_network(
-    project: Local, tmp_path: Path
-) -> None:
+def test_the_endpoint_gives_each_photo_the_probabilities_of_the_network(project: Local, tmp_path: Path) -> None:
     candidate = mlflow.MlflowClient().get_model_version_by_alias("tiny", "candidate")
     assert candidate.run_id == project.newest("package_pyfunc").info.run_id
     folder = next(project.folder.glob("sample/*"))
@@ -215,11 +216,11 @@ def test_a_wrong_parameter_is_an_error_without_traceback(
 
 def test_real_photos_go_through_the_whole_pipeline(project: Local, photos: Path) -> None:
     given = (
-        "config=configs/laptop.yaml", f"data_uri={photos}", "classes=6", "image_size=96", "epochs=1",
+        "config=configs/laptop.yaml", f"data_uri={photos}", "classes=3", "image_size=64", "epochs=1",
         "learning_rate=1e-5", "ema=0", "registered_model_name=real",
     )  # fmt: skip
     succeeded(project.run("mlflow", "run", ".", "--env-manager", "local", *(f"-P{value}" for value in given)))
-    assert project.newest("evaluate").data.metrics["test_top1"] > 2 / 6
+    assert project.newest("evaluate").data.metrics["test_top1"] > 1 / 2
 
 
 def test_a_step_runs_from_a_git_url(commands: str, tmp_path: Path) -> None:

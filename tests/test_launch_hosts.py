@@ -97,11 +97,11 @@ run("tests.launch_ranks:wait", [{str(tmp_path)!r}], hosts, Path({str(tmp_path / 
 
 
 @pytest.mark.usefixtures("hosts")
-def test_a_training_on_two_hosts_is_one_run(tmp_path: Path) -> None:
-    train_small(tmp_path, "--hosts", "first:1,second:1")
+def test_a_training_on_two_hosts_is_one_run(tmp_path: Path, commands: str) -> None:
+    train_small(tmp_path, commands, "--hosts", "first:1,second:1")
 
 
-def train_small(folder: Path, *parameters: str) -> None:
+def train_small(folder: Path, commands: str, *parameters: str) -> None:
     """Train on two ranks, started as the parameters say, and check the run."""
     numbers = np.random.default_rng(0)
     images, labels = numbers.integers(0, 256, (40, 32, 32, 3), np.uint8), numbers.integers(0, 3, 40)
@@ -110,7 +110,7 @@ def train_small(folder: Path, *parameters: str) -> None:
     client = mlflow.MlflowClient(uri)
     common = ["--store_uri", str(folder), "--set", "train.depth=14,train.width=4,train.epochs=2,train.batch_size=8"]
     done = subprocess.run(
-        [sys.executable, "-m", "steps.train", *common, *parameters],
+        [f"{commands}/python", "-m", "steps.train", *common, *parameters],
         cwd=ROOT,
         env=os.environ | {"MLFLOW_TRACKING_URI": uri, "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,

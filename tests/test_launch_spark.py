@@ -31,5 +31,5 @@ def spark_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("spark_cluster")
-def test_a_training_on_two_executors_is_one_run(tmp_path: Path) -> None:
-    train_small(tmp_path, "--launcher", "spark", "--processes", "2")
+def test_a_training_on_two_executors_is_one_run(tmp_path: Path, commands: str) -> None:
+    train_small(tmp_path, commands, "--launcher", "spark", "--processes", "2")

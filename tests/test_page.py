@@ -63,10 +63,6 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "carmodel.serving.serve", *arguments]
-
-
 def variables(folder: Path) -> dict[str, str]:
     uri = f"sqlite:///{folder}/mlflow.db" if (folder / "mlflow.db").exists() else new_database(folder)
     return os.environ | {"MLFLOW_TRACKING_URI": uri}
@@ -79,7 +75,7 @@ def serving(registry: Path) -> Iterator[Serving]:
     log = registry / "log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command("--port", str(port), "--page-port", str(page)),
+            [sys.executable, "-m", "carmodel.serving.serve", "--port", str(port), "--page-port", str(page)],
             env=variables(registry), stdout=stream, stderr=stream, start_new_session=True,
         )  # fmt: skip
     try:
@@ -236,8 +232,9 @@ def test_the_list_of_classes_is_searched(page: Page) -> None:
     expect(page.locator("#classes li:visible")).to_have_text(["Synthetic Van 2020"])
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("page", [DESK, PHONE], indirect=True, ids=["desk", "phone"])
+@pytest.mark.parametrize(
+    ("page", "scheme"), [(DESK, "light"), (PHONE, "dark")], indirect=["page"], ids=["desk", "phone"]
+)
 def test_axe_finds_no_barrier(page: Page, sample: Path, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)
     choose(page, drawn(sample), drawn(sample, 1))
@@ -318,20 +315,20 @@ def test_a_page_for_other_machines_has_an_address_that_they_can_open() -> None:
         (["--port", "{taken}"], "127.0.0.1:{taken} cannot be used"),
     ],
 )
-def test_what_cannot_be_served_is_reported(registry: Path, given: list[str], said: str) -> None:
+def test_what_cannot_be_served_is_reported(commands: str, registry: Path, given: list[str], said: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as socket_in_use:
         taken = socket_in_use.getsockname()[1]
-        arguments = [
-            "--port",
-            str(free_port()),
-            "--page-port",
-            str(free_port()),
+        ports = ("--port", str(free_port()), "--page-port", str(free_port()))
+        command = [
+            f"{commands}/python",
+            "-m",
+            "carmodel.serving.serve",
+            *ports,
             *(w.format(taken=taken) for w in given),
         ]
         done = subprocess.run(
-            command(*arguments),
-            env=variables(registry), capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+            command, env=variables(registry), capture_output=True, text=True, timeout=120, check=False
+        )
     assert done.returncode == 2
     assert said.format(taken=taken) in done.stderr
     assert "Traceback" not in done.stderr
