@@ -2,9 +2,7 @@
 
 import base64
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -199,7 +197,9 @@ def test_photos_are_served_at_another_size_and_with_their_mirror_image(served: A
 
 
 @pytest.mark.slow
-def test_a_process_that_has_only_the_logged_model_loads_it_and_answers(logged: str, tmp_path: Path) -> None:
+def test_a_process_that_has_only_the_logged_model_loads_it_and_answers(
+    logged: str, commands: str, tmp_path: Path
+) -> None:
     folder = mlflow.artifacts.download_artifacts(logged, dst_path=str(tmp_path))
     code = f"""
 import sys, mlflow
@@ -209,11 +209,8 @@ answers = model.predict(model.input_example, params={{"top_k": 2}})
 assert answers["error"].isna().all() and answers["top_k"].map(len).tolist() == [2, 2], answers
 assert sys.modules["carmodel"].__file__.startswith({folder!r})
 """
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
+    command = [f"{commands}/python", "-c", code]
+    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -143,7 +143,7 @@ def test_resuming_with_another_batch_size_or_schedule_is_refused(store: Store, t
             fit(network(params), store, params, trained.folder)
 
 
-def test_the_network_itself_is_trained_through_augmentation_and_mlflow_records_each_epoch(
+def test_mlflow_records_each_epoch_of_a_training_through_augmentation(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from steps.train_rank import autologging  # imports TensorFlow
@@ -249,7 +249,7 @@ def test_a_head_trained_under_augmentation_says_that_features_are_not_kept(
 
 
 @pytest.mark.slow
-def test_a_training_that_died_and_is_resumed_in_another_process_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_a_training_resumed_in_another_process_ends_with_the_same_weights(tmp_path: Path) -> None:
     """Through a change of the image size. `test_distributed_training` kills a process."""
     write_store(tmp_path / "train.h5")
     done = run_in_a_process("whole", tmp_path)
