@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -69,13 +68,13 @@ def variables(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def serving(registry: Path) -> Iterator[Serving]:
+def serving(commands: str, registry: Path) -> Iterator[Serving]:
     """`make serve` without a model: it finds the champion."""
     port, page = free_port(), free_port()
     log = registry / "log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "carmodel.serving.serve", "--port", str(port), "--page-port", str(page)],
+            [f"{commands}/python", "-m", "carmodel.serving.serve", "--port", str(port), "--page-port", str(page)],
             env=variables(registry), stdout=stream, stderr=stream, start_new_session=True,
         )  # fmt: skip
     try:
