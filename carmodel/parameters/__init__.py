@@ -3,6 +3,7 @@
 from carmodel.parameters.common import Settings
 from carmodel.parameters.data import Augment, OnEngine, Preprocess
 from carmodel.parameters.deployment import SETTINGS_FILES, Deploy
+from carmodel.parameters.score import Score
 from carmodel.parameters.serving import Evaluate, PackagePyfunc
 from carmodel.parameters.sweep import Range, Sweep
 from carmodel.parameters.training import PUBLISHED, Train
@@ -23,6 +24,7 @@ __all__ = [
     "Preprocess",
     "Range",
     "Recipe",
+    "Score",
     "Settings",
     "Sweep",
     "Train",
@@ -30,7 +32,7 @@ __all__ = [
 
 
 class Recipe(Settings):
-    """The parameters of every entry point except main, which chains all of them but deploy and sweep."""
+    """The parameters of every entry point except main, which chains all of them but deploy, score and sweep."""
 
     preprocess: Preprocess
     augment: Augment
@@ -38,6 +40,7 @@ class Recipe(Settings):
     evaluate: Evaluate
     package_pyfunc: PackagePyfunc
     deploy: Deploy
+    score: Score
     sweep: Sweep
 
 
@@ -46,7 +49,7 @@ ENTRY_POINTS: dict[str, type[Settings]] = {
     for name, field in Recipe.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
 }
-STEPS = {name: parameters for name, parameters in ENTRY_POINTS.items() if name not in ("deploy", "sweep")}
+STEPS = {name: parameters for name, parameters in ENTRY_POINTS.items() if name not in ("deploy", "score", "sweep")}
 """The entry points that main chains, in this order."""
 
 LINK_OF = {"data": "store_uri", "augmented": "augmented_uri", "model": "model_uri", "report": "evaluation_uri"}

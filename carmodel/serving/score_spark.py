@@ -1,0 +1,78 @@
+"""Classify photos on a Spark cluster with `mlflow.pyfunc.spark_udf`. Executors read the files, and answers come back.
+
+Spark repeats the tasks of an executor that dies. Each task loads the classifier, so there are only as many as cores.
+"""
+
+from typing import TYPE_CHECKING
+
+import mlflow
+import pandas as pd
+
+from carmodel.data.spark_session import job_progress, number_of_cores
+from carmodel.serving.rows import BOX_COLUMNS
+from carmodel.serving.score import Engine, boxes_of
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+SCHEMA = "row long, path string, " + ", ".join(f"{corner} long" for corner in BOX_COLUMNS)
+"""The columns that are sent to the executors."""
+
+RESULT = "top_k array<struct<label: string, class_id: long, probability: double>>, certain boolean, error string"
+"""The columns that the function returns. `spark_udf` cannot return null in a column of numbers (MLflow 3.15), so `label`,
+`class_id` and `probability` are read from `top_k`, which is empty for a row with an error."""
+
+
+def spark_engine(session: "SparkSession", model: str, partitions: int = 0) -> Engine:
+    """Return an engine that classifies on the executors. They need this project's packages and the photos' storage.
+
+    Args:
+        session: the Spark session.
+        model: URI of a classifier.
+        partitions: number of tasks (0: one per core).
+    """
+    from pyspark.sql import functions as f
+
+    predict = mlflow.pyfunc.spark_udf(session, model, result_type=RESULT, env_manager="local")
+
+    @f.pandas_udf("image binary, problem string")  # type: ignore[call-overload]
+    def read_files(paths: pd.Series) -> pd.DataFrame:
+        # Nested, so that Spark sends its code to executors that do not have this project.
+        found: list[tuple[bytes | None, str | None]] = []
+        for path in paths:
+            try:
+                with open(path, "rb") as file:  # noqa: PTH123
+                    found.append((file.read(), None))
+            except OSError as error:
+                found.append((None, f"the file cannot be read: {error.strerror}"))
+        return pd.DataFrame(found, columns=["image", "problem"])
+
+    def classify(photos: pd.DataFrame) -> pd.DataFrame:
+        rows = [(row, path, *box) for row, (path, box) in enumerate(zip(photos["path"], boxes_of(photos), strict=True))]
+        tasks = min(len(rows), partitions or number_of_cores(session))
+        boxes = [f.col(corner) for corner in BOX_COLUMNS]
+        best = f.get("answer.top_k", f.lit(0))  # null for an empty list
+        answered = (
+            session.createDataFrame(rows, SCHEMA)
+            .repartitionByRange(tasks, "row")
+            .withColumn("file", read_files("path"))
+            .withColumn("answer", predict(f.col("file.image"), *boxes))
+            .select(
+                "row",
+                *(best[name].alias(name) for name in ("label", "class_id", "probability")),
+                f.col("answer.top_k").alias("top_k"),
+                f.when(f.size("answer.top_k") > 0, f.col("answer.certain")).alias("certain"),
+                f.when(f.size("answer.top_k") == 0, f.coalesce("file.problem", "answer.error")).alias("error"),
+            )
+        )
+        with job_progress(session, "score", tasks):
+            answers = pd.DataFrame([row.asDict(recursive=True) for row in answered.collect()], dtype=object)
+        return answers.sort_values("row", ignore_index=True).drop(columns="row")
+
+    return classify
+
+
+def read_table(session: "SparkSession", name: str) -> pd.DataFrame:
+    """Return the columns file, x1, y1, x2, y2 of a table, those that it has."""
+    table = session.table(name)
+    return table.select(*(column for column in ("file", *BOX_COLUMNS) if column in table.columns)).toPandas()
