@@ -56,6 +56,7 @@ def stopped(tracked: Tracked) -> str:
     """What `main` prints when its token is refused in the middle: at the search for a finished second step."""
     region = tracked.cloud.region
     region.fail("POST", tracked.mlflow("runs/search"), 200, body=b"{}")  # main: no runs of killed processes
+    region.fail("POST", tracked.mlflow("runs/search"), 200, body=b"{}")  # preprocess: does not run
     region.fail("POST", tracked.mlflow("runs/search"), 200, body=b"{}")  # preprocess: nothing to reuse
     region.fail("POST", tracked.mlflow("runs/search"), 401, body=b"")
     done = tracked.project.main(EXPERIMENT)

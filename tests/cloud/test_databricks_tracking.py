@@ -66,17 +66,16 @@ def tracked(
         own = {"DATABRICKS_HOST": f"https://{HOST}", "DATABRICKS_TOKEN": account.token}
         own |= {"MLFLOW_TRACKING_URI": "databricks"} | authority.environment | proxy.environment
         # A cluster knows its workspace by itself.
-        # Its faults pass, so a busy machine may take longer to try again.
-        patient = SHORT | {"MLFLOW_DATABRICKS_ENDPOINT_HTTP_RETRY_TIMEOUT": "30"}
-        jobs.environment.update(own | patient, MLFLOW_DISABLE_TELEMETRY="true")
+        jobs.environment.update(own | SHORT, MLFLOW_DISABLE_TELEMETRY="true")
         project = Project(folder / "project", environment(commands, **own))
         yield Tracked(account, jobs, workspace, storage, proxy, project)
 
 
 @pytest.fixture(scope="module")
 def stopped(tracked: Tracked) -> str:
-    """What `main` prints when its token is refused in the middle: at the search for a finished second step."""
+    """What `main` prints when its token is refused in the middle: at the search for the second step."""
     tracked.workspace.fail("POST", "/runs/search$", 200, body=b"{}")  # main: no runs of killed processes
+    tracked.workspace.fail("POST", "/runs/search$", 200, body=b"{}")  # preprocess: does not run
     tracked.workspace.fail("POST", "/runs/search$", 200, body=b"{}")  # preprocess: nothing to reuse
     said = {"error_code": "PERMISSION_DENIED", "message": "Invalid access token."}
     tracked.workspace.fail("POST", "/runs/search$", 403, body=json.dumps(said).encode())
