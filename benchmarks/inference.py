@@ -28,6 +28,7 @@ from carmodel.model.head import with_mirror_image
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving.forward import Forward
 from carmodel.serving.packaging import log_classifier
+from carmodel.serving.score import list_photos, local_engine
 from carmodel.tracking.digests import ROOT
 from tests.endpoint import Server, serve
 
@@ -35,9 +36,10 @@ TITLE = "Inference"
 BATCHES = (1, 8, 32)
 SIZE = 224
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-OURS, PLAIN, FORWARD, WHOLE = (
+OURS, PLAIN, SCORE, FORWARD, WHOLE = (
     "carmodel",
     "plain pyfunc",
+    "carmodel: score, from files",
     "carmodel: Forward",
     "one TensorFlow call of the folded network",
 )
@@ -87,7 +89,9 @@ def of_network(
     with ExitStack() as stack:
         servers = {name: stack.enter_context(serve(model, fresh(folder, name))) for name, model in models.items()}
         http = [competitor(f"{name}, HTTP", "ours", partial(ask, server, texts)) for name, server in servers.items()]
-        local = [competitor(f"{name}, pyfunc", "ours", partial(ask_here, loaded[name], texts)) for name in loaded]
+        score = score_engine(models[OURS], files, folder)
+        local = [competitor(SCORE, "ours", score)]
+        local += [competitor(f"{name}, pyfunc", "ours", partial(ask_here, loaded[name], texts)) for name in loaded]
         alone = [
             competitor(FORWARD, "ours", lambda rows: forward(images[:rows])),
             competitor(subject.peer_name, "peer", lambda rows: subject.peer(images[:rows])),
@@ -97,14 +101,15 @@ def of_network(
     limit = replace(measured[FORWARD], name="forward pass of prepared photos", role="limit")
     photo = f"photos of {np.mean([len(data) for data in files]) / 1e3:.0f} kB to {images.shape[1]} px"
 
-    def table(where: str, kind: str, headline: str) -> Table:
+    def table(where: str, kind: str, headline: str, *others: str) -> Table:
         pair = [measured[f"{OURS}, {kind}"], replace(measured[f"{PLAIN}, {kind}"], role="peer"), limit]
-        return Table(f"{subject.name} {where}, {photo}", "rows/s", pair, remarks[:1], headline, "batch 32")
+        entries = [pair[0], *(measured[other] for other in others), *pair[1:]]
+        return Table(f"{subject.name} {where}, {photo}", "rows/s", entries, remarks[:1], headline, "batch 32")
 
     order = [FORWARD, subject.peer_name, *(engine.name for engine in engines), WHOLE]
     network = [measured[name] for name in order]
     return [
-        table("over HTTP, Base64", "HTTP", f"{subject.name} over HTTP, 32 rows"),
+        table("over HTTP, Base64", "HTTP", f"{subject.name} over HTTP, 32 rows", SCORE),
         table("in process, Base64", "pyfunc", f"{subject.name} as a pyfunc, 32 rows"),
         Table(
             f"{subject.name} alone, prepared photos of {images.shape[1]} px",
@@ -203,6 +208,15 @@ def ask(server: Server, texts: list[str], rows: int) -> None:
 def ask_here(model: mlflow.pyfunc.PyFuncModel, texts: list[str], rows: int) -> pd.DataFrame:
     """Answer the first rows in this process."""
     return model.predict(pd.DataFrame({"image": texts[:rows]}))
+
+
+def score_engine(model: str, files: list[bytes], folder: Path) -> Answer:
+    """Return a function that answers the first rows as the entry point `score` does: the files are on disk."""
+    (saved := folder / "photos").mkdir()
+    for row, data in enumerate(files):
+        (saved / f"{row:03}.jpg").write_bytes(data)
+    table, classify = list_photos(saved), local_engine(model, max(BATCHES))
+    return lambda rows: classify(table.head(rows))
 
 
 def check_plain(loaded: dict[str, mlflow.pyfunc.PyFuncModel], images: np.ndarray) -> list[str]:

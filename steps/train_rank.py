@@ -75,8 +75,9 @@ def train(settings: Train, step: StepRun, ranks: Ranks = ALONE) -> None:
     model = log_network(network, store.take(np.array([0])), metadata, settings.model_dump())
     keras.config.enable_interactive_logging()
     step.add_output("model", model.model_uri)
+    epochs = len(history["loss"])
     step.summarise(
-        f"{network.count_params():,} weights, {len(history['loss'])} epochs, loss {history['loss'][-1]:.3f}, "
+        f"{network.count_params():,} weights, {epochs} epoch{'s' * (epochs > 1)}, loss {history['loss'][-1]:.3f}, "
         f"{history['images_per_second'][-1]:.0f} images/s"
     )
 

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -176,6 +177,7 @@ def test_a_box_can_be_entered_by_keyboard_and_a_wrong_one_is_an_error(page: Page
         page.get_by_label(label).fill(side)
     page.get_by_label("Bottom").press("Enter")
     expect(page.locator("#answer .error")).to_contain_text("leaves the")
+    expect(page.locator(".box")).to_be_hidden()
 
 
 @pytest.mark.parametrize("page", [DESK, PHONE], indirect=True, ids=["desk", "phone"])
@@ -305,6 +307,14 @@ def test_samples_are_drawn_for_models_of_drawn_cars_only() -> None:
 def test_a_page_for_other_machines_has_an_address_that_they_can_open() -> None:
     assert page_url("127.0.0.1", 5002) == "http://localhost:5002"
     assert "0.0.0.0" not in page_url("0.0.0.0", 5002)
+
+
+def test_serving_ends_if_its_endpoint_ends() -> None:
+    program = "import subprocess, time\nfrom carmodel.serving.serve import ending_with\n"
+    program += "with ending_with(subprocess.Popen(['true'])): time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == -signal.SIGTERM
+    assert "the endpoint has ended; to start it again: make serve" in done.stderr
 
 
 @pytest.mark.parametrize(

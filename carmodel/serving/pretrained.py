@@ -7,6 +7,7 @@ import carmodel.serving.quiet_tensorflow  # noqa: F401
 
 # isort: split
 
+import keras
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
@@ -52,6 +53,8 @@ def package_pretrained() -> str:
     size = facts["image_size"]
     # These images only check that folding changes no answer, for which noise is enough.
     photos = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), np.uint8)
+    # MLflow calls the network on its example, for which Keras would print a progress bar.
+    keras.config.disable_interactive_logging()
     with mlflow.start_run(run_name="pretrained"):
         model = log_network(load_network(PRETRAINED), photos[:1], {fact: facts[fact] for fact in METADATA}, {})
         given = {"model_uri": model.model_uri, "registered_model_name": PRETRAINED_NAME, "flip": facts["flip"]}

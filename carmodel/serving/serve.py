@@ -1,8 +1,13 @@
 """Start the endpoint and the page together: ``make serve``, or the script ``carmodel-serve``."""
 
 import argparse
+import os
 import signal
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mlflow
 
@@ -33,12 +38,30 @@ def serve(model: str, port: int, page_host: str, page_port: int) -> None:
     print(f"loading {about['model']}")
     print(f"  {about['accuracy'] or 'its test accuracy is not known'}", flush=True)
     examples, samples = examples_of(model), draw_samples(about["classes"])
-    with running_server(model, port) as (endpoint, _):
+    with running_server(model, port) as (endpoint, process), ending_with(process):
         print(f"\n  the page       {page_url(page_host, page_port)}")
         print(f"  the endpoint   {endpoint}/invocations")
         print("  another model  make serve MODEL=models:/NAME@ALIAS")
         print("  Ctrl-C stops both\n", flush=True)
         run_page(create_page(endpoint, about, examples, samples), page_host, page_port)
+
+
+@contextmanager
+def ending_with(endpoint: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End this process if the endpoint ends within the block, so that the page never stays without it."""
+    over = threading.Event()
+
+    def watch() -> None:
+        endpoint.wait()
+        if not over.is_set():
+            print("serve: the endpoint has ended; to start it again: make serve", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def choose_model() -> str:

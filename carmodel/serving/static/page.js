@@ -53,6 +53,7 @@ async function ask(photo) {
 async function classify(photo) {
   const box = photo.box;
   photo.error = null;
+  photo.gone = false;
   try {
     const answer = await ask(photo);
     if (photo.box !== box) return; // a newer box was drawn meanwhile
@@ -166,9 +167,11 @@ function show(photo) {
 // The box is in pixels of the photo as displayed, with x2 and y2 exclusive; the overlay is in percent of the photo.
 function drawBox(box) {
   const image = $("#result img");
-  $(".box").hidden = box === null;
+  const inside = (from, to, side) => 0 <= from && from < to && to <= side;
+  const valid = box && inside(box.x1, box.x2, image.naturalWidth) && inside(box.y1, box.y2, image.naturalHeight);
+  $(".box").hidden = !valid;
   for (const name of ["x1", "y1", "x2", "y2"]) $("#box").elements[name].value = box ? box[name] : "";
-  if (box === null) return;
+  if (!valid) return;
   const place = (pixels, side) => `${(100 * pixels) / side}%`;
   Object.assign($(".box").style, {
     left: place(box.x1, image.naturalWidth),
