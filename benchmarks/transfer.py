@@ -1,4 +1,4 @@
-"""Measure transfer learning to new classes: ``python -m benchmarks.transfer --data FOLDER --out docs/transfer``.
+"""Measure transfer learning to new classes: ``python -m benchmarks.transfer --data FOLDER``.
 
 The classes of a data set are divided at random into two halves. A network is trained on the first half. Then networks that
 start from it, from ImageNet weights, and from random weights are trained on the second half, with 5, 20 or all photos per
@@ -166,10 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data", type=Path, required=True, help="stores: the `data` output of preprocess, of 160 px or more"
     )
-    parser.add_argument("--out", type=Path, default=Path("docs/transfer"), help="prefix of the .md, .json and .png")
+    parser.add_argument("--out", type=Path, default=Path("transfer/results"), help="prefix of the .md, .json and .png")
     parser.add_argument("--work", type=Path, default=Path("transfer"), help="directory of the networks and checkpoints")
-    parser.add_argument("--steps", type=int, default=300, help="steps of each training on the second half")
-    parser.add_argument("--first_steps", type=int, default=960, help="steps of the training on the first half")
+    parser.add_argument("--steps", type=int, default=240, help="steps of each training on the second half")
+    parser.add_argument("--first_steps", type=int, default=726, help="steps of the training on the first half")
     parser.add_argument("--rate", type=float, default=0.001, help="peak learning rate")
     given = parser.parse_args(arguments)
     given.work.mkdir(parents=True, exist_ok=True)
