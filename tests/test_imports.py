@@ -23,7 +23,7 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 USERS = {
     "horovod": {"training/distributed.py", "training/rendezvous.py", "training/spark.py"},
     "optuna": {"training/search.py", "training/search_results.py"},
-    "pyspark": {"data/spark_engine.py", "data/spark_session.py"},
+    "pyspark": {"data/spark_engine.py", "data/spark_session.py", "serving/score_spark.py"},
     "azureml": {"cloud", "deploy"},
     "azure": {"cloud", "deploy"},
     "mlflow": {"cloud", "deploy", "serving", "tracking", "mlflow_model.py", "service_errors.py"},

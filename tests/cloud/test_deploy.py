@@ -228,7 +228,7 @@ def test_a_password_in_the_tracking_uri_is_not_printed(
         ({"target": "aci", "model_uri": "models:/cars/1"}, "MLFLOW_TRACKING_URI"),
         ({"target": "online", "settings_file": "no.yml", "model_uri": "models:/cars/1"}, "settings_file='no.yml'"),
         ({"target": "moon"}, "deploy.target='moon'"),
-        ({"name": "My Cars"}, "deploy.name='My Cars': not valid; expected: the name of the service"),
+        ({"name": "My Cars"}, "deploy.name='My Cars': not valid; expected: name of the service"),
     ],
 )
 def test_invalid_parameters_are_refused(
