@@ -32,7 +32,7 @@ def work(settings: Score, step: "StepRun") -> None:
         source, boxes = Path(settings.photos), Path(settings.boxes) if settings.boxes else None
         if settings.engine == "spark":
             session = stack.enter_context(spark_session(settings.spark_master))
-            engine = partial(spark_engine, session, model, settings.partitions)
+            engine = partial(spark_engine, session, model, batch, settings.partitions)
         if settings.engine == "spark" and not source.exists() and session.catalog.tableExists(settings.photos):
             photos = as_photos(read_table(session, settings.photos), settings.photos, Path("/"))
         else:

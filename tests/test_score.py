@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,6 +24,7 @@ from tests.tracked import new_database
 
 PHOTOS = 12
 BROKEN = "03.jpg"
+MAX_ROWS = 2
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +34,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     uri = new_database(folder)
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run():
-        version = mlflow.register_model(log_tiny(tiny_network()), "cars").version
+        version = mlflow.register_model(log_tiny(tiny_network(), max_rows=MAX_ROWS), "cars").version
     mlflow.MlflowClient().set_registered_model_alias("cars", "champion", version)
     yield uri, f"models:/cars/{version}"
 
 
 @pytest.fixture(scope="module")
 def engine(home: tuple[str, str]) -> Engine:
-    return local_engine(home[1], 5)
+    return local_engine(home[1], MAX_ROWS)
 
 
 @pytest.fixture
@@ -70,7 +72,8 @@ def test_the_answers_are_those_of_the_endpoint(
     files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.jpg"))
     assert answers["file"].tolist() == files
     request = pd.DataFrame({"image": [(folder / file).read_bytes() for file in files]}, dtype=object)
-    expected = mlflow.pyfunc.load_model(home[1]).predict(request)
+    classifier = mlflow.pyfunc.load_model(home[1])
+    expected = pd.concat([classifier.predict(request.iloc[[row]]) for row in range(PHOTOS)])
     for row, wanted in zip(answers.to_dict("records"), expected.to_dict("records"), strict=True):
         assert list(row["top_k"]) == wanted["top_k"]
         if wanted["error"] is None:
@@ -163,7 +166,7 @@ def executors(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
 )
 @pytest.mark.skipif(find_spec("pyspark") is None, reason="PySpark is not installed (Java is): make spark")
 def test_spark_gives_the_same_answers_though_an_executor_is_killed(
-    home: tuple[str, str], engine: Engine, folder: Path, tmp_path: Path, commands: str
+    home: tuple[str, str], engine: Engine, folder: Path, tmp_path: Path
 ) -> None:
     (here := tmp_path / "here").mkdir()
     scored(list_photos(folder), here, engine)
@@ -171,15 +174,18 @@ def test_spark_gives_the_same_answers_though_an_executor_is_killed(
     options = {
         "model_uri": "models:/cars@champion", "photos": folder, "output": there, "rows_per_file": 6, "engine": "spark",
     }  # fmt: skip
-    command = ["python", "-m", "steps.score", *(f"--{name}={value}" for name, value in options.items())]
+    # Not a preloaded interpreter, whose executors would not be descendants of this command.
+    command = [sys.executable, "-m", "steps.score", *(f"--{name}={value}" for name, value in options.items())]
     arguments = "--master local-cluster[2,1,1024] --conf spark.ui.enabled=false pyspark-shell"
-    own = environment(commands, PYSPARK_SUBMIT_ARGS=arguments, MLFLOW_TRACKING_URI=home[0])
+    own = environment(str(Path(sys.executable).parent), PYSPARK_SUBMIT_ARGS=arguments, MLFLOW_TRACKING_URI=home[0])
     with (tmp_path / "driver.log").open("wb") as log:
         driver = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log)
         try:
             wait_until(lambda: (there / "part-00000.parquet").exists() or driver.poll() is not None, 180)
-            for victim in executors(driver)[:1]:
-                victim.kill()
+            assert driver.poll() is None, (tmp_path / "driver.log").read_text()[-3000:]
+            victim, *_ = executors(driver)
+            victim.kill()
+            assert not (there / "part-00001.parquet").exists(), "the executor was killed too late"
             driver.wait(timeout=180)
         finally:
             driver.kill()

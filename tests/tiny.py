@@ -43,8 +43,8 @@ def tiny_network() -> Any:
     return resnet(14, len(NAMES), width=8)
 
 
-def log_tiny(network: Any) -> str:
-    """Log the classifier in the active run; its URI."""
+def log_tiny(network: Any, **settings: Any) -> str:
+    """Log the classifier in the active run, with these parameters of package_pyfunc; its URI."""
     import mlflow
 
     from carmodel.parameters import PackagePyfunc
@@ -59,7 +59,7 @@ def log_tiny(network: Any) -> str:
         pip_requirements=["keras"],
     )
     photos = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
-    info, _ = log_classifier(PackagePyfunc(model_uri=model.model_uri), photos)
+    info, _ = log_classifier(PackagePyfunc(model_uri=model.model_uri, **settings), photos)
     return info.model_uri
 
 

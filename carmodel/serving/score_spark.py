@@ -3,6 +3,8 @@
 Spark repeats the tasks of an executor that dies. Each task loads the classifier, so there are only as many as cores.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import mlflow
@@ -18,17 +20,22 @@ if TYPE_CHECKING:
 SCHEMA = "row long, path string, " + ", ".join(f"{corner} long" for corner in BOX_COLUMNS)
 """The columns that are sent to the executors."""
 
+ROWS_PER_CALL = "spark.sql.execution.arrow.maxRecordsPerBatch"
+"""Spark's setting of the number of rows that a function on an executor gets at once. `spark_udf` sends them all to the
+classifier in one call."""
+
 RESULT = "top_k array<struct<label: string, class_id: long, probability: double>>, certain boolean, error string"
 """The columns that the function returns. `spark_udf` cannot return null in a column of numbers (MLflow 3.15), so `label`,
 `class_id` and `probability` are read from `top_k`, which is empty for a row with an error."""
 
 
-def spark_engine(session: "SparkSession", model: str, partitions: int = 0) -> Engine:
+def spark_engine(session: "SparkSession", model: str, batch: int, partitions: int = 0) -> Engine:
     """Return an engine that classifies on the executors. They need this project's packages and the photos' storage.
 
     Args:
         session: the Spark session.
         model: URI of a classifier.
+        batch: photos per call of the classifier, at most its max_rows. Further rows would get an error.
         partitions: number of tasks (0: one per core).
     """
     from pyspark.sql import functions as f
@@ -65,11 +72,25 @@ def spark_engine(session: "SparkSession", model: str, partitions: int = 0) -> En
                 f.when(f.size("answer.top_k") == 0, f.coalesce("file.problem", "answer.error")).alias("error"),
             )
         )
-        with job_progress(session, "score", tasks):
+        with setting(session, ROWS_PER_CALL, str(batch)), job_progress(session, "score", tasks):
             answers = pd.DataFrame([row.asDict(recursive=True) for row in answered.collect()], dtype=object)
         return answers.sort_values("row", ignore_index=True).drop(columns="row")
 
     return classify
+
+
+@contextmanager
+def setting(session: "SparkSession", name: str, value: str) -> Iterator[None]:
+    """Change a setting of Spark SQL for queries that start within the block."""
+    before = session.conf.get(name)
+    session.conf.set(name, value)
+    try:
+        yield
+    finally:
+        if before is None:
+            session.conf.unset(name)
+        else:
+            session.conf.set(name, before)
 
 
 def read_table(session: "SparkSession", name: str) -> pd.DataFrame:
