@@ -4,10 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from importlib.util import find_spec
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -19,6 +16,7 @@ from carmodel.errors import InputError
 from carmodel.serving.score import FACTS, Engine, claim, count_errors, list_photos, local_engine, score
 from tests.classified import BOX, photo
 from tests.project import ROOT, environment
+from tests.spark_cluster import executors, needs_spark, wait_until
 from tests.tiny import log_tiny, tiny_network
 from tests.tracked import new_database
 
@@ -144,27 +142,7 @@ def test_a_csv_file_that_cannot_be_used_is_named(text: str, message: str, tmp_pa
         list_photos(tmp_path / "list.csv")
 
 
-def wait_until(happened: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, f"nothing for {seconds} s"
-        time.sleep(0.1)
-
-
-def executors(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(driver.pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # what has just ended
-            if any("ExecutorBackend" in word for word in child.cmdline()):
-                found.append(child)
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    shutil.which("java") is None, reason="Java is not installed: apt-get install openjdk-17-jre-headless"
-)
-@pytest.mark.skipif(find_spec("pyspark") is None, reason="PySpark is not installed (Java is): make spark")
+@needs_spark
 def test_spark_gives_the_same_answers_though_an_executor_is_killed(
     home: tuple[str, str], engine: Engine, folder: Path, tmp_path: Path
 ) -> None:
@@ -181,9 +159,9 @@ def test_spark_gives_the_same_answers_though_an_executor_is_killed(
     with (tmp_path / "driver.log").open("wb") as log:
         driver = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log)
         try:
-            wait_until(lambda: (there / "part-00000.parquet").exists() or driver.poll() is not None, 180)
+            wait_until(lambda: (there / "part-00000.parquet").exists() or driver.poll() is not None, "a part", 180)
             assert driver.poll() is None, (tmp_path / "driver.log").read_text()[-3000:]
-            victim, *_ = executors(driver)
+            victim, *_ = executors(psutil.Process(driver.pid))
             victim.kill()
             assert not (there / "part-00001.parquet").exists(), "the executor was killed too late"
             driver.wait(timeout=180)

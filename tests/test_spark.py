@@ -4,10 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import mlflow
@@ -32,18 +30,12 @@ from carmodel.parameters import Preprocess
 from examples.albumentations_transform import weather
 from tests import transforms
 from tests.project import environment
+from tests.spark_cluster import NEEDS_SPARK, executors, wait_until
 from tests.test_augmentation import STRENGTHS
 from tests.tiny import free_port
 from tests.tracked import new_database
 
 ROOT = Path(__file__).resolve().parents[1]
-needs_spark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        shutil.which("java") is None, reason="Java is not installed: apt-get install openjdk-17-jre-headless"
-    ),
-    pytest.mark.skipif(find_spec("pyspark") is None, reason="PySpark is not installed (Java is): make spark"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +65,7 @@ def written(table: CarTable, out: Path, engine: Engine | None = None, **settings
     return write_stores(table, out, Preprocess(image_size=32, **settings), **({"engine": engine} if engine else {}))
 
 
-pytestmark = needs_spark
+pytestmark = NEEDS_SPARK
 
 
 @pytest.mark.parametrize("partitions", [0, 7])
@@ -248,23 +240,6 @@ def standalone(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
             process.wait()
-
-
-def wait_until(happened: Callable[[], bool], what: str, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, f"{what}: nothing for {seconds} s"
-        time.sleep(0.1)
-
-
-def executors(worker: psutil.Process) -> list[psutil.Process]:
-    """The running executors of a worker."""
-    found = []
-    for child in worker.children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # what has just ended
-            if any("ExecutorBackend" in word for word in child.cmdline()):
-                found.append(child)
-    return found
 
 
 def test_an_executor_that_is_killed_in_the_middle_changes_nothing(

@@ -150,6 +150,11 @@ def _devkit_boxes(folder: Path) -> dict[Path, Box]:
     return boxes
 
 
+def find_photos(folder: Path) -> list[Path]:
+    """Return the photos of a folder at any depth, sorted. Their suffixes are those of `SUFFIXES`."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
 def classify_folder(
     folder: Path,
     table: Path,
@@ -178,7 +183,7 @@ def classify_folder(
         EndpointError: see `ask`.
         OSError: there are no photos, one cannot be read, or the table cannot be written.
     """
-    photos = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    photos = find_photos(folder)
     if not photos:
         raise FileNotFoundError(f"{folder} has no photos ({', '.join(SUFFIXES)})")
     boxes = boxes or {}

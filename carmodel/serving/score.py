@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from carmodel.errors import InputError
-from carmodel.serving.client import SUFFIXES, BoxError, read_boxes
+from carmodel.serving.client import SUFFIXES, BoxError, find_photos, read_boxes
 from carmodel.serving.rows import BOX_COLUMNS
 
 PHOTO_COLUMNS = ("file", "path", *BOX_COLUMNS)
@@ -63,7 +63,7 @@ def list_photos(source: Path, boxes: Path | None = None) -> pd.DataFrame:
         return as_photos(pd.read_csv(source, dtype=str, keep_default_na=False), str(source), source.parent)
     if not source.is_dir():
         raise InputError(f"photos={source}: no such directory or CSV file")
-    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = find_photos(source)
     try:
         known = read_boxes(boxes, source) if boxes else {}
     except (BoxError, OSError) as error:
