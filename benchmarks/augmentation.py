@@ -25,7 +25,7 @@ def measure(given: Given) -> list[Table]:
     """Measure all ways on the same batch."""
     times = given.size(TIMES, QUICK_TIMES)
     images = store_of(given, BATCH, given.folder / "store").take(np.arange(BATCH))
-    layer = DeviceAugmentation(IMAGE_SIZE)
+    layer = DeviceAugmentation(IMAGE_SIZE, SETTINGS)
     ours = tf.function(lambda batch, numbers: layer(batch, numbers, training=True), jit_compile=False)
     layers = keras_layers()
     theirs = tf.function(lambda batch: layers(batch, training=True), jit_compile=False)

@@ -1,5 +1,7 @@
 """Augmentation on the device: the numbers drawn on the host, and what the device makes of them."""
 
+from functools import cache
+
 import keras
 import numpy as np
 import pytest
@@ -37,8 +39,13 @@ def numbers(**changed: float) -> np.ndarray:
     return row
 
 
+@cache  # compiled once for each shape
+def layer(size: int) -> DeviceAugmentation:
+    return DeviceAugmentation(size, ALL)
+
+
 def look(photos: np.ndarray, *rows: np.ndarray, size: int = SIDE, training: bool = True) -> np.ndarray:
-    seen = DeviceAugmentation(size)(photos, np.array(rows, np.float32), training=training)
+    seen = layer(size)(photos, np.array(rows, np.float32), training=training)
     return keras.ops.convert_to_numpy(seen)
 
 
@@ -170,7 +177,7 @@ def test_training_through_unchanged_photos_is_training_the_network_itself() -> N
     labels = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]]
     plain, viewed = (logits_of(build(Train(depth=14, width=4), ["a", "b", "c"])) for _ in range(2))
     viewed.set_weights(plain.get_weights())
-    trained = with_augmentation(viewed, 32, 32)
+    trained = with_augmentation(viewed, 32, 32, ALL)
     for model in (plain, trained):
         model.compile(keras.optimizers.SGD(0.05), keras.losses.CategoricalCrossentropy(from_logits=True))
     for _ in range(2):

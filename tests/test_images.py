@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from carmodel.data.images import Header, ImageError, crop_to_box, decode, prepare, read_header, resize
+from carmodel.data.images import (
+    Header,
+    ImageError,
+    crop_to_box,
+    decode,
+    prepare,
+    prepare_with_aspect,
+    read_header,
+    resize,
+)
 
 RED, BLUE = (200, 30, 40), (20, 60, 210)
 
@@ -207,6 +216,37 @@ def test_prepare_is_decode_crop_and_area_resize() -> None:
     assert (prepared == RED).all()
     whole = cv2.resize(np.array(two_halves()), (16, 16), interpolation=cv2.INTER_AREA)
     assert np.array_equal(prepare(data, 16), whole)
+
+
+@pytest.mark.parametrize(("format", "orientation"), [("JPEG", 1), ("JPEG", 6), ("PNG", 1)])
+@settings(deadline=None, max_examples=20)
+@given(shape=st.tuples(*[st.integers(150, 900)] * 2), size=st.sampled_from([64, 96]), boxed=st.booleans())
+def test_a_large_jpeg_becomes_the_same_image_whether_or_not_it_is_decoded_whole(
+    format: str, orientation: int, shape: tuple[int, int], size: int, boxed: bool
+) -> None:
+    width, height = shape
+    small = np.random.default_rng(width * height).integers(0, 256, (4, 4, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC), format, exif=exif)
+    header = read_header(data)
+    box = (header.width // 3, header.height // 5, header.width, header.height - 7) if boxed else None
+    whole = resize(crop_to_box(decode(data), box, 0.1), size, size)
+    image, aspect = prepare_with_aspect(data, size, box, 0.1)
+    assert np.abs(image.astype(int) - whole).mean() < 4
+    assert aspect == pytest.approx(np.divide(*crop_to_box(decode(data), box, 0.1).shape[1::-1]))
+
+
+def test_a_jpeg_is_decoded_no_larger_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = []
+    monkeypatch.setattr(
+        cv2, "imdecode", lambda data, flag, decode=cv2.imdecode: flags.append(flag) or decode(data, flag)
+    )
+    data = encoded(two_halves(400, 240), "JPEG")
+    for size, box in [(120, None), (119, None), (59, None), (20, None), (20, (0, 0, 400, 100))]:
+        assert prepare(data, size, box).shape == (size, size, 3)
+    reduced = [cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_REDUCED_GRAYSCALE_8]
+    assert [flag & ~cv2.IMREAD_COLOR_RGB for flag in flags] == [0, *reduced, reduced[1]]
 
 
 def test_real_photos_decode_alike_with_opencv_and_pillow(photos: Path) -> None:

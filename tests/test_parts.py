@@ -38,6 +38,10 @@ def make(batch: pd.DataFrame, images: np.ndarray, bad: frozenset[int] = frozense
     )
 
 
+def buffer(rows: int = 10) -> np.ndarray:
+    return np.empty((rows, SIZE, SIZE, 3), np.uint8)
+
+
 def described(rows: int) -> StoreColumns:
     row = np.arange(rows)
     return StoreColumns(row % 2, [f"{i}.jpg" for i in row], row, row % 3 == 0)
@@ -47,7 +51,7 @@ def linked(path: Path, rows: int = 10, batch_rows: int = 4, bad: frozenset[int] 
     """A store of parts, as an engine makes it."""
     parts_folder(path).mkdir(parents=True)
     table = pd.DataFrame(index=range(rows))
-    write = partial(write_part, make=partial(make, bad=bad), size=SIZE, folder=parts_folder(path))
+    write = partial(write_part, make=partial(make, bad=bad), images=buffer(batch_rows), folder=parts_folder(path))
     made = pd.concat([write(batch) for batch in slices(table, batch_rows)])
     fine = made[made["problem"] == ""]
     link_parts(StoreSpec(path, SIZE, ["a", "b"], **ATTRS), described(len(fine)), fine)
@@ -91,7 +95,7 @@ def test_batches_of_the_same_content_share_a_part(tmp_path: Path) -> None:
     path = tmp_path / "train.h5"
     parts_folder(path).mkdir()
     batch = pd.DataFrame(index=range(3))
-    twice = pd.concat([write_part(batch, make, SIZE, parts_folder(path)) for _ in range(2)])
+    twice = pd.concat([write_part(batch, make, buffer(), parts_folder(path)) for _ in range(2)])
     link_parts(StoreSpec(path, SIZE, ["a", "b"], **ATTRS), described(6), twice)
     assert len(list(parts_folder(path).iterdir())) == 1
     assert np.array_equal(open_store(path).take(np.arange(6)), np.tile(images_of(batch.index), (2, 1, 1, 1)))
@@ -100,9 +104,9 @@ def test_batches_of_the_same_content_share_a_part(tmp_path: Path) -> None:
 def test_what_lost_work_left_behind_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "train.h5"
     parts_folder(path).mkdir()
-    made = write_part(pd.DataFrame(index=range(3)), make, SIZE, parts_folder(path))
+    made = write_part(pd.DataFrame(index=range(3)), make, buffer(), parts_folder(path))
     (parts_folder(path) / ".half.partial").write_bytes(b"half")
-    write_part(pd.DataFrame(index=range(7)), make, SIZE, parts_folder(path))
+    write_part(pd.DataFrame(index=range(7)), make, buffer(), parts_folder(path))
     link_parts(StoreSpec(path, SIZE, ["a", "b"], **ATTRS), described(3), made)
     assert [file.name for file in parts_folder(path).iterdir()] == [made["part"].iloc[0]]
 
@@ -159,7 +163,7 @@ def test_a_part_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
 def test_an_image_that_is_not_what_was_made_is_no_store(tmp_path: Path) -> None:
     path = tmp_path / "train.h5"
     parts_folder(path).mkdir()
-    made = write_part(pd.DataFrame(index=range(3)), make, SIZE, parts_folder(path)).assign(crc32=7)
+    made = write_part(pd.DataFrame(index=range(3)), make, buffer(), parts_folder(path)).assign(crc32=7)
     with pytest.raises(StoreError, match="row 0 .* is damaged"):
         link_parts(StoreSpec(path, SIZE, ["a", "b"], **ATTRS), described(3), made)
     assert not path.exists()

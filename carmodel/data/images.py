@@ -1,7 +1,8 @@
 """Crop photos to their bounding boxes and resize them to a square, in the same way for preprocessing and for serving.
 
 The header is read before any pixel is decoded, so a hostile size or format costs nothing. OpenCV decodes plain JPEG,
-with the same result as Pillow in two thirds of the time. Pillow decodes everything else.
+with the same result as Pillow in two thirds of the time. Pillow decodes everything else. A JPEG that is much larger than
+the image it becomes is decoded at 1/2, 1/4 or 1/8 of its size, which the JPEG format allows without decoding it whole.
 """
 
 import io
@@ -19,6 +20,12 @@ _SCAN_OF_JPEG = b"\xff\xda"
 # Encoders write about ten scans. A scan can be 40 bytes long and is a pass over all pixels, so many take hours.
 _MAX_SCANS = 50
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap width and height
+_REDUCED = {  # OpenCV's names say grey, but IMREAD_COLOR_RGB keeps the colours
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
 
 Box = tuple[int, int, int, int]
 
@@ -55,10 +62,7 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
         ImageError: not a JPEG, PNG, WebP or BMP file, an animation, or too many pixels.
     """
     image = _open(data, max_pixels)
-    width, height = image.size
-    if _orientation(image) >= 5:
-        width, height = height, width
-    return Header(_format(image), width, height)
+    return Header(_format(image), *_displayed_size(image))
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -71,37 +75,33 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         ImageError: the format or size is not accepted (see `read_header`), or the file is damaged or truncated.
     """
-    image = _open(data, max_pixels)
-    plain = _format(image) == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
-    # OpenCV may fill the rest of a truncated JPEG with grey. Pillow raises an error, so it reads files without end marker.
-    if plain and data.endswith(_END_OF_JPEG):
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if pixels is not None:
-            return pixels
-    return _decode_with_pillow(image)
+    return _decode(_open(data, max_pixels), data, 1)
 
 
-def crop_to_box(image: np.ndarray, box: Box | None, margin: float) -> np.ndarray:
-    """Crop to a box, with some context around it.
+def add_margin(box: Box, margin: float, width: int, height: int) -> Box:
+    """Return a box with some context around it, inside a frame of this size.
 
     Args:
-        image: (H, W, 3).
-        box: (x1, y1, x2, y2) in pixels, 0-based, x2 and y2 exclusive; None keeps the whole image.
-        margin: context on each side, as a fraction of the box's width or height. The crop ends at the frame.
-
-    Returns:
-        A view of `image`, (h, w, 3).
+        box: (x1, y1, x2, y2) in pixels, 0-based, x2 and y2 exclusive.
+        margin: context on each side, as a fraction of the box's width or height. It ends at the frame.
+        width: width of the frame, in pixels.
+        height: height of the frame, in pixels.
 
     Raises:
         ImageError: the box has no area or does not lie inside the frame.
     """
-    if box is None:
-        return image
-    height, width = image.shape[:2]
     check_box(box, width, height)
     x1, y1, x2, y2 = box
     across, down = round(margin * (x2 - x1)), round(margin * (y2 - y1))
-    return image[max(0, y1 - down) : y2 + down, max(0, x1 - across) : x2 + across]
+    return max(0, x1 - across), max(0, y1 - down), min(width, x2 + across), min(height, y2 + down)
+
+
+def crop_to_box(image: np.ndarray, box: Box | None, margin: float) -> np.ndarray:
+    """Crop an image (H, W, 3) to a box with a margin (see `add_margin`), and return a view. None keeps the whole image."""
+    if box is None:
+        return image
+    x1, y1, x2, y2 = add_margin(box, margin, image.shape[1], image.shape[0])
+    return image[y1:y2, x1:x2]
 
 
 def check_box(box: Box, width: int, height: int) -> None:
@@ -130,14 +130,45 @@ def prepare(
 
     Stretching keeps the whole car. On Stanford Cars it was more accurate than cropping to a square and than padding.
 
+    Args:
+        data: the bytes of an image file.
+        size: side of the square, in pixels.
+        box: what to keep, as for `add_margin`; None keeps the whole photo.
+        margin: context around the box, as for `add_margin`.
+        max_pixels: largest accepted width x height.
+        out: uint8 (size, size, 3) to fill, or None for a new array.
+
     Returns:
         uint8 (size, size, 3) RGB, which is `out` if it is given.
 
     Raises:
-        ImageError: see `decode` and `crop_to_box`.
+        ImageError: see `decode` and `add_margin`.
     """
-    region = crop_to_box(decode(data, max_pixels), box, margin)
-    return resize(region, size, size, out=out)
+    return prepare_with_aspect(data, size, box, margin, max_pixels, out=out)[0]
+
+
+def prepare_with_aspect(
+    data: bytes,
+    size: int,
+    box: Box | None = None,
+    margin: float = 0.0,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, float]:
+    """Return the image as `prepare` does, and width / height of the part of the photo that it shows."""
+    image = _open(data, max_pixels)
+    width, height = _displayed_size(image)
+    x1, y1, x2, y2 = add_margin(box or (0, 0, width, height), margin if box else 0, width, height)
+    pixels = _decode(image, data, _fraction(min(x2 - x1, y2 - y1), size))
+    fraction = round(height / len(pixels))  # 1 for formats that are always decoded whole
+    left, top, right, bottom = (round(edge / fraction) for edge in (x1, y1, x2, y2))
+    return resize(pixels[top:bottom, left:right], size, size, out=out), (x2 - x1) / (y2 - y1)
+
+
+def _fraction(side: int, size: int) -> int:
+    """Return the largest of 1, 2, 4 and 8 by which a side can be divided and still be at least `size`, when rounded."""
+    return max(fraction for fraction in _REDUCED if fraction == 1 or side >= fraction * (size + 1))
 
 
 def resize(image: np.ndarray, width: int, height: int, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -195,8 +226,27 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _decode_with_pillow(image: Image.Image) -> np.ndarray:
+def _displayed_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height after EXIF orientation."""
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def _decode(image: Image.Image, data: bytes, fraction: int) -> np.ndarray:
+    """Decode a photo whose header was read: a JPEG at 1 / fraction of its size, and other formats whole."""
+    plain = _format(image) == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
+    # OpenCV may fill the rest of a truncated JPEG with grey. Pillow raises an error, so it reads files without end marker.
+    if plain and data.endswith(_END_OF_JPEG):
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[fraction] | cv2.IMREAD_COLOR_RGB)
+        if pixels is not None:
+            return pixels
+    return _decode_with_pillow(image, fraction)
+
+
+def _decode_with_pillow(image: Image.Image, fraction: int) -> np.ndarray:
     try:
+        if fraction > 1:
+            image.draft(image.mode, (image.width // fraction, image.height // fraction))  # does nothing unless JPEG
         image.load()
         if _orientation(image) > 1:
             image = ImageOps.exif_transpose(image)

@@ -16,7 +16,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from carmodel.data.opencv_threads import one_opencv_thread
-from carmodel.data.writer import StoreColumns, StoreSpec, Writer, checksums
+from carmodel.data.store import checksums
+from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 
 # A batch of this size stays in the processor's cache until it is written. Batches of twice the size took a third longer.
 BATCH_ROWS = 64

@@ -1,13 +1,14 @@
 """A store of parts: files of images written anywhere in any order, and a store that links them.
 
 The store is an HDF5 virtual data set over ``NAME.parts/*.h5`` next to it (https://docs.h5py.org/en/stable/vds.html). Names
-are relative, so both can be moved together. A part is named by its content: when a cluster repeats a task, it writes the
-same bytes under the same name.
+are relative, so both can be moved together. A part is named by its rows and their checksums: when a cluster repeats a task,
+it writes the same bytes under the same name.
 """
 
 import hashlib
 import os
 import uuid
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,8 +18,8 @@ import pandas as pd
 
 from carmodel.data.local_engine import MakeImages, usable_images
 from carmodel.data.memory_map import StoreError
-from carmodel.data.store import open_store
-from carmodel.data.writer import StoreColumns, StoreSpec, checksums, create_images, write_pieces
+from carmodel.data.store import checksums, open_store
+from carmodel.data.writer import StoreColumns, StoreSpec, create_images, write_pieces
 
 
 def parts_folder(store: Path) -> Path:
@@ -26,28 +27,30 @@ def parts_folder(store: Path) -> Path:
     return store.with_suffix(".parts")
 
 
-def write_part(batch: pd.DataFrame, make: MakeImages, size: int, folder: Path) -> pd.DataFrame:
+def write_part(batch: pd.DataFrame, make: MakeImages, images: np.ndarray, folder: Path) -> pd.DataFrame:
     """Make the images of a batch and write the usable ones as one part.
 
-    The file is built in memory and written in one pass, since shared file systems such as DBFS support no other writes.
+    The file is written in one pass, since shared file systems such as DBFS support no other writes.
 
     Args:
-        batch: slice of a table.
+        batch: slice of a table, whose index has the number of each row.
         make: makes the images.
-        size: side of the images, in pixels.
+        images: uint8 (n, size, size, 3) to fill, n >= ``len(batch)``. It can be used again for the next part.
         folder: existing directory on storage that all nodes share.
 
     Returns:
         the outcomes of `make`, and where each image is: `part` (file name, "" without an image), `place` in that part,
         and `crc32` of the image.
     """
-    images = np.empty((len(batch), size, size, 3), np.uint8)
-    outcomes = make(batch, images).assign(part="", place=0, crc32=0)
+    outcomes = make(batch, images[: len(batch)]).assign(part="", place=0, crc32=0)
     kept, usable = usable_images(images, outcomes), outcomes["problem"].eq("").to_numpy()
     if usable.any():
-        outcomes.loc[usable, "part"] = _save(_hdf5_bytes(kept), folder)
+        crc32 = np.array(checksums(kept))
+        rows = batch.index.to_numpy(np.int64)[usable]
+        name = hashlib.blake2b(rows.tobytes() + crc32.tobytes(), digest_size=16).hexdigest()
+        outcomes.loc[usable, "part"] = _save(kept, folder, f"{name}.h5")
         outcomes.loc[usable, "place"] = np.arange(len(kept))
-        outcomes.loc[usable, "crc32"] = checksums(kept)
+        outcomes.loc[usable, "crc32"] = crc32
     return outcomes
 
 
@@ -89,11 +92,19 @@ def link_parts(spec: StoreSpec, columns: StoreColumns, made: pd.DataFrame) -> No
             file.unlink(missing_ok=True)  # a repeated task may be renaming its file at this moment
 
 
-def _hdf5_bytes(images: np.ndarray) -> bytes:
-    """Return the bytes of an HDF5 file with the data set `images`."""
+@lru_cache(maxsize=8)
+def _header(rows: int, size: int) -> bytes:
+    """Return what an HDF5 file with the data set `images`, uint8 (rows, size, size, 3), has before the images.
+
+    Most parts have the same number of rows, so HDF5 makes their header once. Making each file with HDF5 would copy its
+    images three times.
+    """
     with h5py.File("part", "w", driver="core", backing_store=False) as file:
-        create_images(file, len(images), images.shape[1])[:] = images
-        return _bytes_of(file)
+        offset = create_images(file, rows, size).id.get_offset()
+        data = _bytes_of(file)
+    if offset is None or len(data) != offset + rows * size * size * 3:
+        raise StoreError("HDF5 does not put the images at the end of a file; install the versions of requirements.lock")
+    return data[:offset]
 
 
 def _bytes_of(file: h5py.File) -> bytes:
@@ -101,13 +112,13 @@ def _bytes_of(file: h5py.File) -> bytes:
     return bytes(file.id.get_file_image())
 
 
-def _save(data: bytes, folder: Path) -> str:
-    """Write a file whose name is the digest of its content, and return the name."""
-    name = f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.h5"
+def _save(images: np.ndarray, folder: Path, name: str) -> str:
+    """Write an HDF5 file with the data set `images` under a temporary name, rename it, and return the name."""
     unfinished = folder / f".{uuid.uuid4().hex}.partial"
     try:
         with unfinished.open("wb") as file:
-            write_pieces(file, data)
+            file.write(_header(len(images), images.shape[1]))
+            write_pieces(file, images.reshape(-1).data)
         unfinished.replace(folder / name)
     except OSError as error:
         raise StoreError(f"cannot write part {name} to {folder}: {error}") from None

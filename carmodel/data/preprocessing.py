@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from carmodel.data.data_report import Report, report_on_photos, report_on_stores
-from carmodel.data.images import Box, ImageError, check_box, crop_to_box, decode, resize
+from carmodel.data.images import ImageError, check_box, prepare_with_aspect, read_header
 from carmodel.data.local_engine import OUTCOME_COLUMNS, Engine, MakeImages, local_engine
 from carmodel.data.near_duplicates import group_duplicates, perceptual_hash
 from carmodel.data.split import digest, hold_out
@@ -43,13 +43,17 @@ def decode_batch(photos: pd.DataFrame, images: np.ndarray, margin: float) -> pd.
         margin: context around the boxes.
     """
     outcomes = []
-    boxes = zip(*(photos[corner].tolist() for corner in ("x1", "y1", "x2", "y2")), strict=True)
-    for i, (path, box, whole) in enumerate(zip(photos["path"], boxes, photos["whole"].tolist(), strict=True)):
+    corners = zip(*(photos[corner].tolist() for corner in ("x1", "y1", "x2", "y2")), strict=True)
+    for i, (path, given, whole) in enumerate(zip(photos["path"], corners, photos["whole"].tolist(), strict=True)):
         content, perceptual, aspect, problem, detail = b"", b"", 1.0, "", ""
         try:
             data = Path(path).read_bytes()
             content = digest(data)
-            aspect = _prepare(data, None if box == NO_BOX else box, whole, margin, images[i])
+            box = None if given == NO_BOX else given
+            if box and whole:  # a box outside its photo shows that one of the two is wrong, even if the box is not used
+                header = read_header(data)
+                check_box(box, header.width, header.height)
+            _, aspect = prepare_with_aspect(data, len(images[i]), None if whole else box, margin, out=images[i])
             perceptual = perceptual_hash(images[i])
         except ImageError as error:
             problem, detail = error.problem, str(error)
@@ -182,16 +186,6 @@ def check_stores(folder: Path) -> Report:
             raise StoreError(f"{store.paths[0]} has no rows")
         store.verify()
     return report_on_stores(train, test, ["The stores exist already. They were checked, not written."])
-
-
-def _prepare(data: bytes, box: Box | None, whole: bool, margin: float, out: np.ndarray) -> float:
-    """Fill an image as `carmodel.data.images.prepare` does, and return width / height of the part of the photo in it."""
-    photo = decode(data)
-    if box is not None:  # a box outside its photo shows that one of the two is wrong, even if the box is not used
-        check_box(box, photo.shape[1], photo.shape[0])
-    region = crop_to_box(photo, None if whole else box, margin)
-    resize(region, len(out), len(out), out=out)
-    return float(region.shape[1] / region.shape[0])
 
 
 def _check_problems(problems: pd.DataFrame, kept: pd.DataFrame, table: CarTable, allowed: float) -> None:

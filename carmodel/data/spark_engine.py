@@ -137,8 +137,9 @@ def apply_batch(
 
 def _write_parts(batch: pd.DataFrame, make: MakeImages, size: int, folder: Path, part_rows: int) -> pd.DataFrame:
     """On an executor, write a part for every slice that is small enough for memory."""
+    images = np.empty((min(part_rows, len(batch)), size, size, 3), np.uint8)
     with one_opencv_thread():  # Spark gives a task one core
-        parts = [write_part(rows, make, size, folder) for rows in slices(batch.set_index(ROW), part_rows)]
+        parts = [write_part(rows, make, images, folder) for rows in slices(batch.set_index(ROW), part_rows)]
     return pd.concat(parts).reset_index()[list(RESULT_TYPES)]
 
 

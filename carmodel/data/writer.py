@@ -1,7 +1,6 @@
 """Write a store as one HDF5 file, under a temporary name until it is complete. `carmodel.data.store` describes the schema."""
 
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import h5py
 import numpy as np
 
 from carmodel.data.memory_map import StoreError
-from carmodel.data.store import ATTRIBUTES, OPTIONAL_DATA, ROW_DATA, SCHEMA_VERSION, Attribute
+from carmodel.data.store import ATTRIBUTES, OPTIONAL_DATA, ROW_DATA, SCHEMA_VERSION, Attribute, checksums
 
 # Linux caches larger writes in larger pages, for which a virtual machine may have to request memory. That took up to five
 # times the system time.
@@ -149,11 +148,6 @@ def write_pieces(file: BinaryIO, data: bytes | memoryview) -> None:
     view = memoryview(data)
     for start in range(0, len(view), PIECE):
         file.write(view[start : start + PIECE])
-
-
-def checksums(images: np.ndarray) -> list[int]:
-    """Return the CRC-32 of each image of uint8 (n, H, W, 3)."""
-    return [zlib.crc32(image) for image in images]
 
 
 def create_images(file: h5py.File, rows: int, size: int) -> h5py.Dataset:

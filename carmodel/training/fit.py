@@ -203,7 +203,7 @@ class _Training:
             logits = with_fixed_statistics(logits)
         if unchanged:
             return keras.Model(logits.input, logits.output, name="training"), store
-        return device_augmentation.with_augmentation(logits, size, store.image_size), store
+        return device_augmentation.with_augmentation(logits, size, store.image_size, params), store
 
     def make_batches(self, data: Rows, augmented: bool) -> tuple[Batches, Batches | None]:
         """Return the training batches of this rank, and its validation batches if there are validation rows.
@@ -278,7 +278,7 @@ def _recompute_statistics(network: keras.Model, store: Photos, params: Train, st
     draw = partial(device_augmentation.draw, params=params)
     batches = Batches(store, np.flatnonzero(~store.validation), params.batch_size, seed=params.seed, draw=draw)
     batches.begin(stage.end)
-    augment = device_augmentation.DeviceAugmentation(stage.size)
+    augment = device_augmentation.DeviceAugmentation(stage.size, params)
     normalisations = [layer for layer in network.layers if _tracks_statistics(layer)]
     momenta = [layer.momentum for layer in normalisations]
     for step in range(min(len(batches), STATISTICS_BATCHES)):
