@@ -108,19 +108,32 @@ def _graphs(model: keras.Model) -> list[keras.Model]:
 
 def foldable_chains(model: keras.Model) -> list[list[layers.Layer]]:
     """Return each convolution of a graph that absorbs other layers, followed by these layers in their order."""
+    return [chain for chain in chains(model, _takes_a_bias, _is_affine) if len(chain) > 1]
+
+
+def chains(
+    model: keras.Model, starts: Callable[[Operation], bool], follows: Callable[[Operation], bool]
+) -> list[list[layers.Layer]]:
+    """Return the chains of layers of a graph in which each layer is the only one that uses the output of the one before.
+
+    Args:
+        model: a functional model. Layers that are called more than once are in no chain.
+        starts: whether an operation is the first of a chain.
+        follows: whether an operation can be a later one.
+    """
     once = [operation for operation in model.operations if len(inputs_of_calls(operation)) == 1]
     used = [tensor for operation in model.operations for call in inputs_of_calls(operation) for tensor in call]
     uses = Counter(id(tensor) for tensor in [*used, *model.outputs])
-    chains: list[list[layers.Layer]] = []
+    found: list[list[layers.Layer]] = []
     ends: dict[int, list[layers.Layer]] = {}  # the chain that ends at a tensor, by the id of the tensor
     for operation in once:
-        if _takes_a_bias(operation):
-            chains.append([operation])
-            ends[id(operation.output)] = chains[-1]
-        elif (chain := ends.get(id(operation.input))) and uses[id(operation.input)] == 1 and _is_affine(operation):
+        if starts(operation):
+            found.append([operation])
+            ends[id(operation.output)] = found[-1]
+        elif (chain := ends.get(id(operation.input))) and uses[id(operation.input)] == 1 and follows(operation):
             chain.append(operation)
             ends[id(operation.output)] = chain
-    return [chain for chain in chains if len(chain) > 1]
+    return found
 
 
 def _foldable(model: keras.Model) -> dict[int, Affine]:

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from carmodel.errors import InputError
+from carmodel.model.fused_normalization import batch_normalizations
 from carmodel.model.keras_internals import change_gradients, has_changed_gradients
 
 T = TypeVar("T")
@@ -188,9 +189,8 @@ def equalise_moving_statistics(model: keras.Model) -> None:
     """
     moving = [
         variable
-        for layer in model.layers
-        for layer in (layer.layers if isinstance(layer, keras.Model) else [layer])
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        for layer in batch_normalizations(model)
+        if layer.trainable
         for variable in (layer.moving_mean, layer.moving_variance)
     ]
     if moving:

@@ -13,6 +13,7 @@ from keras import layers, metrics
 
 from carmodel.errors import InputError
 from carmodel.model.fixed_statistics import with_fixed_statistics
+from carmodel.model.fused_normalization import with_fused_normalization
 from carmodel.model.head import LOGITS, logits_of
 from carmodel.model.network import check_sizes
 from carmodel.parameters import Train
@@ -199,8 +200,7 @@ class _Training:
                 "the features of each photo are computed once, which is much faster"
             )
         logits = logits_of(network)
-        if params.batch_norm == "inference":
-            logits = with_fixed_statistics(logits)
+        logits = with_fixed_statistics(logits) if params.batch_norm == "inference" else with_fused_normalization(logits)
         if unchanged:
             return keras.Model(logits.input, logits.output, name="training"), store
         return device_augmentation.with_augmentation(logits, size, store.image_size, params), store
