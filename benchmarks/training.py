@@ -13,6 +13,7 @@ from benchmarks.photos import IMAGE_SIZE, store_of
 from benchmarks.turns import Competitor, Entry, Table, rate, take_turns
 from carmodel.data.local_engine import cores
 from carmodel.data.store import Store
+from carmodel.model.fused_normalization import with_fused_normalization
 from carmodel.model.head import logits_of
 from carmodel.model.pretrained import copy_weights
 from carmodel.model.resnet import resnet
@@ -30,6 +31,7 @@ STEPS = 2
 STORE_STEPS, QUICK_STORE_STEPS = 4, 2
 """Steps of an epoch of the training from a store."""
 PEER = "keras.applications.ResNet50"
+OWN = "Images are uint8, and normalised in each step. Batch normalisation and Scale are one operation, as in `fit`."
 
 
 def measure(given: Given) -> list[Table]:
@@ -53,7 +55,7 @@ def steps(given: Given) -> Table:
     remarks = check(ours, peer, images)
     prepared = keras.applications.resnet.preprocess_input(images.astype("float32"))
     ways: list[tuple[str, str, keras.Model, np.ndarray, str]] = [
-        ("carmodel: ResNet-50 with Scale", "ours", ours, images, "Images are uint8, and normalised in each step."),
+        ("carmodel: ResNet-50 with Scale", "ours", with_fused_normalization(ours), images, OWN),
         (PEER, "peer", peer, prepared, "Images are float32, and normalised before."),
         ("the same network without normalisation", "limit", without_normalisation(ours), images, ""),
     ]
@@ -152,7 +154,7 @@ def from_store(given: Given) -> Table:
 
 def synthetic(store: Store, settings: Train, steps: int) -> Callable[[], float]:
     """Return a function that trains the same network on one batch in memory, and returns images per second."""
-    network = logits_of(resnet(50, len(store.class_names)))
+    network = with_fused_normalization(logits_of(resnet(50, len(store.class_names))))
     optimizer = make_optimizer(settings, network.trainable_variables, int(settings.epochs), steps)
     network.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True), jit_compile=False)
     images = store.take(np.arange(BATCH))
