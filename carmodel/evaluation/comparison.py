@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 SIGNIFICANCE = 0.05
 
@@ -39,6 +38,8 @@ class McNemar(NamedTuple):
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     """Compare which photos two models get right, bool (N,) each."""
     gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    from scipy.stats import binomtest  # takes half a second, which most starts of `main` do not need
+
     p_value = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     return McNemar(gained, lost, float(p_value))
 

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
@@ -54,25 +55,27 @@ def sources_of(file: Path) -> list[Path]:
         if source in found or not source.is_file():
             continue
         found.add(source)
-        for node in ast.walk(_parse(source)):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            else:
-                continue
-            for module in (name.replace(".", "/") for name in names):
-                packages = [Path(module), *Path(module).parents][:-1]
-                pending += [ROOT / f"{module}.py", *(ROOT / package / "__init__.py" for package in packages)]
+        for module in (name.replace(".", "/") for name in _imports(source, source.read_text())):
+            packages = [Path(module), *Path(module).parents][:-1]
+            pending += [ROOT / f"{module}.py", *(ROOT / package / "__init__.py" for package in packages)]
     return sorted(found | {static for source in found for static in source.parent.glob("static/*")})
 
 
-def _parse(source: Path) -> ast.Module:
+@lru_cache(maxsize=1024)  # the steps share most of their files
+def _imports(source: Path, text: str) -> list[str]:
+    """Return the names of all modules that a source file with this text may import."""
     try:
         with _parsing:
-            return ast.parse(source.read_text())
+            tree = ast.parse(text)
     except SyntaxError as error:
         raise InputError(f"{source}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return names
 
 
 def digest_of_bytes(data: bytes) -> str:
