@@ -110,7 +110,7 @@ def of_network(
     network = [measured[name] for name in order]
     return [
         table("over HTTP, Base64", "HTTP", f"{subject.name} over HTTP, 32 rows", SCORE),
-        table("in process, Base64", "pyfunc", f"{subject.name} as a pyfunc, 32 rows"),
+        table("in process, Base64", "pyfunc", ""),
         Table(
             f"{subject.name} alone, prepared photos of {images.shape[1]} px",
             "rows/s",

@@ -110,9 +110,10 @@ class Trainer:
         import keras
         import numpy as np
 
+        from carmodel.model.fused_normalization import with_fused_normalization
         from carmodel.model.resnet import resnet
 
-        self.model = resnet(50, 196)
+        self.model = with_fused_normalization(resnet(50, 196))
         self.model.compile(
             keras.optimizers.SGD(0.001, momentum=0.9), "sparse_categorical_crossentropy", jit_compile=False
         )

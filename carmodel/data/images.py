@@ -161,7 +161,9 @@ def prepare_with_aspect(
     width, height = _displayed_size(image)
     x1, y1, x2, y2 = add_margin(box or (0, 0, width, height), margin if box else 0, width, height)
     pixels = _decode(image, data, _fraction(min(x2 - x1, y2 - y1), size))
-    fraction = round(height / len(pixels))  # 1 for formats that are always decoded whole
+    fraction = max(1, round(height / len(pixels)))  # 1 for formats that are always decoded whole
+    if pixels.shape[:2] != (-(-height // fraction), -(-width // fraction)):
+        raise ImageError("its size differs from that in its header")
     left, top, right, bottom = (round(edge / fraction) for edge in (x1, y1, x2, y2))
     return resize(pixels[top:bottom, left:right], size, size, out=out), (x2 - x1) / (y2 - y1)
 
