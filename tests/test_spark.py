@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
+import zipimport
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +22,7 @@ from carmodel.data.data_report import Report
 from carmodel.data.local_engine import Engine
 from carmodel.data.parts import parts_folder
 from carmodel.data.preprocessing import write_stores
-from carmodel.data.spark_engine import assign_tasks, spark_engine
+from carmodel.data.spark_engine import assign_tasks, keep_lists_of_zip_files, spark_engine
 from carmodel.data.spark_session import check_java, check_master, number_of_cores, ship, spark_session
 from carmodel.data.stanford_cars import read
 from carmodel.data.store import Store, open_store
@@ -111,6 +113,17 @@ def test_rows_are_dealt_in_order_and_evenly_in_whole_parts(
         assert (np.diff(tasks)[np.arange(rows - 1) % batch_rows != batch_rows - 1] == 0).all()
         whole = -(-sizes // batch_rows)
         assert whole.max() - whole.min() <= 1
+
+
+def test_a_worker_reads_the_list_of_a_zip_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zipimport.zipimporter, "invalidate_caches", zipimport.zipimporter.invalidate_caches)
+    with zipfile.ZipFile(tmp_path / "modules.zip", "w") as file:
+        file.writestr("needed_later.py", "")
+    importer = zipimport.zipimporter(str(tmp_path / "modules.zip"))
+    (tmp_path / "modules.zip").write_bytes(b"")  # reading it again would find nothing
+    keep_lists_of_zip_files()
+    importer.invalidate_caches()
+    assert importer.find_spec("needed_later")
 
 
 def test_a_corrupt_photo_is_reported_as_the_local_engine_reports_it(

@@ -118,7 +118,7 @@ def apply_batch(
         return pd.DataFrame(columns=list(RESULT_TYPES)[1:], index=table.index)
 
     def typed(given: pd.DataFrame) -> pd.DataFrame:
-        _keep_lists_of_zip_files()
+        keep_lists_of_zip_files()
         return pd.concat([work(pd.DataFrame(task)) for task in given.to_dict("records")])
 
     frame_of: Any = ps.DataFrame  # type checkers do not know its brackets
@@ -137,7 +137,7 @@ def apply_batch(
     return results.set_index(ROW).sort_index().set_index(table.index)
 
 
-def _keep_lists_of_zip_files() -> None:
+def keep_lists_of_zip_files() -> None:
     """On an executor, let Python remember which modules the zip files on its path contain.
 
     Before each task, Spark's worker calls `importlib.invalidate_caches`. Python 3.11 then reads the list of files in each zip
