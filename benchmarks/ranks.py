@@ -110,8 +110,8 @@ class Trainer:
         import keras
         import numpy as np
 
-        from carmodel.model.fused_normalization import with_fused_normalization
         from carmodel.model.resnet import resnet
+        from carmodel.training.fused_normalization import with_fused_normalization
 
         self.model = with_fused_normalization(resnet(50, 196))
         self.model.compile(

@@ -1,6 +1,6 @@
 """Write what was measured as JSON, Markdown and pictures: one file per part, and a page with a summary.
 
-``python -m benchmarks.report docs/benchmarks`` prints the summary, which is the speed table of README.md.
+``python -m benchmarks.report docs/benchmarks`` prints the short summary, which is the speed table of README.md.
 """
 
 import json
@@ -91,10 +91,14 @@ def markdown(table: Table) -> str:
     return "\n".join(lines + [f"- {note}" for note in notes] + [""] * bool(notes))
 
 
-def summary(parts: Sequence[Part]) -> str:
-    """Return one table with a row for each table that has a headline: this project, its best peer, and the limit."""
+def summary(parts: Sequence[Part], short: bool = False) -> str:
+    """Return one table with this project, its best peer, and the limit.
+
+    It has a row for each table that has a headline. If it is to be short, it has one row per part.
+    """
+    of_parts = [[table for table in part.tables if table.headline] for part in parts]
     rows = ["| | carmodel | best other way | carmodel is | of the limit |", "| --- | --- | --- | --- | --- |"]
-    for table in (table for part in parts for table in part.tables if table.headline):
+    for table in (table for tables in of_parts for table in (tables[:1] if short else tables)):
         setting = table.setting or table.settings[0]
         ours, peer = table.of("ours", setting)[0], table.best_peer(setting)
         other = f"{_number(median(peer.values[setting]))} ({peer.name})" if peer else "–"
@@ -161,4 +165,4 @@ def _number(value: float) -> str:
 
 
 if __name__ == "__main__":
-    print(summary(read_all(Path(sys.argv[1]))), end="")
+    print(summary(read_all(Path(sys.argv[1])), short=True), end="")

@@ -13,7 +13,6 @@ from benchmarks.photos import IMAGE_SIZE, store_of
 from benchmarks.turns import Competitor, Entry, Table, rate, take_turns
 from carmodel.data.local_engine import cores
 from carmodel.data.store import Store
-from carmodel.model.fused_normalization import with_fused_normalization
 from carmodel.model.head import logits_of
 from carmodel.model.pretrained import copy_weights
 from carmodel.model.resnet import resnet
@@ -21,6 +20,7 @@ from carmodel.model.scale import Scale
 from carmodel.parameters import Train
 from carmodel.training import precision
 from carmodel.training.fit import fit
+from carmodel.training.fused_normalization import with_fused_normalization
 from carmodel.training.optimizer import make_optimizer
 
 TITLE = "Training"

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import Part, markdown, read, summary, write
+from benchmarks.parts import PARTS
+from benchmarks.report import Part, markdown, page, read, read_all, summary, write
 from benchmarks.turns import Competitor, Entry, Table, ratio, take_turns
+from carmodel.tracking.digests import ROOT
 
 SPEED = Table(
     "Loader",
@@ -62,11 +64,24 @@ def test_the_summary_has_a_row_for_each_headline() -> None:
     assert rows[2:] == ["| Shuffled batches | 95 images/s | 30 (slow) | 3.00× | 0.90 |"]
 
 
+def test_the_short_summary_has_one_row_per_part() -> None:
+    part = Part("loader", "Loader", {}, [SPEED, replace(SPEED, headline="More")])
+    assert len(summary([part]).splitlines()) == 4
+    assert len(summary([part, part], short=True).splitlines()) == 4
+
+
+def test_the_readme_has_the_short_summary_of_the_results() -> None:
+    parts = read_all(ROOT / "docs" / "benchmarks")
+    assert [part.name for part in parts] == list(PARTS)
+    assert summary(parts, short=True) in (ROOT / "README.md").read_text()
+    assert (ROOT / "docs" / "benchmarks" / "README.md").read_text() == page(parts)
+
+
 def test_a_part_is_the_same_after_it_was_written_and_read(tmp_path: Path) -> None:
     part = Part("loader", "Loader", {"cores": "2"}, [SPEED])
     write(part, tmp_path)
     assert read(tmp_path / "loader.json") == part
-    page = (tmp_path / "README.md").read_text()
-    assert summary([part]) in page
-    assert "![Bars of the tables below](loader.png)" in page
+    text = (tmp_path / "README.md").read_text()
+    assert summary([part]) in text
+    assert "![Bars of the tables below](loader.png)" in text
     assert (tmp_path / "loader.png").stat().st_size > 1000

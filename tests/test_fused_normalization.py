@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from carmodel.model.fused_normalization import FusedNormalization, batch_normalizations, with_fused_normalization
 from carmodel.model.head import logits_of
 from carmodel.model.network import build
 from carmodel.parameters import Train
+from carmodel.training.fused_normalization import FusedNormalization, batch_normalizations, with_fused_normalization
 from tests.test_fixed_statistics import gradients
 
 NETWORKS = {"scale": {"depth": 14, "width": 4}, "gamma and beta": {"backbone": "MobileNetV2"}}

@@ -21,8 +21,8 @@ import numpy as np
 import tensorflow as tf
 
 from carmodel.errors import InputError
-from carmodel.model.fused_normalization import batch_normalizations
 from carmodel.model.keras_internals import change_gradients, has_changed_gradients
+from carmodel.training.fused_normalization import batch_normalizations
 
 T = TypeVar("T")
 
