@@ -20,7 +20,7 @@ EMPTY = 'name: empty\nentry_points:\n  main:\n    command: "python -c pass"\n'
 
 
 def measure(given: Given) -> list[Table]:
-    """Measure the three kinds of start, each in new processes."""
+    """Measure the three kinds of start, each in new processes. There is no warm-up, since every start is a first one."""
     project = prepared(given.folder / "project")
     rounds = given.rounds()
     return [first_step(given, project, rounds), cached(given, project, rounds), show_help(project, rounds)]
@@ -68,7 +68,7 @@ def first_step(given: Given, project: Project, rounds: int) -> Table:
         Competitor("import tensorflow", "limit", 1, {"": command(project, "python", "-c", "import tensorflow")}),
     ]
     title = f"From the start of Python to the first training step of {NETWORK}, batch {BATCH}"
-    return Table(title, "s", take_turns(competitors, rounds), [], "Start to the first training step")
+    return Table(title, "s", take_turns(competitors, rounds, warm_up=0), [], "Start to the first training step")
 
 
 def cached(given: Given, project: Project, rounds: int) -> Table:
@@ -90,7 +90,11 @@ def cached(given: Given, project: Project, rounds: int) -> Table:
         Competitor("import mlflow", "limit", 1, {"": command(project, "python", "-c", "import mlflow")}),
     ]
     return Table(
-        "mlflow run . with every step reused", "s", take_turns(competitors, rounds), [], "main, all steps reused"
+        "mlflow run . with every step reused",
+        "s",
+        take_turns(competitors, rounds, warm_up=0),
+        [],
+        "main, all steps reused",
     )
 
 
@@ -103,4 +107,4 @@ def show_help(project: Project, rounds: int) -> Table:
         Competitor("mlflow --help", "peer", 1, {"": command(project, "mlflow", "--help")}),
         Competitor("python -c pass", "limit", 1, {"": command(project, "python", "-c", "pass")}),
     ]
-    return Table("--help", "s", take_turns(competitors, rounds), [], "--help")
+    return Table("--help", "s", take_turns(competitors, rounds, warm_up=0), [], "--help")
