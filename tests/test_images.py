@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -148,8 +149,9 @@ def test_sixteen_bits_are_scaled_to_eight() -> None:
 def test_a_cut_off_file_is_an_error_and_not_half_a_picture(format: str, kept: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     data = encoded(Image.fromarray(noise), format)
-    with pytest.raises(ImageError):
-        decode(data[: int(len(data) * kept)])
+    for function in (decode, partial(prepare, size=8)):
+        with pytest.raises(ImageError):
+            function(data[: int(len(data) * kept)])
 
 
 @settings(deadline=None)
@@ -163,7 +165,10 @@ def test_damaged_bytes_end_in_pixels_or_in_an_image_error(data: st.DataObject) -
         pixels = decode(bytes(damaged), max_pixels=100_000)
     except ImageError as error:
         assert len(str(error)) < 100
+        with pytest.raises(ImageError):
+            prepare(bytes(damaged), 8, max_pixels=100_000)
     else:
+        assert prepare(bytes(damaged), 16, max_pixels=100_000).shape == (16, 16, 3)
         assert pixels.dtype == np.uint8
         assert pixels.shape[2] == 3
 
@@ -235,6 +240,21 @@ def test_a_large_jpeg_becomes_the_same_image_whether_or_not_it_is_decoded_whole(
     image, aspect = prepare_with_aspect(data, size, box, 0.1)
     assert np.abs(image.astype(int) - whole).mean() < 4
     assert aspect == pytest.approx(np.divide(*crop_to_box(decode(data), box, 0.1).shape[1::-1]))
+
+
+def test_a_damaged_png_is_an_error_for_prepare_too() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    data = bytearray(encoded(Image.fromarray(noise), "PNG"))
+    data[len(data) // 2] ^= 0xFF
+    for function in (decode, partial(prepare, size=8)):
+        with pytest.raises(ImageError, match="damaged"):
+            function(bytes(data))
+
+
+@pytest.mark.parametrize("size", range(1, 18))
+def test_every_size_can_be_made_from_every_large_jpeg(size: int) -> None:
+    for width, height in [(64, 48), (131, 77), (23, 301)]:
+        assert prepare(encoded(two_halves(width, height), "JPEG"), size).shape == (size, size, 3)
 
 
 def test_a_jpeg_is_decoded_no_larger_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ _SCAN_OF_JPEG = b"\xff\xda"
 # Encoders write about ten scans. A scan can be 40 bytes long and is a pass over all pixels, so many take hours.
 _MAX_SCANS = 50
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap width and height
-_REDUCED = {  # OpenCV's names say grey, but IMREAD_COLOR_RGB keeps the colours
+_FLAG_OF_DIVISOR = {  # OpenCV's names say grey, but IMREAD_COLOR_RGB keeps the colours
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -156,21 +156,27 @@ def prepare_with_aspect(
     *,
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
-    """Return the image as `prepare` does, and width / height of the part of the photo that it shows."""
+    """Return the image as `prepare` does, and width / height of the part of the photo that it shows.
+
+    Raises:
+        ImageError: see `decode` and `add_margin`.
+    """
     image = _open(data, max_pixels)
-    width, height = _displayed_size(image)
+    # Pillow loads a PNG to find its orientation, and hides an error from the next load. So all but JPEG is decoded first.
+    whole = None if _format(image) == "JPEG" else _decode(image, data, 1)
+    width, height = _displayed_size(image) if whole is None else whole.shape[1::-1]
     x1, y1, x2, y2 = add_margin(box or (0, 0, width, height), margin if box else 0, width, height)
-    pixels = _decode(image, data, _fraction(min(x2 - x1, y2 - y1), size))
-    fraction = max(1, round(height / len(pixels)))  # 1 for formats that are always decoded whole
-    if pixels.shape[:2] != (-(-height // fraction), -(-width // fraction)):
-        raise ImageError("its size differs from that in its header")
-    left, top, right, bottom = (round(edge / fraction) for edge in (x1, y1, x2, y2))
+    divisor = _divisor(min(x2 - x1, y2 - y1), size) if whole is None else 1
+    pixels = _decode(image, data, divisor) if whole is None else whole
+    if pixels.shape[:2] != (-(-height // divisor), -(-width // divisor)):
+        raise ImageError("the photo's size differs from that in its header")
+    left, top, right, bottom = (round(edge / divisor) for edge in (x1, y1, x2, y2))
     return resize(pixels[top:bottom, left:right], size, size, out=out), (x2 - x1) / (y2 - y1)
 
 
-def _fraction(side: int, size: int) -> int:
-    """Return the largest of 1, 2, 4 and 8 by which a side can be divided and still be at least `size`, when rounded."""
-    return max(fraction for fraction in _REDUCED if fraction == 1 or side >= fraction * (size + 1))
+def _divisor(side: int, size: int) -> int:
+    """Return the largest of 1, 2, 4 and 8 by which a side can be divided and still be larger than `size`."""
+    return max(divisor for divisor in _FLAG_OF_DIVISOR if divisor == 1 or side >= divisor * (size + 1))
 
 
 def resize(image: np.ndarray, width: int, height: int, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -234,21 +240,21 @@ def _displayed_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
-def _decode(image: Image.Image, data: bytes, fraction: int) -> np.ndarray:
-    """Decode a photo whose header was read: a JPEG at 1 / fraction of its size, and other formats whole."""
+def _decode(image: Image.Image, data: bytes, divisor: int) -> np.ndarray:
+    """Decode a photo whose header was read: a JPEG at 1 / divisor of its width and height, and other formats whole."""
     plain = _format(image) == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
     # OpenCV may fill the rest of a truncated JPEG with grey. Pillow raises an error, so it reads files without end marker.
     if plain and data.endswith(_END_OF_JPEG):
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[fraction] | cv2.IMREAD_COLOR_RGB)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAG_OF_DIVISOR[divisor] | cv2.IMREAD_COLOR_RGB)
         if pixels is not None:
             return pixels
-    return _decode_with_pillow(image, fraction)
+    return _decode_with_pillow(image, divisor)
 
 
-def _decode_with_pillow(image: Image.Image, fraction: int) -> np.ndarray:
+def _decode_with_pillow(image: Image.Image, divisor: int) -> np.ndarray:
     try:
-        if fraction > 1:
-            image.draft(image.mode, (image.width // fraction, image.height // fraction))  # does nothing unless JPEG
+        if divisor > 1:
+            image.draft(image.mode, (image.width // divisor, image.height // divisor))  # does nothing unless JPEG
         image.load()
         if _orientation(image) > 1:
             image = ImageOps.exif_transpose(image)
