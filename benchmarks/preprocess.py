@@ -61,7 +61,7 @@ TF_DATA = "tf.data decode and resize, to HDF5"
 LIMIT = "decode and resize alone"
 COUNTED = (
     "It writes HDF5 stores with checksums, digests and perceptual hashes. Images of whole photos, which it writes for "
-    "validation and test, count too. It decodes photos of at least twice the final width and height at half their size, "
+    "validation and test, count too. It decodes JPEGs of more than twice the final width and height at half their size, "
     "which the other ways do not."
 )
 

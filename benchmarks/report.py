@@ -1,6 +1,6 @@
 """Write what was measured as JSON, Markdown and pictures: one file per part, and a page with a summary.
 
-``python -m benchmarks.report docs/benchmarks`` prints the short summary, which is the speed table of README.md.
+``python -m benchmarks.report docs/benchmarks`` prints the short summary, with one row per part.
 """
 
 import json

@@ -47,6 +47,6 @@ def compare(given: Given, table: CarTable, spark: Engine, rounds: int) -> Table:
         f"{number:,} photos of {SIDE} px to {IMAGE_SIZE} px",
         "images/s",
         take_turns(competitors, given.rounds(rounds), warm_up=int(rounds == max(ROUNDS.values()))),
-        ["The Spark session has started before, and its Python workers have run in the warm-up round."],
+        ["The Spark session has started before, and its Python workers have run."],
         headline=f"Preprocess with engine=spark: {number:,} photos",
     )

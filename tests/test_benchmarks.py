@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.parts import PARTS
-from benchmarks.report import Part, markdown, page, read, read_all, summary, write
+from benchmarks.report import Part, markdown, read, summary, write
 from benchmarks.turns import Competitor, Entry, Table, ratio, take_turns
-from carmodel.tracking.digests import ROOT
 
 SPEED = Table(
     "Loader",
@@ -68,13 +66,6 @@ def test_the_short_summary_has_one_row_per_part() -> None:
     part = Part("loader", "Loader", {}, [SPEED, replace(SPEED, headline="More")])
     assert len(summary([part]).splitlines()) == 4
     assert len(summary([part, part], short=True).splitlines()) == 4
-
-
-def test_the_readme_has_the_short_summary_of_the_results() -> None:
-    parts = read_all(ROOT / "docs" / "benchmarks")
-    assert [part.name for part in parts] == list(PARTS)
-    assert summary(parts, short=True) in (ROOT / "README.md").read_text()
-    assert (ROOT / "docs" / "benchmarks" / "README.md").read_text() == page(parts)
 
 
 def test_a_part_is_the_same_after_it_was_written_and_read(tmp_path: Path) -> None:

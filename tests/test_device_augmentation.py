@@ -138,6 +138,15 @@ def test_cutmix_takes_a_box_and_its_area_of_the_label_from_the_next(photos: np.n
     assert mix_labels(np.eye(3, dtype=np.float32), rows)[0].tolist() == [0.75, 0.25, 0]
 
 
+@pytest.mark.parametrize("name", ["random_crop", "zoom_out", "colors", "erase", "mixup", "cutmix"])
+def test_what_is_switched_off_is_left_out_and_what_is_on_is_not(name: str, photos: np.ndarray) -> None:
+    params = Train(**{name: 0.9})
+    rows = draw(3, np.random.default_rng(1), params)
+    seen = keras.ops.convert_to_numpy(DeviceAugmentation(SIDE, params)(photos, rows, training=True)).astype(int)
+    assert np.abs(seen - look(photos, *rows)).max() <= 1
+    assert (seen != photos).any()
+
+
 @given(st.integers(0, 2**32), st.floats(0.01, 1.0), st.booleans())
 def test_crops_lie_in_the_photo_and_are_as_large_as_asked(seed: int, random_crop: float, flip: bool) -> None:
     column = drawn(50, seed, random_crop=random_crop, random_flip=flip)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from carmodel.model.folding import foldable_chains
 from carmodel.model.head import logits_of
 from carmodel.model.network import build
 from carmodel.parameters import Train
@@ -58,6 +59,12 @@ def test_frozen_normalisations_use_and_keep_their_statistics(network: keras.Mode
     answers = with_fused_normalization(logits_of(network))(photos, training=True)
     np.testing.assert_allclose(answers, logits_of(network)(photos), rtol=1e-3, atol=1e-4)
     assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), before, strict=True))
+
+
+def test_the_network_can_be_folded_after_it_was_trained(network: keras.Model) -> None:
+    chains = [[layer.name for layer in chain] for chain in foldable_chains(network)]
+    with_fused_normalization(logits_of(network))
+    assert [[layer.name for layer in chain] for chain in foldable_chains(network)] == chains
 
 
 def test_mixed_precision_normalises_in_float32() -> None:

@@ -10,9 +10,11 @@ from carmodel.model.keras_internals import change_gradients, has_changed_gradien
 def test_each_call_of_a_shared_layer_has_its_own_inputs() -> None:
     first, second = keras.Input((2,)), keras.Input((2,))
     shared = keras.layers.Dense(3)
-    keras.Model([first, second], keras.layers.Add()([shared(first), shared(second)]))
-    (one,), (other,) = inputs_of_calls(shared)
+    model = keras.Model([first, second], keras.layers.Add()([shared(first), shared(second)]))
+    another = keras.Model(third := keras.Input((2,)), shared(third))
+    (one,), (other,) = inputs_of_calls(shared, model)
     assert one is first and other is second
+    assert [[id(tensor) for tensor in call] for call in inputs_of_calls(shared, another)] == [[id(third)]]
 
 
 def test_update_step_can_find_which_variable_it_updates() -> None:

@@ -91,7 +91,7 @@ def test_the_same_work_makes_the_same_files(tmp_path: Path) -> None:
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(first, again, strict=True))
 
 
-def test_batches_of_the_same_content_share_a_part(tmp_path: Path) -> None:
+def test_a_repeated_batch_has_the_same_part(tmp_path: Path) -> None:
     path = tmp_path / "train.h5"
     parts_folder(path).mkdir()
     batch = pd.DataFrame(index=range(3))

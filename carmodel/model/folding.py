@@ -121,8 +121,8 @@ def chains(
         starts: whether an operation is the first of a chain.
         follows: whether an operation can be a later one.
     """
-    once = [operation for operation in model.operations if len(inputs_of_calls(operation)) == 1]
-    used = [tensor for operation in model.operations for call in inputs_of_calls(operation) for tensor in call]
+    once = [operation for operation in model.operations if len(inputs_of_calls(operation, model)) == 1]
+    used = [tensor for operation in model.operations for call in inputs_of_calls(operation, model) for tensor in call]
     uses = Counter(id(tensor) for tensor in [*used, *model.outputs])
     found: list[list[layers.Layer]] = []
     ends: dict[int, list[layers.Layer]] = {}  # the chain that ends at a tensor, by the id of the tensor

@@ -10,12 +10,14 @@ import keras
 from keras import KerasTensor, Operation, Variable
 
 
-def inputs_of_calls(operation: Operation) -> list[list[KerasTensor]]:
-    """Return the input tensors of each call of an operation in functional models.
+def inputs_of_calls(operation: Operation, model: keras.Model) -> list[list[KerasTensor]]:
+    """Return the input tensors of each call of an operation in a functional model.
 
-    The public `Operation.input` knows the first call only, so it does not show that a layer is shared.
+    The public `Operation.input` knows the first call only, so it does not show that a layer is shared. Calls in other
+    models, such as one that trains the same layers, do not count.
     """
-    return [list(node.input_tensors) for node in operation._inbound_nodes]
+    own = {id(node) for nodes in model._nodes_by_depth.values() for node in nodes}
+    return [list(node.input_tensors) for node in operation._inbound_nodes if id(node) in own]
 
 
 def index_of(optimizer: keras.optimizers.Optimizer, variable: Variable) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from carmodel.parameters import Train
+from carmodel.training.precision import gpus
 
 COLUMNS = (
     *("left", "width", "top", "height"),  # window of the photo that fills the output, in fractions of the photo's side
@@ -157,7 +158,8 @@ def mix_labels(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 class DeviceAugmentation(keras.layers.Layer):
     """Augment a batch of photos according to their numbers, and resize it.
 
-    In inference, photos are only resized. Changes that the parameters switch off cost no time.
+    In inference, photos are only resized. Zoom-out, colours, erasing and mixing cost no time if the parameters switch them
+    off.
 
     Args:
         size: side of the square output, in pixels.
@@ -289,12 +291,12 @@ def _recolor(images: Any, column: dict[str, Any]) -> Any:
 
 
 def _compiled(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Compile a function with XLA under TensorFlow, also where the rest of the step is not compiled, as on a CPU.
+    """Compile a function with XLA under TensorFlow on a CPU, where the rest of the step is not compiled.
 
-    XLA combines the many small operations of augmentation, which makes them about twice as fast. Other backends compile
-    the whole step.
+    XLA combines the many small operations of augmentation, which makes them about twice as fast. On GPUs, and under other
+    backends, Keras compiles the whole step where it can.
     """
-    if keras.backend.backend() != "tensorflow":
+    if keras.backend.backend() != "tensorflow" or gpus():
         return function
     import tensorflow as tf
 

@@ -233,7 +233,7 @@ class _Training:
             ranks=self.ranks.count,
             factors=self.factors,
         )
-        # XLA is slower than TensorFlow's own kernels on a CPU, and does not support Horovod's operations.
+        # For a network, XLA is slower than TensorFlow's own kernels on a CPU, and it does not support Horovod's operations.
         plain = keras.backend.backend() == "tensorflow" and (self.ranks.count > 1 or not gpus())
         model.compile(
             optimizer,
