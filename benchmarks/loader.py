@@ -1,6 +1,6 @@
 """Read shuffled batches of photos: this project's store beside Keras's directory, h5py, TFRecord and an array in RAM."""
 
-import carmodel.serving.quiet_tensorflow  # noqa: F401
+import carmodel.quiet_tensorflow  # noqa: F401
 
 # isort: split
 from collections.abc import Callable, Iterable

@@ -12,7 +12,7 @@ PARTS = ("preprocess", "spark", "loader", "inference", "training", "augmentation
 
 def measure(name: str, given: Given) -> Part:
     """Measure one part in this process."""
-    import carmodel.serving.quiet_tensorflow  # noqa: F401
+    import carmodel.quiet_tensorflow  # noqa: F401
 
     # isort: split
     from benchmarks.hardware import describe

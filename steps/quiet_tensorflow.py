@@ -7,7 +7,7 @@ import os
 # training takes 0.7 of the time on two cores of an AMD EPYC. TensorFlow reads the variable when it is imported.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-import carmodel.serving.quiet_tensorflow  # noqa: F401
+import carmodel.quiet_tensorflow  # noqa: F401
 
 # `evaluate` predicts with several networks and sizes, and TensorFlow warns each time about tracing a function again.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import carmodel.serving.quiet_tensorflow  # noqa: F401
+import carmodel.quiet_tensorflow  # noqa: F401
 
 # isort: split
 

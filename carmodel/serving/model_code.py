@@ -1,6 +1,6 @@
 """The script that MLflow runs to load the classifier (models from code). No object is pickled."""
 
-import carmodel.serving.quiet_tensorflow  # noqa: F401
+import carmodel.quiet_tensorflow  # noqa: F401
 
 # isort: split
 from mlflow.models import set_model

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-import carmodel.serving.quiet_tensorflow  # noqa: F401
+import carmodel.quiet_tensorflow  # noqa: F401
 
 # isort: split
 

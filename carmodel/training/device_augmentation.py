@@ -300,6 +300,11 @@ def _compiled(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         return function
     import tensorflow as tf
 
+    from carmodel.quiet_tensorflow import stderr_hidden
+
+    # XLA announces itself when it compiles for the first time, whatever TF_CPP_MIN_LOG_LEVEL says.
+    with stderr_hidden():
+        tf.function(lambda: tf.constant(0) + 0, jit_compile=True)()
     return tf.function(function, jit_compile=True)
 
 
