@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import Part, markdown, read, summary, write
+from benchmarks.parts import PARTS
+from benchmarks.report import Part, markdown, page, read, read_all, summary, write
 from benchmarks.turns import Competitor, Entry, Table, ratio, take_turns
 
+ROOT = Path(__file__).resolve().parents[1]
 SPEED = Table(
     "Loader",
     "images/s",
@@ -76,3 +78,11 @@ def test_a_part_is_the_same_after_it_was_written_and_read(tmp_path: Path) -> Non
     assert summary([part]) in text
     assert "![Bars of the tables below](loader.png)" in text
     assert (tmp_path / "loader.png").stat().st_size > 1000
+
+
+def test_the_readme_has_the_figures_of_the_recorded_benchmark() -> None:
+    folder = ROOT / "docs" / "benchmarks"
+    parts = read_all(folder)
+    assert [part.name for part in parts] == list(PARTS)
+    assert (folder / "README.md").read_text() == page(parts)
+    assert summary(parts, short=True) in (ROOT / "README.md").read_text()
