@@ -8,8 +8,8 @@ import pytest
 from benchmarks.parts import PARTS
 from benchmarks.report import Part, markdown, page, read, read_all, summary, write
 from benchmarks.turns import Competitor, Entry, Table, ratio, take_turns
+from carmodel.tracking.digests import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SPEED = Table(
     "Loader",
     "images/s",

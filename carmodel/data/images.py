@@ -163,13 +163,15 @@ def prepare_with_aspect(
     """
     image = _open(data, max_pixels)
     # Pillow loads a PNG to find its orientation, and hides an error from the next load. So all but JPEG is decoded first.
-    whole = None if _format(image) == "JPEG" else _decode(image, data, 1)
-    width, height = _displayed_size(image) if whole is None else whole.shape[1::-1]
+    pixels = None if _format(image) == "JPEG" else _decode(image, data, 1)
+    width, height = _displayed_size(image) if pixels is None else pixels.shape[1::-1]
     x1, y1, x2, y2 = add_margin(box or (0, 0, width, height), margin if box else 0, width, height)
-    divisor = _divisor(min(x2 - x1, y2 - y1), size) if whole is None else 1
-    pixels = _decode(image, data, divisor) if whole is None else whole
-    if pixels.shape[:2] != (-(-height // divisor), -(-width // divisor)):
-        raise ImageError("the photo's size differs from that in its header")
+    divisor = 1
+    if pixels is None:
+        divisor = _divisor(min(x2 - x1, y2 - y1), size)
+        pixels = _decode(image, data, divisor)
+        if pixels.shape[:2] != (-(-height // divisor), -(-width // divisor)):
+            raise ImageError("the photo's size differs from that in its header")
     left, top, right, bottom = (round(edge / divisor) for edge in (x1, y1, x2, y2))
     return resize(pixels[top:bottom, left:right], size, size, out=out), (x2 - x1) / (y2 - y1)
 

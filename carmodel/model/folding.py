@@ -121,8 +121,9 @@ def chains(
         starts: whether an operation is the first of a chain.
         follows: whether an operation can be a later one.
     """
-    once = [operation for operation in model.operations if len(inputs_of_calls(operation, model)) == 1]
-    used = [tensor for operation in model.operations for call in inputs_of_calls(operation, model) for tensor in call]
+    calls = [inputs_of_calls(operation, model) for operation in model.operations]
+    once = [operation for operation, own in zip(model.operations, calls, strict=True) if len(own) == 1]
+    used = [tensor for own in calls for call in own for tensor in call]
     uses = Counter(id(tensor) for tensor in [*used, *model.outputs])
     found: list[list[layers.Layer]] = []
     ends: dict[int, list[layers.Layer]] = {}  # the chain that ends at a tensor, by the id of the tensor

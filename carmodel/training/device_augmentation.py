@@ -5,7 +5,6 @@ therefore reproducible on any device, with any number of threads, and after a re
 uint8, and the device does the work. The numbers of an image are one row with the columns `COLUMNS`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from carmodel.parameters import Train
-from carmodel.training.precision import gpus
+from carmodel.training.xla import compiled_on_cpu
 
 COLUMNS = (
     *("left", "width", "top", "height"),  # window of the photo that fills the output, in fractions of the photo's side
@@ -176,7 +175,7 @@ class DeviceAugmentation(keras.layers.Layer):
         # A coordinate in 16 bits would be wrong by whole pixels, so the layer ignores a mixed-precision policy.
         super().__init__(**(kwargs | {"dtype": "float32"}))
         self.size, self.params = size, params
-        self._compiled_augment = _compiled(self._augment)
+        self._compiled_augment = compiled_on_cpu(self._augment)
 
     def call(self, images: Any, numbers: Any, training: bool = False) -> Any:
         """Return the augmented images, or resized ones outside training."""
@@ -288,24 +287,6 @@ def _recolor(images: Any, column: dict[str, Any]) -> Any:
     low, high = ops.min(images, axis=(1, 2), keepdims=True), ops.max(images, axis=(1, 2), keepdims=True)
     stretched = (images - low) * 255.0 / ops.maximum(high - low, 1.0)
     return images + of("stretch") * (stretched - images)
-
-
-def _compiled(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Compile a function with XLA under TensorFlow on a CPU, where the rest of the step is not compiled.
-
-    XLA combines the many small operations of augmentation, which makes them about twice as fast. On GPUs, and under other
-    backends, Keras compiles the whole step where it can.
-    """
-    if keras.backend.backend() != "tensorflow" or gpus():
-        return function
-    import tensorflow as tf
-
-    from carmodel.quiet_tensorflow import stderr_hidden
-
-    # XLA announces itself when it compiles for the first time, whatever TF_CPP_MIN_LOG_LEVEL says.
-    with stderr_hidden():
-        tf.function(lambda: tf.constant(0) + 0, jit_compile=True)()
-    return tf.function(function, jit_compile=True)
 
 
 def _to_uint8(images: Any) -> Any:
