@@ -58,7 +58,8 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     step.add_output("classifier", f"models:/{name}/{version}")
     step.summarise(
         f"{name} version {version}: candidate{' and champion' if promotion.champion else ''}; {promotion.reason}; "
-        f"{'folded' if inference.folded else 'not folded'}, {inference.precision}"
+        f"{'folded' if inference.folded else 'not folded'}, {inference.precision}, "
+        f"{'ONNX Runtime' if inference.onnx else 'TensorFlow'}"
     )
 
 

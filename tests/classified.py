@@ -15,6 +15,7 @@ from PIL import Image
 from carmodel.data.images import prepare
 from carmodel.model.folding import fold
 from carmodel.serving.classifier import CarClassifier
+from carmodel.serving.onnx_export import to_onnx
 from tests.tiny import MARGIN, NAMES, SIZE, tiny_network
 
 BOX = {"x1": 10, "y1": 8, "x2": 50, "y2": 40}
@@ -32,7 +33,11 @@ def small_classifier(network: keras.Model, folder: Path, **changed: object) -> C
     network.save(folder / "model.keras")
     facts = {"class_names": NAMES, "image_size": SIZE, "crop": "box", "margin": MARGIN, "precision": "float32"}
     (folder / "classifier.json").write_text(json.dumps(facts | LIMITS | changed))
-    artifacts = {"model": str(folder / "model.keras"), "settings": str(folder / "classifier.json")}
+    files = {"model": "model.keras", "settings": "classifier.json"}
+    if changed.get("precision") != "bfloat16":
+        (folder / "model.onnx").write_bytes(to_onnx(network, SIZE))
+        files["onnx"] = "model.onnx"
+    artifacts = {name: str(folder / file) for name, file in files.items()}
     classifier = CarClassifier()
     classifier.load_context(PythonModelContext(artifacts, model_config={}))
     return classifier

@@ -208,6 +208,7 @@ model = mlflow.pyfunc.load_model({folder!r})
 answers = model.predict(model.input_example, params={{"top_k": 2}})
 assert answers["error"].isna().all() and answers["top_k"].map(len).tolist() == [2, 2], answers
 assert sys.modules["carmodel"].__file__.startswith({folder!r})
+assert "carmodel.quiet_tensorflow" not in sys.modules, "ONNX Runtime is enough, and starts sooner"
 """
     command = [f"{commands}/python", "-c", code]
     done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -1,6 +1,7 @@
-"""The forward pass: any number of photos, no tracing after the start, from many threads."""
+"""The forward pass: any number of photos, no tracing after the start, from many threads, with both engines."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -8,7 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carmodel.serving.forward import Forward
+from carmodel.serving import forward as forward_module
+from carmodel.serving.forward import Forward, load_engine
+from carmodel.serving.onnx_engine import OnnxEngine
+from carmodel.serving.onnx_export import to_onnx
+from carmodel.serving.tensorflow_engine import GPU_SIZES, TensorFlowEngine
 
 
 class Tally(keras.layers.Layer):
@@ -29,9 +34,10 @@ def network() -> keras.Model:
     return keras.Model(image, keras.layers.Dense(5, activation="softmax")(x))
 
 
-@pytest.fixture(scope="module")
-def forward(network: keras.Model) -> Forward:
-    return Forward(network, 4)
+@pytest.fixture(scope="module", params=["onnx", "tensorflow"])
+def forward(network: keras.Model, request: pytest.FixtureRequest) -> Forward:
+    engine = OnnxEngine(to_onnx(network, 4)) if request.param == "onnx" else TensorFlowEngine(network, 4)
+    return Forward(engine, 4)
 
 
 def photos(rows: int, seed: int = 0) -> np.ndarray:
@@ -60,3 +66,50 @@ def test_threads_get_their_own_answers(network: keras.Model, forward: Forward) -
         answers = list(pool.map(forward, requests))
     for request, answer in zip(requests, answers, strict=True):
         np.testing.assert_allclose(answer, network(request).numpy(), atol=1e-6)
+
+
+def test_images_that_are_alone_and_beside_others_get_the_same_answers(network: keras.Model) -> None:
+    engine = OnnxEngine(to_onnx(network, 4))
+    alone = engine.run(photos(1))
+    engine._running = 1
+    np.testing.assert_allclose(engine.run(photos(1)), alone, atol=1e-6)
+    assert engine._running == 1
+
+
+def test_the_constants_of_a_normalization_are_in_the_onnx_model() -> None:
+    image = keras.Input((4, 4, 3), dtype="uint8")
+    x = keras.layers.Normalization(mean=[1.0, 2.0, 3.0], variance=[4.0, 5.0, 6.0])(image)
+    network = keras.Model(image, keras.layers.GlobalAveragePooling2D()(x))
+    engine = OnnxEngine(to_onnx(network, 4))
+    np.testing.assert_allclose(engine.run(photos(2)), network(photos(2)).numpy(), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def artifacts(network: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("artifacts")
+    image = keras.Input((4, 4, 3), dtype="uint8")
+    plain = keras.Model(image, keras.layers.Dense(5, activation="softmax")(keras.layers.Flatten()(image)))
+    plain.save(folder / "model.keras")
+    (folder / "model.onnx").write_bytes(to_onnx(plain, 4))
+    return {"model": str(folder / "model.keras"), "onnx": str(folder / "model.onnx")}
+
+
+def test_onnx_runtime_runs_a_classifier_that_has_an_onnx_file(artifacts: dict[str, str]) -> None:
+    assert isinstance(load_engine(artifacts, 4, "float32"), OnnxEngine)
+
+
+def test_tensorflow_runs_a_classifier_of_an_earlier_version(artifacts: dict[str, str]) -> None:
+    engine = load_engine({"model": artifacts["model"]}, 4, "float32")
+    assert isinstance(engine, TensorFlowEngine)
+    np.testing.assert_allclose(engine.run(photos(2)), OnnxEngine(Path(artifacts["onnx"])).run(photos(2)), atol=1e-6)
+
+
+@pytest.mark.parametrize("found", [1, 0])
+def test_tensorflow_runs_a_classifier_only_on_a_gpu_that_it_sees(
+    artifacts: dict[str, str], found: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward_module, "NVIDIA_DEVICE", tmp_path)
+    monkeypatch.setattr("carmodel.training.precision.gpus", lambda: found)
+    monkeypatch.setattr("carmodel.serving.tensorflow_engine.gpus", lambda: found)
+    engine = load_engine(artifacts, 4, "float32")
+    assert engine.sizes == (GPU_SIZES if found else (1,))

@@ -22,12 +22,14 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # Where each library may be imported: files, or packages with everything in them.
 USERS = {
     "horovod": {"training/distributed.py", "training/rendezvous.py", "training/spark.py"},
+    "onnxruntime": {"serving/onnx_engine.py"},
+    "tf2onnx": {"serving/onnx_export.py"},
     "optuna": {"training/search.py", "training/search_results.py"},
     "pyspark": {"data/spark_engine.py", "data/spark_session.py", "serving/score_spark.py"},
     "azureml": {"cloud", "deploy"},
     "azure": {"cloud", "deploy"},
     "mlflow": {"cloud", "deploy", "serving", "tracking", "mlflow_model.py", "service_errors.py"},
-    "tensorflow": {"evaluation/grad_cam.py", "quiet_tensorflow.py", "serving", "training"},
+    "tensorflow": {"evaluation/grad_cam.py", "quiet_tensorflow.py", "serving/tensorflow_engine.py", "training"},
 }
 
 

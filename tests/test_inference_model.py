@@ -37,8 +37,43 @@ def test_the_network_is_folded_and_its_largest_change_reported(trained: keras.Mo
     served = build_inference_model(trained, photos, folded=True, precision="float32")
     assert (served.folded, served.precision, served.notes) == (True, "float32", [])
     assert served.metrics["folding_max_change"] <= 1e-5
+    assert served.metrics["onnx_max_change"] <= 1e-4
     assert (scales(served.network), scales(trained)) == (0, 17)
     np.testing.assert_allclose(served.network(photos), trained(photos), atol=1e-5)
+
+
+def test_onnx_runtime_gives_the_network_s_answers(trained: keras.Model, photos: np.ndarray) -> None:
+    served = build_inference_model(trained, photos, folded=True, precision="float32")
+    assert served.onnx
+    np.testing.assert_allclose(served.forward(photos), trained(photos), atol=1e-4)
+
+
+def test_the_answers_to_a_photo_and_its_mirror_image_are_averaged(trained: keras.Model, photos: np.ndarray) -> None:
+    served = build_inference_model(trained, photos, folded=True, precision="float32", flip=True)
+    average = (trained(photos).numpy() + trained(photos[:, :, ::-1]).numpy()) / 2
+    np.testing.assert_allclose(served.forward(photos), average, atol=1e-4)
+    assert served.folded
+
+
+def test_tensorflow_runs_a_network_that_cannot_be_converted(photos: np.ndarray) -> None:
+    image = keras.Input((SIZE, SIZE, 3), dtype="uint8")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1.0)(image))
+    # The converter knows no inverse hyperbolic sine of complex numbers.
+    x = keras.layers.Dense(3)(keras.ops.real(keras.ops.arcsinh(keras.ops.cast(x, "complex64"))))
+    model = keras.Model(image, keras.layers.Softmax()(x))
+    served = build_inference_model(model, photos, folded=True, precision="float32")
+    assert served.onnx is None
+    assert "it cannot be converted for ONNX Runtime" in served.notes[-1]
+    np.testing.assert_allclose(served.forward(photos), model(photos), atol=1e-5)
+
+
+def test_tensorflow_runs_a_network_whose_answers_onnx_runtime_changes(
+    trained: keras.Model, photos: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("carmodel.serving.inference_model.ONNX_BOUND", 0.0)
+    served = build_inference_model(trained, photos, folded=True, precision="float32")
+    assert served.onnx is None
+    assert "ONNX Runtime changes a probability by" in served.notes[-1]
 
 
 def test_unfolded_is_the_trained_network_itself(trained: keras.Model, photos: np.ndarray) -> None:

@@ -31,10 +31,14 @@ def logits_of(network: keras.Model) -> keras.Model:
 
 
 def with_mirror_image(network: keras.Model) -> keras.Model:
-    """Return a network that averages the probabilities of a photo and of its mirror image. It shares the layers."""
+    """Return a network that averages the probabilities of a photo and of its mirror image. It shares the layers.
+
+    Both are in one batch, so the graph contains the layers only once.
+    """
     image = keras.Input(network.input_shape[1:], dtype="uint8", name="image")
-    mirrored = network(keras.ops.flip(image, axis=2))
-    average = layers.Average(dtype="float32", name=PREDICTIONS)([network(image), mirrored])
+    both = network(keras.ops.concatenate([image, keras.ops.flip(image, axis=2)]))
+    pairs = keras.ops.reshape(both, (2, -1, network.output_shape[-1]))
+    average = layers.Identity(dtype="float32", name=PREDICTIONS)(keras.ops.mean(pairs, axis=0))
     return keras.Model(image, average, name=f"{network.name}_and_mirror_image")
 
 

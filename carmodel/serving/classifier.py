@@ -8,20 +8,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-# Registers the layer, so that saved models with it can be loaded.
-import carmodel.model.scale  # noqa: F401
 from carmodel.data.images import ImageError, prepare, read_header
 from carmodel.serving.calibration import apply_temperature
-from carmodel.serving.forward import Forward
+from carmodel.serving.forward import Forward, load_engine
 from carmodel.serving.memory import BYTES_PER_PIXEL, Budget
 from carmodel.serving.rows import BOX_COLUMNS, box_of, image_bytes
-from carmodel.training.precision import fast_bfloat16
 
 TOP_K = 5
 
@@ -39,17 +35,20 @@ logger = logging.getLogger(__name__)
 class CarClassifier(PythonModel):
     """Name the car in each photo of a request.
 
-    The MLflow context has the artifacts ``model``, a ``.keras`` file (uint8 (B, H, W, 3) in, probabilities (B, C)
-    out), and ``settings``, a JSON file with class_names, image_size, crop, margin, precision, the limits max_rows,
-    max_bytes, max_pixels and max_decoded_bytes and, optionally, temperature and certain_threshold (see
-    `carmodel.serving.calibration`). `carmodel.serving.packaging` provides both.
+    The MLflow context has these artifacts, which `carmodel.serving.packaging` provides:
+
+    - ``model``, a ``.keras`` file: uint8 (B, H, W, 3) in, probabilities (B, C) out.
+    - ``onnx``, the same network for ONNX Runtime. It is optional; see `carmodel.serving.forward.load_engine`.
+    - ``settings``, a JSON file with class_names, image_size, crop, margin, precision, the limits max_rows, max_bytes,
+      max_pixels and max_decoded_bytes and, optionally, temperature and certain_threshold (see
+      `carmodel.serving.calibration`).
 
     Many threads may call `predict` at once. They share a pool of decoding threads and a memory budget. The network is
-    traced once, when it is loaded.
+    loaded once, and has run before the first request.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the network, trace it and run it once, so that the first request does not wait for this.
+        """Load the network and run it once, so that the first request does not wait for this.
 
         Raises:
             ValueError: the network does not have one output per class name.
@@ -67,13 +66,10 @@ class CarClassifier(PythonModel):
         self.max_pixels: int = settings["max_pixels"]
         self._memory = Budget(settings["max_decoded_bytes"])
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
-        bfloat16 = settings["precision"] == "bfloat16" and bool(fast_bfloat16())
-        if settings["precision"] == "bfloat16" and not bfloat16:
-            logger.warning("this processor does not compute in bfloat16, so float32 is used")
-        network = keras.saving.load_model(context.artifacts["model"], compile=False)
-        if network.output_shape[-1] != len(self.class_names):
-            raise ValueError(f"the network has {network.output_shape[-1]} outputs for {len(self.class_names)} classes")
-        self._forward = Forward(network, self.image_size, bfloat16)
+        engine = load_engine(context.artifacts, self.image_size, settings["precision"])
+        if engine.classes != len(self.class_names):
+            raise ValueError(f"the network has {engine.classes} outputs for {len(self.class_names)} classes")
+        self._forward = Forward(engine, self.image_size)
 
     def predict(
         self,

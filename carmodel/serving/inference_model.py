@@ -6,11 +6,18 @@ import keras
 import numpy as np
 
 from carmodel.model.folding import fold, in_float32
+from carmodel.model.head import with_mirror_image
 from carmodel.serving.forward import Forward
+from carmodel.serving.onnx_engine import OnnxEngine
+from carmodel.serving.onnx_export import to_onnx
+from carmodel.serving.tensorflow_engine import TensorFlowEngine
 from carmodel.training.precision import fast_bfloat16, onednn_bfloat16
 
 FOLDING_BOUND = 1e-5
 """Largest change of a probability that folding may cause."""
+
+ONNX_BOUND = 1e-4
+"""Largest change of a probability that ONNX Runtime may cause, which adds float32 numbers in another order."""
 
 BFLOAT16_BOUND = 0.05
 """Largest change of a probability that bfloat16 may cause."""
@@ -25,6 +32,8 @@ class InferenceModel:
 
     Attributes:
         network: float32 weights; uint8 (B, H, W, 3) in, probabilities (B, C) out.
+        onnx: the same network as an ONNX model. None if TensorFlow must run it.
+        forward: runs the network.
         folded: whether normalisations and Scales are folded into the convolutions.
         precision: "float32" or "bfloat16".
         metrics: largest changes of a probability on the photos, and agreement of the most likely classes.
@@ -32,30 +41,36 @@ class InferenceModel:
     """
 
     network: keras.Model
+    onnx: bytes | None
+    forward: Forward
     folded: bool
     precision: str
     metrics: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def build_inference_model(trained: keras.Model, photos: np.ndarray, folded: bool, precision: str) -> InferenceModel:
-    """Fold a network and choose its precision, as far as the answers to `photos` stay within the bounds above.
+def build_inference_model(
+    trained: keras.Model, photos: np.ndarray, folded: bool, precision: str, flip: bool = False
+) -> InferenceModel:
+    """Fold and convert a network and choose its precision, as far as the answers to `photos` stay within the bounds above.
 
     Args:
         trained: the trained network, in any precision.
         photos: uint8 (N, H, W, 3), prepared as for training.
         folded: whether to fold normalisations and Scales.
         precision: "float32", or "bfloat16" by oneDNN's automatic mixed precision.
+        flip: whether to average the answers to each photo and its mirror image.
     """
-    sixteen_bits = any(layer.compute_dtype != "float32" for layer in trained.layers)
-    network = in_float32(trained) if sixteen_bits else trained
+    network = in_float32(trained)
+    if flip:
+        network = with_mirror_image(network)
     metrics: dict[str, float] = {}
     notes: list[str] = []
     size = photos.shape[1]
-    answers = Forward(network, size)(photos)
+    answers = _answers(network, photos)
     if folded:
         folded_network = fold(network)
-        change = _largest_change(Forward(folded_network, size)(photos), answers)
+        change = _largest_change(_answers(folded_network, photos), answers)
         metrics["folding_max_change"] = change
         if folded := change <= FOLDING_BOUND:
             network = folded_network
@@ -68,11 +83,42 @@ def build_inference_model(trained: keras.Model, photos: np.ndarray, folded: bool
         precision = "float32"
         notes.append("float32 is used, because this processor has neither avx512_bf16 nor amx_bf16")
     if precision == "bfloat16":
-        precision, measured, note = judge_bfloat16(Forward(network, size, bfloat16=True)(photos), answers)
+        forward = Forward(TensorFlowEngine(network, size, bfloat16=True), size)
+        precision, measured, note = judge_bfloat16(forward(photos), answers)
         onednn_bfloat16(False)  # for threads that start later
         metrics |= measured
         notes += [note] if note else []
-    return InferenceModel(network, folded, precision, metrics, notes)
+        if precision == "bfloat16":
+            return InferenceModel(network, None, forward, folded, precision, metrics, notes)
+    onnx, measured, note = _checked_onnx(network, photos, answers)
+    metrics |= measured
+    notes += [note] if note else []
+    forward = Forward(OnnxEngine(onnx) if onnx else TensorFlowEngine(network, size), size)
+    return InferenceModel(network, onnx, forward, folded, precision, metrics, notes)
+
+
+def _checked_onnx(
+    network: keras.Model, photos: np.ndarray, answers: np.ndarray
+) -> tuple[bytes | None, dict[str, float], str]:
+    """Convert a network to ONNX, and compare its probabilities for `photos` with `answers`, (N, C).
+
+    Returns:
+        the ONNX model, the measures and "". Or None, the measures and a sentence, if TensorFlow must run the network.
+    """
+    size = photos.shape[1]
+    try:
+        onnx = to_onnx(network, size)
+        change = _largest_change(Forward(OnnxEngine(onnx), size)(photos), answers)
+    except Exception as error:  # networks may have any operation, and the converter raises any exception
+        reason = str(error).strip().partition("\n")[0]
+        return None, {}, f"TensorFlow runs the network, because it cannot be converted for ONNX Runtime: {reason}"
+    if change <= ONNX_BOUND:
+        return onnx, {"onnx_max_change": change}, ""
+    note = (
+        f"TensorFlow runs the network, because ONNX Runtime changes a probability by {change:.1e}, more than "
+        f"{ONNX_BOUND:.0e}"
+    )
+    return None, {"onnx_max_change": change}, note
 
 
 def judge_bfloat16(rounded: np.ndarray, answers: np.ndarray) -> tuple[str, dict[str, float], str]:
@@ -91,6 +137,11 @@ def judge_bfloat16(rounded: np.ndarray, answers: np.ndarray) -> tuple[str, dict[
         f"{agreement:.2%} of the most likely classes (at least {BFLOAT16_AGREEMENT:.1%})"
     )
     return "float32", measured, note
+
+
+def _answers(network: keras.Model, photos: np.ndarray) -> np.ndarray:
+    probabilities: np.ndarray = network.predict(photos, batch_size=32, verbose=0)
+    return probabilities
 
 
 def _largest_change(after: np.ndarray, before: np.ndarray) -> float:

@@ -1,8 +1,5 @@
 """The script that MLflow runs to load the classifier (models from code). No object is pickled."""
 
-import carmodel.quiet_tensorflow  # noqa: F401
-
-# isort: split
 from mlflow.models import set_model
 
 from carmodel.serving.classifier import CarClassifier

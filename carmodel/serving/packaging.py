@@ -18,20 +18,18 @@ from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, Param
 from carmodel.data.images import resize_squares
 from carmodel.errors import InputError
 from carmodel.mlflow_model import log_model, pinned
-from carmodel.model.head import with_mirror_image
 from carmodel.model.scale import Scale
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving import model_code
 from carmodel.serving.calibration import Calibration, Predict
 from carmodel.serving.classifier import TOP_K
-from carmodel.serving.forward import Forward
 from carmodel.serving.inference_model import InferenceModel, build_inference_model
 from carmodel.serving.rows import BOX_COLUMNS
 from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.digests import ROOT
 
 MODEL_CODE = Path(model_code.__file__)
-REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "opencv-python-headless", "pillow")
+REQUIREMENTS = ("mlflow", "onnxruntime", "tensorflow", "keras", "numpy", "pandas", "opencv-python-headless", "pillow")
 METADATA = ("class_names", "image_size", "crop", "margin")
 LIMITS = ("max_rows", "max_bytes", "max_pixels", "max_decoded_bytes")
 
@@ -121,10 +119,10 @@ def log_classifier(
         raise InputError(
             f"image_size={size}: the network accepts only {trained.input_shape[1]} px; leave image_size out"
         )
-    inference = build_inference_model(trained, resize_squares(photos, size), settings.folded, settings.precision)
-    final = with_mirror_image(inference.network) if settings.flip else inference.network
-    forward = Forward(final, size, inference.precision == "bfloat16")
-    calibration = calibrate(lambda images: forward(resize_squares(images, size)))
+    inference = build_inference_model(
+        trained, resize_squares(photos, size), settings.folded, settings.precision, settings.flip
+    )
+    calibration = calibrate(lambda images: inference.forward(resize_squares(images, size)))
     mlflow.log_metrics(inference.metrics | calibration.metrics)
     mlflow.log_params({"served_folded": inference.folded, "served_precision": inference.precision})
     metadata = {fact: facts[fact] for fact in METADATA} | settings.model_dump(include={"flip", *LIMITS})
@@ -133,7 +131,11 @@ def log_classifier(
     if "certain_coverage" in calibration.metrics:
         metadata["certain_coverage"] = calibration.metrics["certain_coverage"]
     with TemporaryDirectory(prefix="carmodel-") as scratch:
-        final.save(network := Path(scratch, "model.keras"))
+        inference.network.save(network := Path(scratch, "model.keras"))
+        artifacts = {"model": str(network)}
+        if inference.onnx:
+            (onnx := Path(scratch, "model.onnx")).write_bytes(inference.onnx)
+            artifacts["onnx"] = str(onnx)
         # An artifact, because MLflow logs a `model_config` as parameters of the run, which cannot hold 196 names.
         texts = Path(scratch, "classifier.json")
         texts.write_text(json.dumps(metadata, indent=2) + "\n")
@@ -141,7 +143,7 @@ def log_classifier(
             "classifier",
             mlflow.pyfunc,
             python_model=MODEL_CODE,
-            artifacts={"model": str(network), "settings": str(texts)},
+            artifacts=artifacts | {"settings": str(texts)},
             code_paths=[str(ROOT / "carmodel")],
             signature=signature(),
             input_example=input_example(),

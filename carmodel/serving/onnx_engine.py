@@ -1,0 +1,60 @@
+"""Run a network with ONNX Runtime, on CPUs."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from carmodel.data.local_engine import cores
+
+
+class OnnxEngine:
+    """A network in ONNX Runtime (https://onnxruntime.ai).
+
+    An image that is alone is computed by all cores together. If there are several, each core computes its own, which
+    gives more images per second.
+
+    Args:
+        model: a file, or its content; uint8 (B, H, W, 3) in, probabilities (B, C) out.
+
+    Attributes:
+        sizes: batch sizes, the largest one first.
+        workers: number of batches to run at a time.
+        classes: number of probabilities per image.
+    """
+
+    sizes: tuple[int, ...] = (1,)
+
+    def __init__(self, model: Path | bytes) -> None:
+        self.workers = cores()
+        self._alone = _session(model, self.workers)
+        self._beside_others = _session(model, 1) if self.workers > 1 else self._alone
+        self.classes: int = self._alone.get_outputs()[0].shape[-1]
+        self._input: str = self._alone.get_inputs()[0].name
+        self._running = 0
+        self._lock = threading.Lock()
+
+    def start_thread(self) -> None:
+        """Do nothing: ONNX Runtime has no settings per thread."""
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Return the probabilities, float32 (B, C), of uint8 (B, H, W, 3)."""
+        with self._lock:
+            session = self._beside_others if self._running else self._alone
+            self._running += 1
+        try:
+            answers: np.ndarray = session.run(None, {self._input: images})[0]
+            return answers
+        finally:
+            with self._lock:
+                self._running -= 1
+
+
+def _session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Waiting threads would take the cores from the threads that decode photos.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,40 @@
+"""Convert a Keras model to ONNX, the format that ONNX Runtime reads."""
+
+import logging
+from tempfile import TemporaryDirectory
+
+import keras
+
+from carmodel.quiet_tensorflow import stderr_hidden
+
+OPSET = 17
+
+
+def to_onnx(network: keras.Model, image_size: int) -> bytes:
+    """Convert a network with tf2onnx (https://github.com/onnx/tensorflow-onnx).
+
+    `network.export(format="onnx")` makes inputs of the constants of Keras's `Normalization`. A SavedModel keeps them as
+    constants, so the network is saved as one first.
+
+    Args:
+        network: uint8 (B, H, W, 3) in, probabilities (B, C) out.
+        image_size: side of the square images.
+
+    Returns:
+        the ONNX model, with the same input and output, for any batch size.
+
+    Raises:
+        Exception: tf2onnx cannot convert an operation of the network. It raises exceptions of several types.
+    """
+    image = keras.InputSpec("uint8", (None, image_size, image_size, 3), name="image")
+    with TemporaryDirectory(prefix="carmodel-") as folder, stderr_hidden():
+        import tf2onnx
+        from tf2onnx import tf_loader
+
+        for noisy in ("tf2onnx", "tensorflow"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        network.export(folder, format="tf_saved_model", input_signature=[image], verbose=False)
+        graph, inputs, outputs = tf_loader.from_saved_model(folder, None, None, tag="serve", signatures=["serve"])
+        model, _ = tf2onnx.convert.from_graph_def(graph, input_names=inputs, output_names=outputs, opset=OPSET)
+    converted: bytes = model.SerializeToString()
+    return converted
