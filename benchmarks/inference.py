@@ -1,4 +1,4 @@
-"""Classify photos: this project's classifier beside a plain pyfunc, and its network beside Keras, ONNX Runtime and OpenVINO."""
+"""Classify photos: this project's classifier beside a plain pyfunc, and its network beside Keras, TensorFlow and OpenVINO."""
 
 import base64
 import json
@@ -12,6 +12,7 @@ import cv2
 import keras
 import mlflow
 import numpy as np
+import onnxruntime
 import pandas as pd
 import tensorflow as tf
 
@@ -27,6 +28,7 @@ from carmodel.mlflow_model import PRETRAINED, log_network
 from carmodel.model.head import with_mirror_image
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving.forward import Forward
+from carmodel.serving.onnx_engine import OnnxEngine
 from carmodel.serving.packaging import log_classifier
 from carmodel.serving.score import list_photos, local_engine
 from carmodel.tracking.digests import ROOT
@@ -35,13 +37,14 @@ from tests.endpoint import Server, serve
 TITLE = "Inference"
 BATCHES = (1, 8, 32)
 SIZE = 224
-ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-OURS, PLAIN, SCORE, FORWARD, WHOLE = (
+OURS, PLAIN, SCORE, FORWARD, TENSORFLOW, OPENVINO, LIMIT = (
     "carmodel",
     "plain pyfunc",
     "carmodel: score, from files",
     "carmodel: Forward",
-    "one TensorFlow call of the folded network",
+    "TensorFlow, folded network",
+    "OpenVINO",
+    "one call of ONNX Runtime",
 )
 
 Answer = Callable[[int], object]
@@ -75,13 +78,19 @@ def of_network(
     """Measure a network over HTTP, in process from Base64, and alone on prepared photos."""
     models = log_all(subject, images, folder)
     loaded = {name: mlflow.pyfunc.load_model(model) for name, model in models.items()}
-    served = keras.saving.load_model(Path(models[OURS]) / "artifacts" / "model.keras", compile=False)
-    forward = Forward(served, images.shape[1])
+    artifacts = Path(models[OURS]) / "artifacts"
+    served = keras.saving.load_model(artifacts / "model.keras", compile=False)
     whole = tf.function(lambda batch: served(batch, training=False), autograph=False, jit_compile=False)
+    forward = Forward(OnnxEngine(artifacts / "model.onnx"), images.shape[1])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = cores()
+    bare = onnxruntime.InferenceSession(str(artifacts / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    name = bare.get_inputs()[0].name
     texts = [base64.b64encode(data).decode() for data in files]
     expected = forward(images)
     remarks = check_plain(loaded, images) + check(subject.peer_name, subject.peer(images), expected)
-    engines, more = engine_competitors(served, images, expected, folder, process)
+    remarks += check(TENSORFLOW, whole(tf.constant(images)).numpy(), expected)
+    openvino, more = openvino_competitor(artifacts / "model.onnx", images, expected, folder, process)
 
     def competitor(name: str, role: str, answer: Answer) -> Competitor:
         return Competitor(name, role, cores(), {f"batch {rows}": rows_rate(answer, rows) for rows in BATCHES})
@@ -95,9 +104,11 @@ def of_network(
         alone = [
             competitor(FORWARD, "ours", lambda rows: forward(images[:rows])),
             competitor(subject.peer_name, "peer", lambda rows: subject.peer(images[:rows])),
-            competitor(WHOLE, "limit", lambda rows: whole(tf.constant(images[:rows])).numpy()),
+            competitor(TENSORFLOW, "peer", lambda rows: whole(tf.constant(images[:rows])).numpy()),
+            openvino,
+            competitor(LIMIT, "limit", lambda rows: bare.run(None, {name: images[:rows]})),
         ]
-        measured = {entry.name: entry for entry in take_turns([*http, *local, *alone, *engines], rounds)}
+        measured = {entry.name: entry for entry in take_turns([*http, *local, *alone], rounds)}
     limit = replace(measured[FORWARD], name="forward pass of prepared photos", role="limit")
     photo = f"photos of {np.mean([len(data) for data in files]) / 1e3:.0f} kB to {images.shape[1]} px"
 
@@ -106,15 +117,13 @@ def of_network(
         entries = [pair[0], *(measured[other] for other in others), *pair[1:]]
         return Table(f"{subject.name} {where}, {photo}", "rows/s", entries, remarks[:1], headline, "batch 32")
 
-    order = [FORWARD, subject.peer_name, *(engine.name for engine in engines), WHOLE]
-    network = [measured[name] for name in order]
     return [
         table("over HTTP, Base64", "HTTP", f"{subject.name} over HTTP, 32 rows", SCORE),
         table("in process, Base64", "pyfunc", ""),
         Table(
             f"{subject.name} alone, prepared photos of {images.shape[1]} px",
             "rows/s",
-            network,
+            [measured[one.name] for one in alone],
             remarks[1:] + more,
             f"{subject.name}, forward pass of 32 rows",
             "batch 32",
@@ -144,35 +153,23 @@ def log_all(subject: Subject, images: np.ndarray, folder: Path) -> dict[str, str
     return {name: mlflow.artifacts.download_artifacts(uri) for name, uri in {OURS: ours, PLAIN: plain}.items()}
 
 
-def engine_competitors(
-    served: keras.Model, images: np.ndarray, expected: np.ndarray, folder: Path, process: Peers | None
-) -> tuple[list[Competitor], list[str]]:
-    """Convert the served network for the other engines, check their answers, and return them with a sentence for each."""
-    arguments = {"onnx": str(folder / "network.onnx"), "threads": cores(), "images": str(folder / "images.npy")}
-    competitors, remarks, reason = [], [], MISSING
-    if process:
-        np.save(arguments["images"], images)
-        signature = [keras.InputSpec("uint8", (None, *images.shape[1:]))]
-        served.export(folder / "saved", format="tf_saved_model", input_signature=signature, verbose=False)
-        try:
-            process.call("convert", saved_model=str(folder / "saved"), onnx=arguments["onnx"])
-        except PeerError as error:
-            process, reason = None, str(error)
-    for engine, title in ENGINES.items():
-        works: dict[str, Work] = {}
-        note = "" if process else reason
-        if process:
-            try:
-                out = str(folder / f"{engine}.npy")
-                process.call("answers", engine=engine, out=out, **arguments)
-                remarks += check(title, np.load(out), expected)
-                infer = partial(process.call, "infer", engine=engine, **arguments)
-                works = {f"batch {rows}": partial(engine_rate, infer, rows) for rows in BATCHES}
-                title = f"{title} {process.call('versions', packages=[engine])[0]}"  # noqa: PLW2901
-            except PeerError as error:
-                note = str(error)
-        competitors.append(Competitor(title, "peer", cores(), works, note))
-    return competitors, remarks
+def openvino_competitor(
+    onnx: Path, images: np.ndarray, expected: np.ndarray, folder: Path, process: Peers | None
+) -> tuple[Competitor, list[str]]:
+    """Load the served network into OpenVINO, check its answers, and return it with a sentence."""
+    if not process:
+        return Competitor(OPENVINO, "peer", cores(), {}, MISSING), []
+    arguments = {"onnx": str(onnx), "threads": cores(), "images": str(folder / "images.npy")}
+    np.save(arguments["images"], images)
+    out = str(folder / "openvino.npy")
+    try:
+        process.call("answers", out=out, **arguments)
+        name = f"{OPENVINO} {process.call('versions', packages=['openvino'])[0]}"
+    except PeerError as error:
+        return Competitor(OPENVINO, "peer", cores(), {}, str(error)), []
+    infer = partial(process.call, "infer", **arguments)
+    works = {f"batch {rows}": partial(engine_rate, infer, rows) for rows in BATCHES}
+    return Competitor(name, "peer", cores(), works), check(OPENVINO, np.load(out), expected)
 
 
 def engine_rate(infer: Callable[..., float], rows: int) -> float:

@@ -6,7 +6,6 @@ with ``{"value": …}`` or ``{"error": TEXT}``. It does not import this project.
 
 import json
 import os
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,30 +18,14 @@ import numpy as np
 Infer = Any
 
 
-def convert(saved_model: str, onnx: str) -> None:
-    """Convert a SavedModel to ONNX."""
-    command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", saved_model, "--output", onnx, "--opset", "17"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr[-2000:])
-
-
 def versions(packages: list[str]) -> list[str]:
     """Return the versions of packages."""
     return [version(package) for package in packages]
 
 
 @cache
-def session(engine: str, onnx: str, threads: int) -> Infer:
-    """Load a network into an engine, and return its function from uint8 (N, H, W, 3) to probabilities (N, C)."""
-    if engine == "onnxruntime":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        loaded = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-        name = loaded.get_inputs()[0].name
-        return lambda images: loaded.run(None, {name: images})[0]
+def network(onnx: str, threads: int) -> Infer:
+    """Load a network into OpenVINO, and return its function from uint8 (N, H, W, 3) to probabilities (N, C)."""
     import openvino
 
     # In float32, as the other engines. By default OpenVINO computes in bfloat16 where the processor can.
@@ -57,18 +40,18 @@ def array(file: str) -> np.ndarray:
     return np.load(file)
 
 
-def infer(engine: str, onnx: str, threads: int, images: str, *, rows: int, times: int) -> float:
+def infer(onnx: str, threads: int, images: str, *, rows: int, times: int) -> float:
     """Return the seconds that a network takes for `times` batches."""
-    run, batch = session(engine, onnx, threads), array(images)[:rows]
+    run, batch = network(onnx, threads), array(images)[:rows]
     began = time.perf_counter()
     for _ in range(times):
         run(batch)
     return time.perf_counter() - began
 
 
-def answers(engine: str, onnx: str, threads: int, images: str, out: str) -> None:
+def answers(onnx: str, threads: int, images: str, out: str) -> None:
     """Save the probabilities (N, C) of images."""
-    np.save(out, session(engine, onnx, threads)(array(images)))
+    np.save(out, network(onnx, threads)(array(images)))
 
 
 def augment(images: str, threads: int, times: int) -> float:
@@ -98,7 +81,7 @@ def augment(images: str, threads: int, times: int) -> float:
         return time.perf_counter() - began
 
 
-FUNCTIONS = {function.__name__: function for function in (convert, versions, infer, answers, augment)}
+FUNCTIONS = {function.__name__: function for function in (versions, infer, answers, augment)}
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ RANKS = 2
 SIDE = 128
 BATCH, QUICK_BATCH = 32, 8
 """Images of a step, of all ranks together."""
-STEPS, QUICK_STEPS = 4, 2
+STEPS, QUICK_STEPS = 3, 2
 """Steps of a turn. The time of the first one is not used."""
 OURS, ALONE, LIMIT = "carmodel: 2 ranks", "1 process", "2 processes that exchange nothing"
 

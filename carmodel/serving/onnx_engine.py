@@ -54,7 +54,7 @@ class OnnxEngine:
 def _session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Waiting threads would take the cores from the threads that decode photos.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # After a run, threads that wait for the next one would take the cores from those that decode photos.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
