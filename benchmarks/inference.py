@@ -23,7 +23,7 @@ from benchmarks.peers import MISSING, PeerError, Peers, peers
 from benchmarks.photos import photos
 from benchmarks.turns import Competitor, Table, Work, rate, take_turns
 from carmodel.data.images import prepare
-from carmodel.data.local_engine import cores
+from carmodel.data.threads import cores
 from carmodel.mlflow_model import PRETRAINED, log_network
 from carmodel.model.head import with_mirror_image
 from carmodel.parameters import PackagePyfunc

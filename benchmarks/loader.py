@@ -17,8 +17,8 @@ from benchmarks.given import Given
 from benchmarks.memory import Memory, in_new_process
 from benchmarks.photos import IMAGE_SIZE, on_all_cores, store_of
 from benchmarks.turns import Competitor, Entry, Table, rate, take_turns
-from carmodel.data.local_engine import cores
 from carmodel.data.store import Store, open_store
+from carmodel.data.threads import cores
 from carmodel.training.batches import Batches
 
 TITLE = "Loader"

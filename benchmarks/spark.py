@@ -7,10 +7,11 @@ from benchmarks.given import Given
 from benchmarks.photos import IMAGE_SIZE, photos, repeated, scaled
 from benchmarks.preprocess import LIMIT, bare, stores_rate
 from benchmarks.turns import Competitor, Table, rate, take_turns
-from carmodel.data.local_engine import Engine, cores, local_engine
+from carmodel.data.local_engine import Engine, local_engine
 from carmodel.data.spark_engine import spark_engine
 from carmodel.data.spark_session import ship, spark_session
 from carmodel.data.table import CarTable
+from carmodel.data.threads import cores
 
 TITLE = "Preprocess on Spark"
 SIDE = 320
