@@ -10,7 +10,7 @@ from benchmarks.given import Given
 from benchmarks.peers import MISSING, PeerError, Peers, peers
 from benchmarks.photos import IMAGE_SIZE, store_of
 from benchmarks.turns import Competitor, Table, rate, take_turns
-from carmodel.data.local_engine import cores
+from carmodel.data.threads import cores
 from carmodel.parameters import Train
 from carmodel.training.device_augmentation import UNCHANGED, DeviceAugmentation, draw
 

@@ -23,7 +23,7 @@ from benchmarks.peers import MISSING, PeerError, Peers, peers
 from benchmarks.photos import photos
 from benchmarks.turns import Competitor, Table, Work, rate, take_turns
 from carmodel.data.images import prepare
-from carmodel.data.local_engine import cores
+from carmodel.data.threads import cores
 from carmodel.mlflow_model import PRETRAINED, log_network
 from carmodel.model.head import with_mirror_image
 from carmodel.parameters import PackagePyfunc
@@ -179,12 +179,12 @@ def engine_rate(infer: Callable[..., float], rows: int) -> float:
 
 
 def requests(rows: int) -> int:
-    """Return how many requests make at least eight rows."""
-    return max(1, 8 // rows)
+    """Return how many requests make at least four rows."""
+    return max(1, 4 // rows)
 
 
 def rows_rate(answer: Answer, rows: int) -> Work:
-    """Return a function that answers at least eight rows and returns rows per second."""
+    """Return a function that answers at least four rows and returns rows per second."""
     return rate(rows * requests(rows), lambda: [answer(rows) for _ in range(requests(rows))])
 
 

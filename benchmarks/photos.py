@@ -12,12 +12,11 @@ import pandas as pd
 from benchmarks.given import Given
 from carmodel.data import sample
 from carmodel.data.images import resize
-from carmodel.data.local_engine import cores
-from carmodel.data.opencv_threads import one_opencv_thread
 from carmodel.data.preprocessing import write_stores
 from carmodel.data.sources import ReadyStores, open_folder
 from carmodel.data.store import Store, open_store
 from carmodel.data.table import CarTable
+from carmodel.data.threads import cores, one_opencv_thread
 from carmodel.errors import InputError
 from carmodel.parameters import Preprocess
 

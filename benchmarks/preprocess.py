@@ -16,10 +16,11 @@ from benchmarks.given import Given
 from benchmarks.photos import CORNERS, IMAGE_SIZE, on_all_cores, photos, scaled
 from benchmarks.turns import Competitor, Table, rate, take_turns
 from carmodel.data.images import resize
-from carmodel.data.local_engine import Engine, cores, local_engine
+from carmodel.data.local_engine import Engine, local_engine
 from carmodel.data.preprocessing import write_stores
 from carmodel.data.store import open_store
 from carmodel.data.table import CarTable
+from carmodel.data.threads import cores
 from carmodel.parameters import Preprocess
 
 TITLE = "Preprocess"

@@ -14,7 +14,7 @@ from statistics import median
 from benchmarks.clusters import predictions
 from benchmarks.given import Given
 from benchmarks.turns import Competitor, Entry, Table, take_turns
-from carmodel.data.local_engine import cores
+from carmodel.data.threads import cores
 from carmodel.training.launch import Host, run
 
 TITLE = "Two ranks"

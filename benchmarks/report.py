@@ -109,10 +109,10 @@ def summary(parts: Sequence[Part], short: bool = False) -> str:
 
 
 def draw(part: Part, file: Path) -> None:
-    """Draw each table as horizontal bars, with a line at the limit."""
+    """Draw each table as horizontal bars, with a line at the limit: in the setting of its headline, or in all settings."""
     from matplotlib.figure import Figure
 
-    panels = [(table, setting) for table in part.tables for setting in table.settings]
+    panels = [(table, setting) for table in part.tables for setting in table.settings if table.setting in ("", setting)]
     counts = [sum(setting in entry.values for entry in table.entries) for table, setting in panels]
     figure = Figure(figsize=(8, sum(0.32 * count + 0.75 for count in counts)), layout="constrained")
     axes = figure.subplots(len(panels), squeeze=False, height_ratios=[count + 2 for count in counts])[:, 0]

@@ -11,8 +11,8 @@ import tensorflow as tf
 from benchmarks.given import Given
 from benchmarks.photos import IMAGE_SIZE, store_of
 from benchmarks.turns import Competitor, Entry, Table, rate, take_turns
-from carmodel.data.local_engine import cores
 from carmodel.data.store import Store
+from carmodel.data.threads import cores
 from carmodel.model.head import logits_of
 from carmodel.model.pretrained import copy_weights
 from carmodel.model.resnet import resnet

@@ -4,7 +4,6 @@ An engine makes the images of a store from a table of its rows. `local_engine` w
 `carmodel.data.spark_engine` runs on a cluster and writes a store of parts. Both make the same images.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +14,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from carmodel.data.opencv_threads import one_opencv_thread
 from carmodel.data.store import checksums
+from carmodel.data.threads import cores, one_opencv_thread
 from carmodel.data.writer import StoreColumns, StoreSpec, Writer
 
 # A batch of this size stays in the processor's cache until it is written. Batches of twice the size took a third longer.
@@ -78,11 +77,6 @@ def usable_images(images: np.ndarray, outcomes: pd.DataFrame) -> np.ndarray:
     """Return the images without a problem, among the first ``len(outcomes)``. Copy only if there are problems."""
     usable = outcomes["problem"].eq("").to_numpy()
     return images[: len(outcomes)] if usable.all() else images[: len(outcomes)][usable]
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def rows_per_batch(image_size: int) -> int:

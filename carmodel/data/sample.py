@@ -17,7 +17,7 @@ from scipy.io import savemat
 
 from carmodel.data.drawing.bodies import BODIES
 from carmodel.data.drawing.photo import draw_photo
-from carmodel.data.opencv_threads import one_opencv_thread
+from carmodel.data.threads import one_opencv_thread
 from carmodel.errors import InputError
 
 YEAR = 2020

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from carmodel.data.local_engine import DescribeRows, Engine, MakeImages, OnProblems, rows_per_batch, slices
-from carmodel.data.opencv_threads import one_opencv_thread
 from carmodel.data.parts import link_parts, parts_folder, write_part
 from carmodel.data.spark_session import job_progress, number_of_cores
+from carmodel.data.threads import one_opencv_thread
 from carmodel.data.writer import StoreSpec
 from carmodel.errors import InputError
 

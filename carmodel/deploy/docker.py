@@ -196,7 +196,7 @@ def _build(settings: Deploy, deadline: float) -> None:
                 write_context(settings.model_uri, context)
         except OSError as error:
             raise DeployError(f"cannot write the build context of {settings.model_uri}: {error}") from error
-        say(f"building image {_image(settings)}: the first time takes minutes, because it installs TensorFlow")
+        say(f"building image {_image(settings)}: the first time takes minutes, because it installs packages")
         build = ["docker", "build", "--tag", _image(settings), str(context)]
         lines: list[str] = []
         process = subprocess.Popen(build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")

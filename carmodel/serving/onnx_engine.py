@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from carmodel.data.local_engine import cores
+from carmodel.data.threads import cores
 
 
 class OnnxEngine:

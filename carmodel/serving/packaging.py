@@ -29,7 +29,8 @@ from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.digests import ROOT
 
 MODEL_CODE = Path(model_code.__file__)
-REQUIREMENTS = ("mlflow", "onnxruntime", "tensorflow", "keras", "numpy", "pandas", "opencv-python-headless", "pillow")
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "opencv-python-headless", "pillow")
+ENGINE_REQUIREMENTS = {"onnx": ("onnxruntime",), "keras": ("tensorflow", "keras")}
 METADATA = ("class_names", "image_size", "crop", "margin")
 LIMITS = ("max_rows", "max_bytes", "max_pixels", "max_decoded_bytes")
 
@@ -147,7 +148,7 @@ def log_classifier(
             code_paths=[str(ROOT / "carmodel")],
             signature=signature(),
             input_example=input_example(),
-            pip_requirements=pinned(*REQUIREMENTS),
+            pip_requirements=pinned(*REQUIREMENTS, *ENGINE_REQUIREMENTS["onnx" if inference.onnx else "keras"]),
             metadata=metadata | {"trained_model": settings.model_uri, **(accuracy or {})},
         )
     return info, inference

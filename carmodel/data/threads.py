@@ -1,9 +1,15 @@
-"""Limit OpenCV to one thread while other threads process whole photos."""
+"""How many threads work on photos, and how many each call of OpenCV may use."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import cv2
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
