@@ -12,7 +12,6 @@ import cv2
 import keras
 import mlflow
 import numpy as np
-import onnxruntime
 import pandas as pd
 import tensorflow as tf
 
@@ -28,7 +27,7 @@ from carmodel.mlflow_model import PRETRAINED, log_network
 from carmodel.model.head import with_mirror_image
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving.forward import Forward
-from carmodel.serving.onnx_engine import OnnxEngine
+from carmodel.serving.onnx_engine import OnnxEngine, open_session
 from carmodel.serving.packaging import log_classifier
 from carmodel.serving.score import list_photos, local_engine
 from carmodel.tracking.digests import ROOT
@@ -82,9 +81,7 @@ def of_network(
     served = keras.saving.load_model(artifacts / "model.keras", compile=False)
     whole = tf.function(lambda batch: served(batch, training=False), autograph=False, jit_compile=False)
     forward = Forward(OnnxEngine(artifacts / "model.onnx"), images.shape[1])
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cores()
-    bare = onnxruntime.InferenceSession(str(artifacts / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    bare = open_session(artifacts / "model.onnx", cores())
     name = bare.get_inputs()[0].name
     texts = [base64.b64encode(data).decode() for data in files]
     expected = forward(images)

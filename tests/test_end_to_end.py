@@ -171,7 +171,7 @@ def test_the_endpoint_gives_each_photo_the_probabilities_of_the_network(project:
 def test_the_registered_version_pins_its_packages_and_says_how_it_was_made(project: Local) -> None:
     uri = f"models:/tiny/{mlflow.MlflowClient().get_model_version_by_alias('tiny', 'candidate').version}"
     pinned = Path(mlflow.pyfunc.get_model_dependencies(uri)).read_text().splitlines()
-    assert {f"{name}=={version(name)}" for name in ("tensorflow", "keras", "opencv-python-headless")} <= set(pinned)
+    assert {f"{name}=={version(name)}" for name in ("onnxruntime", "opencv-python-headless")} <= set(pinned)
     facts = mlflow.models.get_model_info(uri).metadata
     assert (len(facts["class_names"]), facts["folded"], facts["precision"]) == (3, True, "float32")
     assert project.newest("package_pyfunc").data.metrics["folding_max_change"] <= 1e-5

@@ -1,8 +1,13 @@
 """Run a network with ONNX Runtime, on CPUs."""
 
+import os
 import threading
 from pathlib import Path
 
+# From version 1.29 on, ONNX Runtime sends usage data to Microsoft unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# isort: split
 import numpy as np
 import onnxruntime
 
@@ -28,8 +33,8 @@ class OnnxEngine:
 
     def __init__(self, model: Path | bytes) -> None:
         self.workers = cores()
-        self._alone = _session(model, self.workers)
-        self._beside_others = _session(model, 1) if self.workers > 1 else self._alone
+        self._alone = open_session(model, self.workers)
+        self._beside_others = open_session(model, 1) if self.workers > 1 else self._alone
         self.classes: int = self._alone.get_outputs()[0].shape[-1]
         self._input: str = self._alone.get_inputs()[0].name
         self._running = 0
@@ -51,7 +56,13 @@ class OnnxEngine:
                 self._running -= 1
 
 
-def _session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
+def open_session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
+    """Load a model, a file or its content, into ONNX Runtime.
+
+    Args:
+        model: see `OnnxEngine`.
+        threads: threads of each run.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # After a run, threads that wait for the next one would take the cores from those that decode photos.
