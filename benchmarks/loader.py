@@ -56,7 +56,7 @@ def measure(given: Given) -> list[Table]:
         "images/s",
         take_turns([*competitors, gather], given.rounds()),
         [*remarks, "All files are in the page cache. Every loader makes labels, too."],
-        headline=f"Loader: shuffled batches of {BATCH} at {IMAGE_SIZE} px",
+        headline=f"Loader: batches of {BATCH} at {IMAGE_SIZE} px",
     )
     return [speed, memory(sources, prepare(store, given.folder / "more", TIMES), len(store))]
 
