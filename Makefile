@@ -63,7 +63,7 @@ browser: .venv/dev  ## install the browser that the tests of the page need
 test-hosts: .venv/dev .venv/horovod  ## training by ssh on two loopback addresses; needs an sshd: apt-get install openssh-server
 	python -m pytest -m hosts
 
-test-engine: .venv/dev  ## the docker target on a Docker engine: builds images of TensorFlow, 10 minutes
+test-engine: .venv/dev  ## the docker target on a Docker engine: builds images, 10 minutes
 	python -m pytest -m engine -s tests/cloud
 
 lint: .venv/dev .venv/azure .venv/spark .venv/sweep  ## ruff, formatting, types
@@ -71,7 +71,7 @@ lint: .venv/dev .venv/azure .venv/spark .venv/sweep  ## ruff, formatting, types
 	ruff format --check .
 	mypy
 
-# What the benchmark compares this project with, such as ONNX Runtime, in an environment of its own.
+# What the benchmark compares this project with, such as OpenVINO, in an environment of its own.
 .venv-bench/peers: .venv/uv benchmarks/peers.txt
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) .venv-bench
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python -r benchmarks/peers.txt

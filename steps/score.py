@@ -21,7 +21,6 @@ def work(settings: Score, step: "StepRun") -> None:
         raise SettingsError("score needs photos: a directory, a CSV file, or, with engine=spark, a table")
     import mlflow
 
-    import steps.quiet_tensorflow  # noqa: F401
     from carmodel.data.spark_session import spark_session
     from carmodel.serving.score import as_photos, claim, count_errors, list_photos, local_engine, score
     from carmodel.serving.score_spark import read_table, spark_engine

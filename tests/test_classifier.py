@@ -161,6 +161,7 @@ def test_class_names_limits_and_the_trained_network_are_in_the_models_metadata(s
         "margin": MARGIN,
         "folded": True,
         "precision": "float32",
+        "engine": "onnxruntime",
         "flip": False,
         "temperature": 1.0,
         "certain_threshold": None,

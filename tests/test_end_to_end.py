@@ -174,6 +174,7 @@ def test_the_registered_version_pins_its_packages_and_says_how_it_was_made(proje
     assert {f"{name}=={version(name)}" for name in ("onnxruntime", "opencv-python-headless")} <= set(pinned)
     facts = mlflow.models.get_model_info(uri).metadata
     assert (len(facts["class_names"]), facts["folded"], facts["precision"]) == (3, True, "float32")
+    assert facts["engine"] == "onnxruntime"
     assert project.newest("package_pyfunc").data.metrics["folding_max_change"] <= 1e-5
 
 

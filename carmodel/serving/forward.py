@@ -69,7 +69,7 @@ def load_engine(artifacts: Mapping[str, str], image_size: int, precision: str) -
     """Load a packaged network into ONNX Runtime, or into TensorFlow if ONNX Runtime cannot run it as it should.
 
     TensorFlow runs networks on GPUs, in bfloat16, and without an ONNX file, such as those of earlier versions. Otherwise it
-    is not even imported, so that a server starts within seconds. It need not be installed then.
+    is not even imported, so that a server starts sooner. It need not be installed then.
 
     Args:
         artifacts: the files ``model`` (Keras) and, optionally, ``onnx``.

@@ -91,7 +91,8 @@ def log_classifier(
     """Log the classifier of a Keras model in the active run, with the measures of its network as metrics.
 
     Its metadata are class_names, crop and margin of the Keras model, `image_size` and `flip` as served, `trained_model`
-    (the URI of the Keras model), `folded` and `precision` (whether the checks allowed them), the limits, `temperature`,
+    (the URI of the Keras model), `folded` and `precision` (whether the checks allowed them), `engine`,
+    the limits, `temperature`,
     `certain_threshold` and, where it was measured, `certain_coverage`.
 
     Args:
@@ -128,6 +129,7 @@ def log_classifier(
     mlflow.log_params({"served_folded": inference.folded, "served_precision": inference.precision})
     metadata = {fact: facts[fact] for fact in METADATA} | settings.model_dump(include={"flip", *LIMITS})
     metadata |= {"image_size": size, "folded": inference.folded, "precision": inference.precision}
+    metadata["engine"] = "onnxruntime" if inference.onnx else "tensorflow"
     metadata |= {"temperature": calibration.temperature, "certain_threshold": calibration.threshold}
     if "certain_coverage" in calibration.metrics:
         metadata["certain_coverage"] = calibration.metrics["certain_coverage"]

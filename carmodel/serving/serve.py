@@ -72,7 +72,7 @@ def choose_model() -> str:
     if candidate := newest_model(client, CANDIDATE, without=PRETRAINED_NAME):
         print(f"none of your models is a champion; to serve the newest candidate: make serve MODEL={candidate}")
     else:
-        print("you have no registered model yet, so the pretrained network is served")
+        print("you have no registered model of your own yet, so the pretrained network is served")
     from carmodel.serving.pretrained import package_pretrained  # imports TensorFlow
 
     return package_pretrained()
