@@ -43,15 +43,15 @@ def compare(given: Given, table: CarTable, spark: Engine, rounds: int) -> Table:
         Competitor("carmodel: Spark engine", "ours", cores(), {"": partial(stores_rate, table, out, spark)}),
         Competitor("carmodel: local engine", "peer", cores(), {"": partial(stores_rate, table, out, local_engine)}),
     ]
-    if few := rounds == max(ROUNDS.values()):
+    if several := rounds > 1:
         competitors.append(Competitor(LIMIT, "limit", cores(), {"": rate(number, lambda: bare(table.photos))}))
     remarks = ["The Spark session has started before, and its Python workers have run."]
-    if rounds == 1:
+    if not several:
         remarks.append("Measured once, because it takes a minute.")
     return Table(
         f"{number:,} photos of {SIDE} px to {IMAGE_SIZE} px",
         "images/s",
-        take_turns(competitors, given.rounds(rounds), warm_up=int(few)),
+        take_turns(competitors, given.rounds(rounds), warm_up=int(several)),
         remarks,
         headline=f"Preprocess with engine=spark: {number:,} photos",
     )

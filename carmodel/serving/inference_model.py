@@ -48,6 +48,11 @@ class InferenceModel:
     metrics: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def engine(self) -> str:
+        """Return what runs the network: "onnxruntime" or "tensorflow"."""
+        return "onnxruntime" if self.onnx else "tensorflow"
+
 
 def build_inference_model(
     trained: keras.Model, photos: np.ndarray, folded: bool, precision: str, flip: bool = False
@@ -90,30 +95,32 @@ def build_inference_model(
         notes += [note] if note else []
         if precision == "bfloat16":
             return InferenceModel(network, None, forward, folded, precision, metrics, notes)
-    onnx, measured, note = _checked_onnx(network, photos, answers)
+    converted, measured, note = _checked_onnx(network, photos, answers)
     metrics |= measured
     notes += [note] if note else []
-    forward = Forward(OnnxEngine(onnx) if onnx else TensorFlowEngine(network, size), size)
+    onnx, forward = converted or (None, Forward(TensorFlowEngine(network, size), size))
     return InferenceModel(network, onnx, forward, folded, precision, metrics, notes)
 
 
 def _checked_onnx(
     network: keras.Model, photos: np.ndarray, answers: np.ndarray
-) -> tuple[bytes | None, dict[str, float], str]:
+) -> tuple[tuple[bytes, Forward] | None, dict[str, float], str]:
     """Convert a network to ONNX, and compare its probabilities for `photos` with `answers`, (N, C).
 
     Returns:
-        the ONNX model, the measures and "". Or None, the measures and a sentence, if TensorFlow must run the network.
+        the ONNX model with its `Forward`, the measures and "". Or None, the measures and a sentence, if TensorFlow must
+        run the network.
     """
     size = photos.shape[1]
     try:
         onnx = to_onnx(network, size)
-        change = _largest_change(Forward(OnnxEngine(onnx), size)(photos), answers)
+        forward = Forward(OnnxEngine(onnx), size)
+        change = _largest_change(forward(photos), answers)
     except Exception as error:  # networks may have any operation, and the converter raises any exception
         reason = str(error).strip().partition("\n")[0]
         return None, {}, f"TensorFlow runs the network, because it cannot be converted for ONNX Runtime: {reason}"
     if change <= ONNX_BOUND:
-        return onnx, {"onnx_max_change": change}, ""
+        return (onnx, forward), {"onnx_max_change": change}, ""
     note = (
         f"TensorFlow runs the network, because ONNX Runtime changes a probability by {change:.1e}, more than "
         f"{ONNX_BOUND:.0e}"

@@ -30,7 +30,7 @@ from carmodel.tracking.digests import ROOT
 
 MODEL_CODE = Path(model_code.__file__)
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "opencv-python-headless", "pillow")
-ENGINE_REQUIREMENTS = {"onnx": ("onnxruntime",), "keras": ("tensorflow", "keras")}
+ENGINE_REQUIREMENTS = {"onnxruntime": ("onnxruntime",), "tensorflow": ("tensorflow", "keras")}
 METADATA = ("class_names", "image_size", "crop", "margin")
 LIMITS = ("max_rows", "max_bytes", "max_pixels", "max_decoded_bytes")
 
@@ -129,7 +129,7 @@ def log_classifier(
     mlflow.log_params({"served_folded": inference.folded, "served_precision": inference.precision})
     metadata = {fact: facts[fact] for fact in METADATA} | settings.model_dump(include={"flip", *LIMITS})
     metadata |= {"image_size": size, "folded": inference.folded, "precision": inference.precision}
-    metadata["engine"] = "onnxruntime" if inference.onnx else "tensorflow"
+    metadata["engine"] = inference.engine
     metadata |= {"temperature": calibration.temperature, "certain_threshold": calibration.threshold}
     if "certain_coverage" in calibration.metrics:
         metadata["certain_coverage"] = calibration.metrics["certain_coverage"]
@@ -150,7 +150,7 @@ def log_classifier(
             code_paths=[str(ROOT / "carmodel")],
             signature=signature(),
             input_example=input_example(),
-            pip_requirements=pinned(*REQUIREMENTS, *ENGINE_REQUIREMENTS["onnx" if inference.onnx else "keras"]),
+            pip_requirements=pinned(*REQUIREMENTS, *ENGINE_REQUIREMENTS[inference.engine]),
             metadata=metadata | {"trained_model": settings.model_uri, **(accuracy or {})},
         )
     return info, inference
