@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
@@ -22,6 +23,7 @@ from mlflow.projects.backend.abstract_backend import AbstractBackend
 from mlflow.projects.submitted_run import SubmittedRun
 from mlflow.projects.utils import load_project
 
+from carmodel.cloud.snapshot import copy_project
 from carmodel.cloud.waiting import JobState, RemoteStep
 from carmodel.errors import InputError
 from carmodel.service_errors import without_secrets
@@ -104,11 +106,12 @@ def submit_command_job(step: str, parameters: dict[str, str], config: Path, expe
     active = mlflow.active_run()
     job.command = load_project(str(ROOT)).get_entry_point(step).compute_command(parameters, None)
     job.inputs.clear()
-    job.code = str(ROOT)
     job.display_name = step
     job.experiment_name = mlflow.get_experiment(experiment_id).name
     job.tags = {"mlflow.parentRunId": active.info.run_id} if active else {}
-    submitted = client.jobs.create_or_update(job)
+    with TemporaryDirectory() as folder:
+        job.code = str(copy_project(Path(folder) / "carmodel", step, parameters))
+        submitted = client.jobs.create_or_update(job)
 
     def state() -> JobState:
         status = client.jobs.get(submitted.name).status
@@ -226,12 +229,14 @@ def _submit(entry_point: str, parameters: dict[str, str], config: dict[str, Any]
     try:
         workspace = WorkspaceV1(names.subscription, names.resource_group, names.name, auth=auth)
         command = project.get_entry_point(entry_point).compute_command(parameters, None)
-        job = ScriptRunConfig(source_directory=str(ROOT), command=[command])
-        job.run_config.environment = environment_of(project.env_config_path, config.get(IMAGE, "")).register(
-            workspace=workspace
-        )
-        job.run_config.target = ComputeTarget(workspace=workspace, name=config["COMPUTE"]).name
-        return Experiment(workspace, mlflow.get_experiment(experiment_id).name).submit(job)
+        environment = environment_of(project.env_config_path, config.get(IMAGE, "")).register(workspace=workspace)
+        target = ComputeTarget(workspace=workspace, name=config["COMPUTE"]).name
+        experiment = Experiment(workspace, mlflow.get_experiment(experiment_id).name)
+        with TemporaryDirectory() as folder:
+            source = copy_project(Path(folder) / "carmodel", entry_point, parameters)
+            job = ScriptRunConfig(source_directory=str(source), command=[command])
+            job.run_config.environment, job.run_config.target = environment, target
+            return experiment.submit(job)
     except AzureMLException as error:
         # Only its message: converting the whole error to text fails if it holds another exception.
         raise InputError(f"COMPUTE={config['COMPUTE']}: {error.message}") from None

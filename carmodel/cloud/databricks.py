@@ -7,7 +7,7 @@ placement (`carmodel.cloud.placement`).
 A Spark job project has no environment of its own, so it is a copy of this project with another MLproject file
 (https://docs.databricks.com/en/mlflow/projects.html#mlflow-databricks-spark-job-project-format)::
 
-    python -m carmodel.cloud.databricks FOLDER
+    python -m carmodel.cloud.databricks FOLDER --config demo
     mlflow run FOLDER -b databricks --backend-config backends/databricks.json --experiment-name /Users/…/cars
 """
 
@@ -15,6 +15,8 @@ import json
 import re
 import shutil
 import sys
+from argparse import ArgumentParser
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
@@ -25,6 +27,7 @@ from mlflow.projects.databricks import DatabricksJobRunner, run_databricks_spark
 from mlflow.projects.utils import get_or_create_run, load_project
 from mlflow.utils.mlflow_tags import MLFLOW_DATABRICKS_RUN_URL, MLFLOW_DATABRICKS_SHELL_JOB_RUN_ID
 
+from carmodel.cloud.snapshot import copy_project
 from carmodel.cloud.waiting import JobState, RemoteStep
 from carmodel.errors import InputError
 from carmodel.tracking.digests import ROOT
@@ -35,11 +38,15 @@ _ENDED = ("TERMINATED", "SKIPPED", "INTERNAL_ERROR")
 _MODULE = re.compile(r"^python -m steps\.(\w+)")
 
 
-def make_project(folder: Path, tracking_uri: str = "databricks") -> Path:
+def make_project(
+    folder: Path, entry_point: str, parameters: Mapping[str, str], tracking_uri: str = "databricks"
+) -> Path:
     """Write the Spark job project into a new folder and return the folder.
 
     Args:
         folder: must not exist yet, and must not be inside this project.
+        entry_point: the entry point that will run.
+        parameters: its parameters. They decide whether ``pretrained/`` is copied.
         tracking_uri: tracking URI of the jobs. By default, MLflow would log all Spark jobs to Databricks.
 
     Raises:
@@ -53,19 +60,9 @@ def make_project(folder: Path, tracking_uri: str = "databricks") -> Path:
             "the tracking URI contains a password, which would be sent with the project: put MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD into spark_env_vars as {{secrets/SCOPE/KEY}} instead"
         )
-    copy_project(folder)
+    copy_project(folder, entry_point, parameters)
     shutil.copy(ROOT / "backends" / JOB_FILE, folder / JOB_FILE)
     (folder / "MLproject").write_text(spark_job(yaml.safe_load((ROOT / "MLproject").read_text()), tracking_uri))
-    return folder
-
-
-def copy_project(folder: Path) -> Path:
-    """Copy this project into a new folder, and return the folder. Hidden files and those in ``.gitignore`` are not copied.
-
-    MLflow's Databricks backend uploads the whole folder, which would otherwise include virtual environments and runs.
-    """
-    ignored = [line.strip().strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.strip()]
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", *ignored))
     return folder
 
 
@@ -96,7 +93,7 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
     with TemporaryDirectory() as folder:
         # A profile, as in databricks://PROFILE, exists on this machine only.
         job_uri = "databricks" if tracking_uri.startswith("databricks") else tracking_uri
-        project = make_project(Path(folder) / "carmodel", job_uri)
+        project = make_project(Path(folder) / "carmodel", step, parameters, job_uri)
         run = get_or_create_run(None, str(project), experiment_id, str(project), None, step, parameters)
         run_id = run.info.run_id
         client = mlflow.MlflowClient()
@@ -131,9 +128,11 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
+    parser = ArgumentParser(description="Write a copy of this project that Databricks can run.")
+    parser.add_argument("folder", type=Path, help="new folder outside of this project")
+    parser.add_argument("--config", default="demo", help="recipe of main; its weights in pretrained/ are copied")
+    arguments = parser.parse_args()
     try:
-        print(make_project(Path(sys.argv[1])))
+        print(make_project(arguments.folder, "main", {"config": arguments.config}))
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -101,7 +101,7 @@ def check_placement(placement: dict[str, Place], settings: dict[str, Settings], 
 def _is_local(name: str, value: str) -> bool:
     """Return whether an input is a path that exists on this machine only."""
     path = local_path(value)
-    # A word such as none, imagenet or resnet is not a path. The weights in pretrained/ are sent with the project.
+    # A word such as none, imagenet or resnet is not a path. Files in pretrained/ are sent if they are used.
     is_word = name in ("weights", "backbone", "init") and value.isalnum()
     return path is not None and not is_word and not path.is_relative_to(ROOT / "pretrained")
 

@@ -114,7 +114,8 @@ class Train(Settings):
     def _known_backbone(cls, name: str) -> str:
         if name.endswith(".keras"):
             if not Path(name).expanduser().is_file():
-                raise ValueError("no such file; give the path of a Keras model saved without its top")
+                hint = " (.amlignore keeps pretrained/ from jobs of Azure ML)" if name.startswith("pretrained/") else ""
+                raise ValueError(f"no such file; give the path of a Keras model saved without its top{hint}")
             return str(Path(name).expanduser())
         if name not in ("resnet", *APPLICATIONS):
             raise ValueError(f"not resnet, FILE.keras or one of {', '.join(APPLICATIONS)}")

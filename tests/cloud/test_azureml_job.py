@@ -80,6 +80,17 @@ def test_a_job_can_be_cancelled(client: Azure) -> None:
     assert submitted.state() == ("Canceled", True, False, "")
 
 
+def test_a_job_gets_the_pretrained_weights_only_if_it_uses_them(client: Azure) -> None:
+    for parameters, sent in (({}, False), ({"init": "pretrained"}, True)):
+        with client.jobs.held():
+            submitted = submit_command_job("train", parameters, Path(CPU), "0")
+        submitted.cancel()
+        kept = client.resources.kept[f"{client.workspace.scope}/jobs/{submitted.run_id}"]["properties"]
+        files = set(client.resources.project_of(kept["codeId"]))
+        assert {"MLproject", "steps/train.py"} <= files
+        assert ("pretrained/stanford_cars.keras" in files) == sent
+
+
 @pytest.mark.parametrize(("status", "retried"), [(429, True), (500, True), (401, False), (403, False)])
 def test_a_passing_fault_is_retried_and_any_other_raised(client: Azure, status: int, retried: bool) -> None:
     jobs = len(client.jobs.running)

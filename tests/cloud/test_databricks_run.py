@@ -68,7 +68,15 @@ def test_mlflow_run_submits_the_project_and_the_job_runs_it(
 ) -> None:
     workspace, _ = client
     words = [word for name, value in TINY_PREPROCESS.items() for word in ("-P", f"{name}={value}")]
-    command = ["mlflow", "run", str(remote.copy_project(tmp_path / "clean")), "-e", "preprocess", "-b", "databricks"]
+    command = [
+        "mlflow",
+        "run",
+        str(remote.copy_project(tmp_path / "clean", "preprocess", {})),
+        "-e",
+        "preprocess",
+        "-b",
+        "databricks",
+    ]
     command += ["--backend-config", str(CONFIG), "--env-manager", "local", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -86,17 +94,17 @@ def test_mlflow_run_submits_the_project_and_the_job_runs_it(
 
 
 def test_the_project_of_spark_jobs_holds_sources_alone_and_starts_files(tmp_path: Path) -> None:
-    project = remote.make_project(tmp_path / "new", "https://mlflow.example")
-    left_out = {".git", ".venv", "mlruns", "mlflow.db", "sample"}
+    project = remote.make_project(tmp_path / "new", "preprocess", {}, "https://mlflow.example")
+    left_out = {".git", ".venv", "mlruns", "mlflow.db", "sample", "pretrained"}
     assert not left_out & {path.name for path in project.iterdir()}
     written = yaml.safe_load((project / "MLproject").read_text())
     assert set(written["entry_points"]) == set(yaml.safe_load(Path("MLproject").read_text())["entry_points"])
     for name, point in written["entry_points"].items():
         assert point["command"].startswith(f"python databricks_job.py https://mlflow.example {name} ")
     with pytest.raises(InputError, match="give a new folder"):
-        remote.make_project(tmp_path / "new")
+        remote.make_project(tmp_path / "new", "preprocess", {})
     with pytest.raises(InputError, match="contains a password"):
-        remote.make_project(tmp_path / "other", "https://me:word@mlflow.example")
+        remote.make_project(tmp_path / "other", "preprocess", {}, "https://me:word@mlflow.example")
 
 
 def test_a_spark_job_runs_a_step_and_a_second_one_sends_no_project(client: tuple[Workspace, Wire]) -> None:
