@@ -15,7 +15,7 @@ PORT ?= 5001
 PAGE_PORT ?= 5002
 PAGE_HOST ?= 127.0.0.1
 
-.PHONY: help install demo serve pretrained test browser test-hosts test-engine bench fuzz load lint horovod gpu spark azure sweep lock clean
+.PHONY: help install demo serve pretrained test browser test-hosts test-engine test-recipes bench fuzz load lint horovod gpu spark azure sweep lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -65,6 +65,9 @@ test-hosts: .venv/dev .venv/horovod  ## training by ssh on two loopback addresse
 
 test-engine: .venv/dev  ## the docker target on a Docker engine: builds images, 10 minutes
 	python -m pytest -m engine -s tests/cloud
+
+test-recipes: .venv/dev  ## the GPU recipes with few small pictures on the CPU, killed and resumed
+	python -m pytest -m recipes
 
 lint: .venv/dev .venv/azure .venv/spark .venv/sweep  ## ruff, formatting, types
 	ruff check .
