@@ -23,7 +23,7 @@ from benchmarks.photos import photos
 from benchmarks.turns import Competitor, Table, Work, rate, take_turns
 from carmodel.data.images import prepare
 from carmodel.data.threads import cores
-from carmodel.mlflow_model import PRETRAINED, log_network
+from carmodel.mlflow_model import log_network
 from carmodel.model.head import with_mirror_image
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving.forward import Forward
@@ -31,6 +31,7 @@ from carmodel.serving.onnx_engine import OnnxEngine, open_session
 from carmodel.serving.packaging import log_classifier
 from carmodel.serving.score import list_photos, local_engine
 from carmodel.tracking.digests import ROOT
+from carmodel.tracking.paths import PRETRAINED
 from tests.endpoint import Server, serve
 
 TITLE = "Inference"

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from carmodel.mlflow_model import PRETRAINED
 from carmodel.model.backbone import application, load_network
 from carmodel.model.head import LOGITS, features_of
 from carmodel.model.pretrained import copy_weights
 from carmodel.model.resnet import resnet
+from carmodel.tracking.paths import PRETRAINED
 
 CLASSES = 196
 Predict = Callable[[np.ndarray], np.ndarray]

@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from carmodel.data.store import Store, open_store
-from carmodel.evaluation.metrics import wilson_interval
+from carmodel.evaluation.interval import wilson_interval
 from carmodel.evaluation.predictions import predictor
 from carmodel.model.network import build
 from carmodel.parameters import Train

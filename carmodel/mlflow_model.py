@@ -20,9 +20,7 @@ from carmodel.model.scale import Scale
 from carmodel.service_errors import download_errors, is_unsupported
 from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.digests import ROOT
-
-PRETRAINED = ROOT / "pretrained" / "stanford_cars.keras"
-"""The fine-tuned network in the repository. It is not part of the wheel."""
+from carmodel.tracking.paths import PRETRAINED
 
 REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pydantic")
 """Packages that a process needs to load and run the network."""

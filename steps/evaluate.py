@@ -23,7 +23,7 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     import steps.quiet_tensorflow  # noqa: F401
     from carmodel.data.preprocessing import WHOLE, read_boxes
     from carmodel.data.store import open_store
-    from carmodel.evaluation.metrics import wilson_interval
+    from carmodel.evaluation.interval import wilson_interval
     from carmodel.evaluation.predictions import evaluate, predictor
     from carmodel.evaluation.report import write_report
     from carmodel.evaluation.tables import Material

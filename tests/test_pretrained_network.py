@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 
 from carmodel.data import stanford_cars
-from carmodel.data.images import prepare
 from carmodel.errors import InputError
-from carmodel.mlflow_model import PRETRAINED, load_initial
-from carmodel.model.head import with_mirror_image
+from carmodel.mlflow_model import load_initial
 from carmodel.serving.pretrained import package_pretrained
+from carmodel.tracking.paths import PRETRAINED
 from tests.classified import photo
 from tests.tracked import tracked_in
 
@@ -31,15 +30,17 @@ def test_all_files_together_are_small_enough_for_a_clone() -> None:
     assert sum(file.stat().st_size for file in PRETRAINED.parent.iterdir()) <= 24 * 2**20
 
 
-def test_on_200_real_photos_the_network_is_as_good_as_its_card_says(photos: Path) -> None:
-    network, names = load_initial("pretrained")
+def test_on_200_real_photos_the_packaged_classifier_is_as_good_as_its_card_says(photos: Path, tmp_path: Path) -> None:
     table = stanford_cars.read(photos, seed=0)
     test = table.photos[table.photos["split"] == "test"].sort_values("source").iloc[::10].head(PHOTOS)
-    assert names == table.class_names and len(test) == PHOTOS
-    boxes = test[["x1", "y1", "x2", "y2"]].itertuples(index=False, name=None)
-    images = [prepare(Path(p).read_bytes(), FACTS["image_size"], b) for p, b in zip(test["path"], boxes, strict=True)]
-    answers = with_mirror_image(network).predict(np.stack(images), batch_size=32, verbose=0).argmax(axis=1)
-    assert np.mean(answers == test["label"]) == pytest.approx(FACTS["test_top1"], abs=0.05)
+    assert len(test) == PHOTOS
+    request = test[["x1", "y1", "x2", "y2"]].assign(
+        image=[base64.b64encode(Path(path).read_bytes()).decode() for path in test["path"]]
+    )
+    with tracked_in(tmp_path):
+        answers = mlflow.pyfunc.load_model(package_pretrained()).predict(request)
+    right = answers["label"].to_numpy() == np.array(table.class_names)[test["label"]]
+    assert right.mean() == pytest.approx(FACTS["test_top1"], abs=0.05)
 
 
 def test_a_keras_file_without_its_class_names_cannot_start_a_training(tmp_path: Path) -> None:

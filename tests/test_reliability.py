@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from carmodel.evaluation.interval import wilson_interval
 from carmodel.evaluation.intervals import bootstrap_intervals
-from carmodel.evaluation.metrics import wilson_interval
 from carmodel.evaluation.reliability import coverage, expected_calibration_error, reliability
 
 

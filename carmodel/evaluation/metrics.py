@@ -73,14 +73,3 @@ def worst_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int) ->
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     confidence = probabilities[wrong].max(axis=1)
     return wrong[np.argsort(-confidence, kind="stable")][:count]
-
-
-def wilson_interval(accuracy: float, rows: int) -> tuple[float, float]:
-    """Return the 95% interval of an accuracy that was measured on `rows` photos (Wilson 1927).
-
-    It is the set of true accuracies p with ``|accuracy - p| <= 1.96 sqrt(p (1 - p) / rows)``.
-    """
-    z = 1.959964
-    centre = (accuracy + z**2 / (2 * rows)) / (1 + z**2 / rows)
-    half = z / (1 + z**2 / rows) * (accuracy * (1 - accuracy) / rows + z**2 / (4 * rows**2)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)

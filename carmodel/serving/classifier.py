@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from carmodel.data.images import ImageError, prepare, read_header
+from carmodel.data.threads import cores
 from carmodel.serving.calibration import apply_temperature
 from carmodel.serving.forward import Forward, load_engine
 from carmodel.serving.memory import BYTES_PER_PIXEL, Budget
@@ -65,7 +65,7 @@ class CarClassifier(PythonModel):
         self.max_bytes: int = settings["max_bytes"]
         self.max_pixels: int = settings["max_pixels"]
         self._memory = Budget(settings["max_decoded_bytes"])
-        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
         engine = load_engine(context.artifacts, self.image_size, settings["precision"])
         if engine.classes != len(self.class_names):
             raise ValueError(f"the network has {engine.classes} outputs for {len(self.class_names)} classes")

@@ -14,6 +14,7 @@ import mlflow
 from carmodel.errors import InputError
 from carmodel.serving.about import about_model, draw_samples, examples_of
 from carmodel.serving.page import create_page, page_url, run_page
+from carmodel.serving.pretrained import package_pretrained
 from carmodel.serving.registry import CANDIDATE, CHAMPION, PRETRAINED_NAME, newest_model
 from carmodel.serving.scoring_server import HOST, require_free, running_server
 
@@ -73,8 +74,6 @@ def choose_model() -> str:
         print(f"none of your models is a champion; to serve the newest candidate: make serve MODEL={candidate}")
     else:
         print("you have no registered model of your own yet, so the pretrained network is served")
-    from carmodel.serving.pretrained import package_pretrained  # imports TensorFlow
-
     return package_pretrained()
 
 

@@ -1,7 +1,6 @@
 """Run a network with TensorFlow, on a GPU, or in bfloat16."""
 
 import logging
-import os
 
 import keras
 import numpy as np
@@ -9,6 +8,7 @@ import tensorflow as tf
 
 # Registers the layer, so that saved models with it can be loaded.
 import carmodel.model.scale  # noqa: F401
+from carmodel.data.threads import cores
 from carmodel.training.precision import fast_bfloat16, gpus, onednn_bfloat16
 
 CPU_SIZES = (4, 2, 1)
@@ -38,7 +38,7 @@ class TensorFlowEngine:
 
     def __init__(self, network: keras.Model, image_size: int, bfloat16: bool = False) -> None:
         self.sizes: tuple[int, ...]
-        self.sizes, self.workers = (GPU_SIZES, 1) if gpus() else (CPU_SIZES, os.cpu_count() or 1)
+        self.sizes, self.workers = (GPU_SIZES, 1) if gpus() else (CPU_SIZES, cores())
         self.classes: int = network.output_shape[-1]
         self._bfloat16 = bfloat16
         shape = (image_size, image_size, 3)

@@ -1,9 +1,14 @@
-"""Tell local paths from other URIs."""
+"""The files of this repository, and local paths told from other URIs."""
 
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+from carmodel.tracking.digests import ROOT
+
+PRETRAINED = ROOT / "pretrained" / "stanford_cars.keras"
+"""The fine-tuned network in the repository. It is not part of the wheel."""
 
 
 def local_path(uri: str) -> Path | None:
