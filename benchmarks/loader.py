@@ -120,8 +120,9 @@ def ours(sources: Path, shuffle: bool = True) -> Iterable[Batch]:
     return (batches[step] for step in range(len(batches)))
 
 
+@cache
 def keras_directory(sources: Path, shuffle: bool = True) -> Iterable[Batch]:
-    """Read JPEG files with Keras, as its guides do."""
+    """Read JPEG files with Keras, as its guides do. The data set is made once, and read in each epoch."""
     size = (IMAGE_SIZE, IMAGE_SIZE)
     return keras.utils.image_dataset_from_directory(
         sources / "photos", image_size=size, batch_size=BATCH, shuffle=shuffle, seed=0, verbose=False
@@ -138,6 +139,7 @@ def h5py_sorted(sources: Path, shuffle: bool = True) -> Iterable[Batch]:
             yield images[rows], labels[rows]
 
 
+@cache
 def tfrecord(sources: Path, shuffle: bool = True) -> Iterable[Batch]:
     """Read a TFRecord file of raw pixels with tf.data, and shuffle within a buffer of 1,024 images."""
     features = {"image": tf.io.FixedLenFeature([], tf.string)}

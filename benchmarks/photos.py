@@ -25,11 +25,11 @@ CORNERS = ["x1", "y1", "x2", "y2"]
 
 
 def describe_data(given: Given) -> str:
-    """Return a description of the photos for the header of a report. It names no path."""
+    """Return a description of the photos for the header of a report. It names the directory without its path."""
     if not given.data_uri:
         return "drawn photos (BENCH_DATA names a directory of real ones)"
     table = _open(given)
-    return f"{len(table.photos):,} photos of {len(table.class_names)} classes from BENCH_DATA"
+    return f"{len(table.photos):,} photos of {len(table.class_names)} classes from the directory {Path(given.data_uri).name}"
 
 
 def photos(given: Given, number: int) -> CarTable:
