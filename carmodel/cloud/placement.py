@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from carmodel.errors import InputError
 from carmodel.parameters import INPUTS, LINK_OF, STEPS, Settings
-from carmodel.tracking.digests import ROOT
-from carmodel.tracking.paths import local_path
+from carmodel.tracking.paths import PRETRAINED_FOLDER, local_path
 
 EXAMPLE = "backends/placement.yaml"
 TRACKING_SCHEMES = {
@@ -103,7 +102,7 @@ def _is_local(name: str, value: str) -> bool:
     path = local_path(value)
     # A word such as none, imagenet or resnet is not a path. Files in pretrained/ are sent if they are used.
     is_word = name in ("weights", "backbone", "init") and value.isalnum()
-    return path is not None and not is_word and not path.is_relative_to(ROOT / "pretrained")
+    return path is not None and not is_word and not path.is_relative_to(PRETRAINED_FOLDER)
 
 
 def check_artifacts(placement: dict[str, Place], artifact_location: str) -> None:

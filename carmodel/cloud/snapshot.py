@@ -8,24 +8,27 @@ from mlflow.projects.utils import load_project
 
 from carmodel.recipe import load_recipe, parse_set
 from carmodel.tracking.digests import ROOT
+from carmodel.tracking.paths import PRETRAINED_FOLDER, local_path
 
-PRETRAINED = "pretrained"
+IGNORE_FILES = (".gitignore", ".amlignore")
 
 
 def copy_project(folder: Path, entry_point: str, parameters: Mapping[str, str]) -> Path:
     """Copy this project into a new folder, and return the folder.
 
-    Hidden files and those in ``.gitignore`` are not copied. The backends upload the whole folder, which would otherwise
-    include virtual environments and runs. The weights in ``pretrained/`` (18 MB) are copied only if they are used.
+    Hidden files and those in ``.gitignore`` and ``.amlignore`` are not copied. The backends upload the whole folder, which
+    would otherwise include virtual environments and runs. The weights in ``pretrained/`` (18 MB) are copied only if they
+    are used.
 
     Args:
         folder: must not exist yet.
         entry_point: the entry point that will run.
         parameters: its parameters.
     """
-    ignored = [line.strip().strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.strip()]
+    lines = [line.strip().strip("/") for name in IGNORE_FILES for line in (ROOT / name).read_text().splitlines()]
+    ignored = {line for line in lines if line} - {PRETRAINED_FOLDER.name}
     if not uses_pretrained(entry_point, parameters):
-        ignored.append(PRETRAINED)
+        ignored.add(PRETRAINED_FOLDER.name)
     return Path(shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", *ignored)))
 
 
@@ -42,5 +45,9 @@ def uses_pretrained(entry_point: str, parameters: Mapping[str, str]) -> bool:
     defaults = load_project(str(ROOT)).get_entry_point(entry_point).parameters
     given = {name: parameter.default for name, parameter in defaults.items()} | dict(parameters)
     steps = [*load_recipe(given.pop("config")).values(), *parse_set(given.pop("set")).values(), given]
-    values = [str(value) for step in steps for value in step.values()]
-    return any(value == PRETRAINED or value.startswith(f"{PRETRAINED}/") for value in values)
+    return any(_names_pretrained(str(value)) for step in steps for value in step.values())
+
+
+def _names_pretrained(value: str) -> bool:
+    path = local_path(value)
+    return value == "pretrained" or (path is not None and path.is_relative_to(PRETRAINED_FOLDER))

@@ -1,4 +1,4 @@
-"""The files of this repository, and local paths told from other URIs."""
+"""Where the pretrained weights are, and which URIs are local paths."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,11 @@ from urllib.request import url2pathname
 
 from carmodel.tracking.digests import ROOT
 
-PRETRAINED = ROOT / "pretrained" / "stanford_cars.keras"
-"""The fine-tuned network in the repository. It is not part of the wheel."""
+PRETRAINED_FOLDER = ROOT / "pretrained"
+"""The weights in the repository. They are not part of the wheel."""
+
+PRETRAINED = PRETRAINED_FOLDER / "stanford_cars.keras"
+"""The fine-tuned network."""
 
 
 def local_path(uri: str) -> Path | None:

@@ -14,6 +14,7 @@ from databricks.sdk.service.compute import ClusterSpec
 from mlflow.exceptions import ExecutionException, MlflowException
 
 from carmodel.cloud import databricks as remote
+from carmodel.cloud.snapshot import copy_project
 from carmodel.cloud.waiting import wait
 from carmodel.errors import InputError
 from tests.cloud.databricks_jobs import Workspace
@@ -68,15 +69,8 @@ def test_mlflow_run_submits_the_project_and_the_job_runs_it(
 ) -> None:
     workspace, _ = client
     words = [word for name, value in TINY_PREPROCESS.items() for word in ("-P", f"{name}={value}")]
-    command = [
-        "mlflow",
-        "run",
-        str(remote.copy_project(tmp_path / "clean", "preprocess", {})),
-        "-e",
-        "preprocess",
-        "-b",
-        "databricks",
-    ]
+    clean = copy_project(tmp_path / "clean", "preprocess", {})
+    command = ["mlflow", "run", str(clean), "-e", "preprocess", "-b", "databricks"]
     command += ["--backend-config", str(CONFIG), "--env-manager", "local", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

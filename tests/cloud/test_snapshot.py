@@ -19,6 +19,7 @@ from carmodel.recipe import SettingsError
         ("main", {"config": "configs/overnight.yaml"}, True),
         ("train", {"init": "pretrained"}, True),
         ("train", {"set": "train.backbone=pretrained/efficientnet_lite2.keras"}, True),
+        ("train", {"backbone": "./pretrained/efficientnet_lite2.keras"}, True),
         ("train", {"set": "package_pyfunc.registered_model_name=pretrained_cars"}, False),
         ("package_pyfunc", {"model_uri": "models:/carmodel-pretrained@champion"}, False),
     ],
