@@ -20,8 +20,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from carmodel.data.store import Store, open_store
-from carmodel.evaluation.interval import wilson_interval
 from carmodel.evaluation.predictions import predictor
+from carmodel.evaluation.wilson import wilson_interval
 from carmodel.model.network import build
 from carmodel.parameters import Train
 from carmodel.recipe import load_recipe

@@ -23,10 +23,10 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     import steps.quiet_tensorflow  # noqa: F401
     from carmodel.data.preprocessing import WHOLE, read_boxes
     from carmodel.data.store import open_store
-    from carmodel.evaluation.interval import wilson_interval
     from carmodel.evaluation.predictions import evaluate, predictor
     from carmodel.evaluation.report import write_report
     from carmodel.evaluation.tables import Material
+    from carmodel.evaluation.wilson import wilson_interval
     from carmodel.mlflow_model import training_parameters
     from carmodel.serving.calibration import temperature_on_stores
     from carmodel.tracking.artifacts import fetch

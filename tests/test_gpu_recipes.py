@@ -10,7 +10,6 @@ import mlflow
 import pytest
 
 from carmodel.parameters import STEPS
-from carmodel.tracking.digests import ROOT
 from tests.project import Project, environment, happened
 from tests.tracked import new_database
 
@@ -33,7 +32,6 @@ TINY = {
 @pytest.mark.parametrize("recipe", ["gpu_finetune", "gpu_scratch"])
 def test_a_killed_main_is_resumed_by_the_same_command(recipe: str, tmp_path: Path) -> None:
     project = Project(tmp_path / "project", environment(str(Path(sys.executable).parent), CUDA_VISIBLE_DEVICES=""))
-    (project.folder / "pretrained").symlink_to(ROOT / "pretrained")
     client = mlflow.MlflowClient(new_database(project.folder))
     chosen = ",".join(f"{name}={value}" for name, value in TINY.items())
     command = ["mlflow", "run", ".", "--env-manager", "local", f"-Pconfig={recipe}", f"-Pset={chosen}"]

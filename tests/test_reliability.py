@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from carmodel.evaluation.interval import wilson_interval
 from carmodel.evaluation.intervals import bootstrap_intervals
 from carmodel.evaluation.reliability import coverage, expected_calibration_error, reliability
+from carmodel.evaluation.wilson import wilson_interval
 
 
 def predictions(rows: int, accuracy: float) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from carmodel.evaluation.interval import wilson_interval
+from carmodel.evaluation.wilson import wilson_interval
 
 MAKES_OF_TWO_WORDS = ("AM General", "Alfa Romeo", "Aston Martin", "Great Wall", "Land Rover")
 BODIES = (

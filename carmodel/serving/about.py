@@ -12,7 +12,7 @@ from carmodel.data import sample
 from carmodel.data.drawing.bodies import BODIES
 from carmodel.data.drawing.photo import draw_photo
 from carmodel.errors import InputError
-from carmodel.evaluation.interval import wilson_interval
+from carmodel.evaluation.wilson import wilson_interval
 from carmodel.service_errors import download_errors
 from carmodel.tracking.artifacts import fetch
 

@@ -26,8 +26,8 @@ from carmodel.data.images import Box, crop_to_box, decode, resize
 from carmodel.data.sources import ReadyStores, open_folder
 from carmodel.data.table import NO_BOX
 from carmodel.errors import InputError
-from carmodel.evaluation.interval import wilson_interval
 from carmodel.evaluation.reliability import expected_calibration_error
+from carmodel.evaluation.wilson import wilson_interval
 from carmodel.serving.about import with_version
 from carmodel.serving.rows import BOX_COLUMNS
 from carmodel.training.device_augmentation import FEATHER

@@ -1,4 +1,4 @@
-"""The confidence interval of an accuracy."""
+"""The confidence interval of an accuracy by its formula, without the libraries of the other metrics."""
 
 
 def wilson_interval(accuracy: float, rows: int) -> tuple[float, float]:
