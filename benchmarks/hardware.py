@@ -4,9 +4,8 @@ import os
 import platform
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from carmodel.training.precision import CPUINFO, cpu_flags
+from carmodel.training.precision import cpu_fields
 
 PACKAGES = ("tensorflow", "keras", "mlflow", "numpy", "opencv-python-headless", "h5py", "pyspark", "horovod")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -15,10 +14,11 @@ FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"
 
 def describe(data: str) -> dict[str, str]:
     """Return the header of a report: processor, cores, instruction sets, memory, date, versions, and the data used."""
-    flags = cpu_flags(CPUINFO)
+    processor = cpu_fields()
+    flags = processor.get("flags", "").split()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "processor": _processor(CPUINFO),
+        "processor": processor.get("model name", platform.machine()),
         "cores": str(len(os.sched_getaffinity(0))),
         "instruction sets": ", ".join(flag for flag in FLAGS if flag in flags) or "none of " + ", ".join(FLAGS),
         "memory": f"{memory:.0f} GiB",
@@ -27,12 +27,6 @@ def describe(data: str) -> dict[str, str]:
         "versions": ", ".join(f"{name} {found}" for name in PACKAGES if (found := _installed(name))),
         "data": data,
     }
-
-
-def _processor(cpuinfo: Path) -> str:
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _installed(package: str) -> str:

@@ -285,13 +285,19 @@ def test_only_kernels_decay_in_every_network() -> None:
 
 @pytest.mark.skipif(precision.gpus() > 0, reason="a GPU computes bfloat16 whatever the processor")
 @pytest.mark.parametrize(
-    ("flags", "words"),
-    [("sse avx2 avx512_bf16", "oneDNN automatic mixed precision (avx512_bf16)"), ("sse avx2", "float32, because")],
+    ("vendor", "flags", "words"),
+    [
+        ("AuthenticAMD", "sse avx2 avx512_bf16", "oneDNN automatic mixed precision (avx512_bf16)"),
+        ("AuthenticAMD", "sse avx2", "float32, because"),
+        ("GenuineIntel", "sse avx512_bf16 amx_bf16", "oneDNN automatic mixed precision (amx_bf16)"),
+        ("GenuineIntel", "sse avx2 avx512_bf16", "float32, because"),
+    ],
 )
 def test_bfloat16_is_used_where_it_is_fast_and_declined_in_words_elsewhere(
-    flags: str, words: str, tmp_path: Path
+    vendor: str, flags: str, words: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: {flags}\n")
+    core = f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: some: name\npower management:\nflags\t\t: {flags}\n\n"
+    (tmp_path / "cpuinfo").write_text(core * 2)
     assert words in precision.apply("bfloat16", tmp_path / "cpuinfo")
     assert keras.config.dtype_policy().name == "float32"
     assert precision.apply("float32") == "float32"

@@ -86,7 +86,7 @@ def build_inference_model(
             )
     if precision == "bfloat16" and not fast_bfloat16():
         precision = "float32"
-        notes.append("float32 is used, because this processor has neither avx512_bf16 nor amx_bf16")
+        notes.append("float32 is used, because bfloat16 is not faster on this processor")
     if precision == "bfloat16":
         forward = Forward(TensorFlowEngine(network, size, bfloat16=True), size)
         precision, measured, note = judge_bfloat16(forward(photos), answers)

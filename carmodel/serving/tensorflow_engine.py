@@ -68,5 +68,5 @@ def load_keras_file(file: str, image_size: int, precision: str) -> TensorFlowEng
     """
     bfloat16 = precision == "bfloat16" and bool(fast_bfloat16())
     if precision == "bfloat16" and not bfloat16:
-        logger.warning("this processor does not compute in bfloat16, so float32 is used")
+        logger.warning("float32 is used, because bfloat16 is not faster on this processor")
     return TensorFlowEngine(keras.saving.load_model(file, compile=False), image_size, bfloat16)

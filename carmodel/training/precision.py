@@ -1,6 +1,7 @@
 """Choose float32, or bfloat16 on machines that are fast at it."""
 
 import platform
+import re
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import keras
 
-BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 CPUINFO = Path("/proc/cpuinfo")
 _setting = threading.Lock()
 
@@ -19,15 +19,25 @@ def gpus() -> int:
     return sum(device.startswith("gpu") for device in keras.distribution.list_devices())
 
 
-def cpu_flags(cpuinfo: Path) -> frozenset[str]:
-    """Return the instruction sets of the processor, as Linux names them. Empty on other systems."""
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+def cpu_fields(cpuinfo: Path = CPUINFO) -> dict[str, str]:
+    """Return Linux's description of the processor, such as its "vendor_id" and "flags". Empty on other systems."""
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
 
 
-def fast_bfloat16(cpuinfo: Path = CPUINFO) -> frozenset[str]:
-    """Return the instruction sets of the processor for bfloat16, which oneDNN uses. Empty if it would emulate bfloat16."""
-    return BF16_FLAGS & cpu_flags(cpuinfo) if keras.backend.backend() == "tensorflow" else frozenset()
+def fast_bfloat16(cpuinfo: Path = CPUINFO) -> str:
+    """Return the instruction set that makes bfloat16 faster than float32 on this processor, or "".
+
+    AMX does, and so does AVX512-BF16 on AMD. On Intel processors without AMX, AVX512-BF16 is slower than float32
+    (benchmarks/NOTES.md). oneDNN would emulate bfloat16 without these.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return ""
+    fields = cpu_fields(cpuinfo)
+    flags = fields.get("flags", "").split()
+    if "amx_bf16" in flags:
+        return "amx_bf16"
+    return "avx512_bf16" if "avx512_bf16" in flags and fields.get("vendor_id") == "AuthenticAMD" else ""
 
 
 def onednn_bfloat16(enabled: bool) -> None:
@@ -53,8 +63,8 @@ def _empty_function() -> Callable[[], object]:
 def apply(precision: str, cpuinfo: Path = CPUINFO) -> str:
     """Set the precision of this process. Call it before the network is built.
 
-    bfloat16 is Keras's policy mixed_bfloat16 on a GPU. On a CPU with AVX512-BF16 or AMX under TensorFlow, it is oneDNN's
-    automatic mixed precision, since the policy is slow there. Other machines would emulate bfloat16, so float32 is used.
+    bfloat16 is Keras's policy mixed_bfloat16 on a GPU. On a CPU that is fast at it (see `fast_bfloat16`), it is oneDNN's
+    automatic mixed precision, since the policy is slow there. Other machines use float32.
 
     Args:
         precision: "float32" or "bfloat16".
@@ -64,16 +74,16 @@ def apply(precision: str, cpuinfo: Path = CPUINFO) -> str:
         a description of the precision that is used.
     """
     on_gpu = precision == "bfloat16" and gpus() > 0
-    fast = fast_bfloat16(cpuinfo) if precision == "bfloat16" and not on_gpu else frozenset()
+    fast = fast_bfloat16(cpuinfo) if precision == "bfloat16" and not on_gpu else ""
     onednn_bfloat16(bool(fast))
     keras.config.set_dtype_policy("mixed_bfloat16" if on_gpu else "float32")
     if on_gpu:
         return "bfloat16: Keras policy mixed_bfloat16 on the GPU"
     if fast:
-        return f"bfloat16: oneDNN automatic mixed precision ({', '.join(sorted(fast))})"
+        return f"bfloat16: oneDNN automatic mixed precision ({fast})"
     if precision == "bfloat16":
         return (
-            f"float32, because this machine would emulate bfloat16: it has no GPU, and no "
-            f"{' or '.join(sorted(BF16_FLAGS))} ({platform.machine()} processor, {keras.backend.backend()} backend)"
+            "float32, because bfloat16 would be slower here: there is no GPU, and no processor with AMX or of AMD with "
+            f"AVX512-BF16 ({platform.machine()} processor, {keras.backend.backend()} backend)"
         )
     return "float32"
