@@ -5,6 +5,9 @@ import platform
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 
+from mlflow.utils.git_utils import get_git_commit
+
+from carmodel.tracking.digests import ROOT
 from carmodel.training.precision import cpu_fields
 
 PACKAGES = ("tensorflow", "keras", "mlflow", "numpy", "opencv-python-headless", "h5py", "pyspark", "horovod")
@@ -13,7 +16,7 @@ FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"
 
 
 def describe(data: str) -> dict[str, str]:
-    """Return the header of a report: processor, cores, instruction sets, memory, date, versions, and the data used."""
+    """Return the header of a report: processor, cores, instruction sets, memory, commit, date, versions, and the data used."""
     processor = cpu_fields()
     flags = processor.get("flags", "").split()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -22,6 +25,7 @@ def describe(data: str) -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "instruction sets": ", ".join(flag for flag in FLAGS if flag in flags) or "none of " + ", ".join(FLAGS),
         "memory": f"{memory:.0f} GiB",
+        "commit": (get_git_commit(str(ROOT)) or "unknown")[:7],
         "date": date.today().isoformat(),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "versions": ", ".join(f"{name} {found}" for name in PACKAGES if (found := _installed(name))),
