@@ -1,4 +1,4 @@
-"""Classify photos: this project's classifier beside a plain pyfunc, and its network beside Keras, TensorFlow and OpenVINO."""
+"""Classify photos: this project's classifier beside a plain pyfunc, and its network beside Keras and OpenVINO."""
 
 import base64
 import json
@@ -13,7 +13,6 @@ import keras
 import mlflow
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from benchmarks import networks
 from benchmarks.given import Given
@@ -37,12 +36,11 @@ from tests.endpoint import Server, serve
 TITLE = "Inference"
 BATCHES = (1, 8, 32)
 SIZE = 224
-OURS, PLAIN, SCORE, FORWARD, TENSORFLOW, OPENVINO, LIMIT = (
+OURS, PLAIN, SCORE, FORWARD, OPENVINO, LIMIT = (
     "carmodel",
     "plain pyfunc",
     "carmodel: score, from files",
     "carmodel: Forward",
-    "TensorFlow, folded network",
     "OpenVINO",
     "one call of ONNX Runtime",
 )
@@ -79,15 +77,12 @@ def of_network(
     models = log_all(subject, images, folder)
     loaded = {name: mlflow.pyfunc.load_model(model) for name, model in models.items()}
     artifacts = Path(models[OURS]) / "artifacts"
-    served = keras.saving.load_model(artifacts / "model.keras", compile=False)
-    whole = tf.function(lambda batch: served(batch, training=False), autograph=False, jit_compile=False)
     forward = Forward(OnnxEngine(artifacts / "model.onnx"), images.shape[1])
     bare = open_session(artifacts / "model.onnx", cores())
     name = bare.get_inputs()[0].name
     texts = [base64.b64encode(data).decode() for data in files]
     expected = forward(images)
     remarks = check_plain(loaded, images) + check(subject.peer_name, subject.peer(images), expected)
-    remarks += check(TENSORFLOW, whole(tf.constant(images)).numpy(), expected)
     openvino, more = openvino_competitor(artifacts / "model.onnx", images, expected, folder, process)
 
     def competitor(name: str, role: str, answer: Answer) -> Competitor:
@@ -102,7 +97,6 @@ def of_network(
         alone = [
             competitor(FORWARD, "ours", lambda rows: forward(images[:rows])),
             competitor(subject.peer_name, "peer", lambda rows: subject.peer(images[:rows])),
-            competitor(TENSORFLOW, "peer", lambda rows: whole(tf.constant(images[:rows])).numpy()),
             openvino,
             competitor(LIMIT, "limit", lambda rows: bare.run(None, {name: images[:rows]})),
         ]

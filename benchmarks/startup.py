@@ -23,7 +23,7 @@ def measure(given: Given) -> list[Table]:
     """Measure the three kinds of start, each in new processes. There is no warm-up, since every start is a first one."""
     project = prepared(given.folder / "project")
     rounds = given.rounds()
-    return [first_step(given, project, rounds), cached(given, project, rounds), show_help(project, rounds)]
+    return [cached(given, project, rounds), first_step(given, project, rounds), show_help(project, rounds)]
 
 
 def prepared(folder: Path) -> Project:

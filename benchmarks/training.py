@@ -28,7 +28,7 @@ CLASSES = 196
 BATCH = 16
 STEPS = 2
 """Steps of a turn."""
-STORE_STEPS, QUICK_STORE_STEPS = 8, 2
+STORE_STEPS, QUICK_STORE_STEPS = 5, 2
 """Steps of an epoch of the training from a store."""
 PEER = "keras.applications.ResNet50"
 OWN = "Images are uint8, and normalised in each step. Batch normalisation and Scale are one operation, as in `fit`."

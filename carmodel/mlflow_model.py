@@ -151,7 +151,7 @@ def load_initial(init: str) -> tuple[keras.Model, list[str]]:
     if init == "pretrained" or init.endswith(".keras"):
         file = PRETRAINED if init == "pretrained" else Path(init).expanduser()
         if not file.is_file():
-            hint = "; it is not in a wheel, and .amlignore keeps it from jobs of Azure ML" if file == PRETRAINED else ""
+            hint = " (pretrained/ is in a clone of the repository)" if file == PRETRAINED else ""
             raise InputError(f"init={init}: no such file: {file}{hint}")
         network, facts = load_keras_file(file), file.with_suffix(".json")
         if not facts.is_file():

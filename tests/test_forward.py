@@ -1,5 +1,6 @@
 """The forward pass: any number of photos, no tracing after the start, from many threads, with both engines."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from carmodel.errors import InputError
 from carmodel.serving import forward as forward_module
 from carmodel.serving.forward import Forward, load_engine
 from carmodel.serving.onnx_engine import OnnxEngine
@@ -113,3 +115,21 @@ def test_tensorflow_runs_a_classifier_only_on_a_gpu_that_it_sees(
     monkeypatch.setattr("carmodel.serving.tensorflow_engine.gpus", lambda: found)
     engine = load_engine(artifacts, 4, "float32")
     assert engine.sizes == (GPU_SIZES if found else (1,))
+
+
+@pytest.mark.parametrize("damaged", ["onnx", "model"])
+def test_a_damaged_classifier_is_named_with_the_command_that_makes_a_new_one(
+    artifacts: dict[str, str], damaged: str, tmp_path: Path
+) -> None:
+    (file := tmp_path / Path(artifacts[damaged]).name).write_bytes(Path(artifacts[damaged]).read_bytes()[:100])
+    with pytest.raises(InputError, match=f"{file} cannot be loaded: .*mlflow run . -e package_pyfunc"):
+        load_engine({damaged: str(file), "model": str(file)}, 4, "float32")
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    artifacts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "carmodel.serving.onnx_engine")
+    with pytest.raises(InputError, match=r"needs the package onnxruntime.*pip install -r .*requirements.txt"):
+        load_engine(artifacts, 4, "float32")

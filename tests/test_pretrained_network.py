@@ -2,6 +2,9 @@
 
 import base64
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -13,6 +16,7 @@ from carmodel.data import stanford_cars
 from carmodel.errors import InputError
 from carmodel.mlflow_model import load_initial
 from carmodel.serving.pretrained import package_pretrained
+from carmodel.tracking.digests import ROOT
 from carmodel.tracking.paths import PRETRAINED
 from tests.classified import photo
 from tests.tracked import tracked_in
@@ -60,3 +64,17 @@ def test_it_is_packaged_once_and_answers(tmp_path: Path) -> None:
         assert answer["error"] is None and answer["label"] in FACTS["class_names"]
         assert package_pretrained() == uri
         assert len(mlflow.MlflowClient().search_model_versions("name = 'carmodel-pretrained'")) == 1
+        # `make serve` finds it within seconds, because it does not import TensorFlow.
+        code = (
+            "import sys; from carmodel.serving.pretrained import package_pretrained; print(package_pretrained()); "
+            "sys.exit('tensorflow' in sys.modules)"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (found.returncode, found.stdout.strip()) == (0, uri), found.stderr

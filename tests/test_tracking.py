@@ -121,6 +121,24 @@ def test_the_key_follows_the_contents_of_an_input_not_its_address(tmp_path: Path
     assert cache.cache_key("preprocess", Preprocess(data_uri=str(tmp_path / "b"))) != keys[0]
 
 
+def test_the_classes_beside_an_initial_network_count(tmp_path: Path) -> None:
+    (file := tmp_path / "network.keras").write_bytes(b"weights")
+    (classes := tmp_path / "network.json").write_text('{"class_names": ["a", "b"]}')
+    before = cache.cache_key("train", Train(init=str(file)))
+    classes.write_text('{"class_names": ["b", "a"]}')
+    assert cache.cache_key("train", Train(init=str(file))) != before
+
+
+def test_notes_beside_the_pretrained_network_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "PRETRAINED", network := tmp_path / "stanford_cars.keras")
+    network.write_bytes(b"weights")
+    before = cache.digest_of_init("pretrained")
+    (tmp_path / "README.md").write_text("a card")
+    assert cache.digest_of_init("pretrained") == before
+    network.write_bytes(b"other weights")
+    assert cache.digest_of_init("pretrained") != before
+
+
 def test_a_run_made_again_with_the_same_bytes_gives_the_next_step_the_same_key() -> None:
     first, second = (run_once(Augment(seed=seed)).outputs["augmented"]["uri"] for seed in (1, 2))
     assert cache.cache_key("train", Train(augmented_uri=first)) == cache.cache_key("train", Train(augmented_uri=second))

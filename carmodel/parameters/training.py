@@ -114,7 +114,8 @@ class Train(Settings):
     def _known_backbone(cls, name: str) -> str:
         if name.endswith(".keras"):
             if not Path(name).expanduser().is_file():
-                hint = " (.amlignore keeps pretrained/ from jobs of Azure ML)" if name.startswith("pretrained/") else ""
+                # Wheels do not contain it, and docs/azure_databricks.md says which jobs get it.
+                hint = " (pretrained/ is in a clone of the repository)" if name.startswith("pretrained/") else ""
                 raise ValueError(f"no such file; give the path of a Keras model saved without its top{hint}")
             return str(Path(name).expanduser())
         if name not in ("resnet", *APPLICATIONS):

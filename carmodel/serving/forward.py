@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from carmodel.errors import InputError
+
 NVIDIA_DEVICE = Path("/dev/nvidia0")
 
 
@@ -75,15 +77,30 @@ def load_engine(artifacts: Mapping[str, str], image_size: int, precision: str) -
         artifacts: the files ``model`` (Keras) and, optionally, ``onnx``.
         image_size: side of the square images.
         precision: "float32" or "bfloat16".
+
+    Raises:
+        InputError: a package is not installed, or the file is damaged.
     """
-    if "onnx" in artifacts and not (NVIDIA_DEVICE.exists() and _tensorflow_sees_a_gpu()):
-        from carmodel.serving.onnx_engine import OnnxEngine
+    file = artifacts["model"]
+    try:
+        if "onnx" in artifacts and not (NVIDIA_DEVICE.exists() and _tensorflow_sees_a_gpu()):
+            from carmodel.serving.onnx_engine import OnnxEngine
 
-        return OnnxEngine(Path(artifacts["onnx"]))
-    import carmodel.quiet_tensorflow  # noqa: F401
-    from carmodel.serving.tensorflow_engine import load_keras_file
+            return OnnxEngine(Path(file := artifacts["onnx"]))
+        import carmodel.quiet_tensorflow  # noqa: F401
+        from carmodel.serving.tensorflow_engine import load_keras_file
 
-    return load_keras_file(artifacts["model"], image_size, precision)
+        return load_keras_file(file, image_size, precision)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{file} needs the package {error.name}. Install what the classifier needs: pip install -r "
+            f"{Path(file).parents[1] / 'requirements.txt'}"
+        ) from None
+    except Exception as error:  # ONNX Runtime and Keras raise different exceptions for a file that they cannot read
+        raise InputError(
+            f"{file} cannot be loaded: {error}. Package the classifier again: mlflow run . -e package_pyfunc "
+            "--env-manager local -P model_uri=…"
+        ) from error
 
 
 def _tensorflow_sees_a_gpu() -> bool:

@@ -7,14 +7,14 @@ from mlflow import MlflowClient
 
 from carmodel.errors import InputError
 from carmodel.serving.registry import CANDIDATE, CHAMPION, PRETRAINED_NAME, set_alias, uri_of, version_for_alias
-from carmodel.tracking.digests import digest_of_path
+from carmodel.tracking.cache import digest_of_init
 from carmodel.tracking.paths import PRETRAINED
 
 DIGEST_TAG = "pretrained_digest"
 
 
 def package_pretrained() -> str:
-    """Log and register the network of ``pretrained/``, once per version of its file, and return its URI.
+    """Log and register the network of ``pretrained/``, once per version of its files, and return its URI.
 
     Its accuracy is that of its model card. Nothing is measured here, since the photos are not part of this repository.
 
@@ -24,7 +24,7 @@ def package_pretrained() -> str:
     facts_file = PRETRAINED.with_suffix(".json")
     if not PRETRAINED.is_file() or not facts_file.is_file():
         raise InputError(f"{PRETRAINED} or {facts_file.name} is missing; clone the repository again")
-    client, digest = MlflowClient(), digest_of_path(PRETRAINED)
+    client, digest = MlflowClient(), digest_of_init("pretrained")
     if uri := _packaged(client, digest):
         return uri
     from carmodel.serving.pretrained_files import package  # imports TensorFlow
@@ -37,7 +37,7 @@ def package_pretrained() -> str:
 
 
 def _packaged(client: MlflowClient, digest: str) -> str | None:
-    """Return the URI of the champion if it was packaged from a file with this digest."""
+    """Return the URI of the champion if it was packaged from files with this digest."""
     if not client.search_registered_models(f"name = '{PRETRAINED_NAME}'"):
         return None
     champion = version_for_alias(client, PRETRAINED_NAME, CHAMPION)

@@ -19,7 +19,7 @@ from carmodel.service_errors import download_errors, explain_uri
 from carmodel.tracking.artifacts import listing
 from carmodel.tracking.digests import ROOT, digest_of_bytes, digest_of_path, digest_of_sources
 from carmodel.tracking.lineage import KEY_TAG, LISTING_TAG, outputs_of
-from carmodel.tracking.paths import local_path
+from carmodel.tracking.paths import PRETRAINED, local_path
 
 
 def find_reusable(key: str, experiment_id: str) -> Run | None:
@@ -67,7 +67,16 @@ def digest_of_input(uri: str) -> str:
 
 def input_digests(settings: Settings) -> dict[str, str]:
     """Return the digest of each input of a step, by parameter."""
-    return {name: digest_of_input(str(value)) for name, value in settings.model_dump().items() if name in INPUTS}
+    inputs = {name: str(value) for name, value in settings.model_dump().items() if name in INPUTS}
+    return {name: digest_of_init(uri) if name == "init" else digest_of_input(uri) for name, uri in inputs.items()}
+
+
+def digest_of_init(init: str) -> str:
+    """Return the digest of the network that a training starts from. A Keras file has its classes in a JSON file beside it."""
+    network = str(PRETRAINED) if init == "pretrained" else init
+    facts = local_path(f"{network.removesuffix('.keras')}.json")
+    classes = [str(facts)] if facts and facts.is_file() else []
+    return " ".join(map(digest_of_input, [network, *classes]))
 
 
 def cache_key(name: str, settings: Settings, digests: Mapping[str, str] | None = None) -> str:

@@ -40,8 +40,8 @@ MAY_CHANGE_ON_RESUME = {
 class Throughput(keras.callbacks.Callback):
     """Add the training rate of this process, ``images_per_second``, to the logs of each epoch.
 
-    It times whole epochs. Under JAX, a callback that overrides `on_train_batch_end` would make every step wait for its
-    loss. Under TensorFlow, Keras 3.15 waits in any case.
+    It times whole epochs, and not steps. A callback that overrides `on_train_batch_end` and is not `async_safe` makes every
+    step wait for its loss.
 
     Args:
         rows: training rows per epoch.
