@@ -14,7 +14,7 @@ NETWORK = "MobileNetV2"
 
 
 def carmodel(store: str) -> None:
-    """Train as the step train does."""
+    """Train with `carmodel.training.fit`, without MLflow."""
     from carmodel.data.store import open_store
     from carmodel.model.network import build
     from carmodel.parameters import Train

@@ -2,16 +2,22 @@
 
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
+
+import numpy as np
 
 from benchmarks.given import Given
 from benchmarks.photos import IMAGE_SIZE, photos, repeated, scaled
-from benchmarks.preprocess import LIMIT, bare, stores_rate
+from benchmarks.preprocess import LIMIT, bare, fresh, stores_rate
 from benchmarks.turns import Competitor, Table, rate, take_turns
 from carmodel.data.local_engine import Engine, local_engine
+from carmodel.data.preprocessing import write_stores
 from carmodel.data.spark_engine import spark_engine
 from carmodel.data.spark_session import ship, spark_session
+from carmodel.data.store import open_store
 from carmodel.data.table import CarTable
 from carmodel.data.threads import cores
+from carmodel.parameters import Preprocess
 
 TITLE = "Preprocess on Spark"
 SIDE = 320
@@ -20,6 +26,8 @@ DISTINCT = 6500
 ROUNDS = {6500: 5, 50_000: 1}
 """Number of rounds for each number of photos. The speed of the limit does not depend on the number: it keeps nothing."""
 QUICK = {6500: 130, 50_000: 1000}
+CHECKED = 100
+"""Number of photos whose images are compared."""
 
 
 def measure(given: Given) -> list[Table]:
@@ -45,7 +53,7 @@ def compare(given: Given, table: CarTable, spark: Engine, rounds: int) -> Table:
     ]
     if several := rounds > 1:
         competitors.append(Competitor(LIMIT, "limit", cores(), {"": rate(number, lambda: bare(table.photos))}))
-    remarks = ["The Spark session has started before, and its Python workers have run."]
+    remarks = [check(table, out, spark), "The Spark session has started before, and its Python workers have run."]
     if not several:
         remarks.append("Measured once, because it takes a minute.")
     return Table(
@@ -55,3 +63,20 @@ def compare(given: Given, table: CarTable, spark: Engine, rounds: int) -> Table:
         remarks,
         headline=f"Preprocess with engine=spark: {number:,} photos",
     )
+
+
+def check(table: CarTable, out: Path, spark: Engine) -> str:
+    """Write stores of the first photos with both engines, and return a sentence on their images.
+
+    Raises:
+        RuntimeError: the images differ.
+    """
+    first = repeated(table, CHECKED)
+    images = []
+    for engine in (spark, local_engine):
+        write_stores(first, fresh(out), Preprocess(image_size=IMAGE_SIZE), engine=engine)
+        store = open_store(out / "train.h5")
+        images.append(store.take(np.arange(len(store))))
+    if not np.array_equal(*images):
+        raise RuntimeError("the engines write different images")
+    return "Both engines write the same images."

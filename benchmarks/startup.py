@@ -68,7 +68,7 @@ def first_step(given: Given, project: Project, rounds: int) -> Table:
         Competitor("import tensorflow", "limit", 1, {"": command(project, "python", "-c", "import tensorflow")}),
     ]
     title = f"From the start of Python to the first training step of {NETWORK}, batch {BATCH}"
-    return Table(title, "s", take_turns(competitors, rounds, warm_up=0), [], "Start to the first training step")
+    return Table(title, "s", take_turns(competitors, rounds, warm_up=0), [], "Start to the first training step of fit")
 
 
 def cached(given: Given, project: Project, rounds: int) -> Table:

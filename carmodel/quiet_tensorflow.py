@@ -1,4 +1,4 @@
-"""Import this module before TensorFlow to hide what TensorFlow's C++ code prints while it is imported.
+"""Import this module before TensorFlow: TensorFlow uses oneDNN, and what its C++ code prints during the import is hidden.
 
 These messages, about plugins for cuDNN and cuBLAS that are registered twice, are harmless, and TensorFlow writes them before
 it reads ``TF_CPP_MIN_LOG_LEVEL``. If the import fails, everything that was printed is shown.
@@ -9,6 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryFile
+
+# By default TensorFlow uses oneDNN only if the CPU has instructions for neural networks, but it is faster with AVX2 alone, too:
+# training takes 0.7 of the time on two cores of an AMD EPYC. TensorFlow reads the variable when it is imported.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
 @contextmanager

@@ -1,11 +1,6 @@
-"""Import this module before TensorFlow: a step uses oneDNN, and does not show what the import prints."""
+"""Import this module before TensorFlow: a step does not show what the import prints, nor warnings about traces."""
 
 import logging
-import os
-
-# By default TensorFlow uses oneDNN only if the CPU has instructions for neural networks, but it is faster with AVX2 alone, too:
-# training takes 0.7 of the time on two cores of an AMD EPYC. TensorFlow reads the variable when it is imported.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import carmodel.quiet_tensorflow  # noqa: F401
 
