@@ -35,7 +35,7 @@ def describe_data(given: Given) -> str:
 def photos(given: Given, number: int) -> CarTable:
     """Return a table of `number` photos, one of them for the test. If there are fewer, they repeat under other names.
 
-    All photos have the same class, since a few hundred photos do not have all classes. Labels do not affect the time.
+    Every other photo has another class, since a few hundred photos do not have all classes. Labels do not affect the time.
     """
     if given.data_uri:
         table = _open(given)
@@ -44,11 +44,11 @@ def photos(given: Given, number: int) -> CarTable:
         table = open_folder(
             drawn if drawn.exists() else sample.draw(drawn, photos=given.size(250, 20)), given.folder, 0
         )
-    chosen = table.photos.assign(label=0)
+    chosen = table.photos
     # Spread over the whole data set, since its first photos may be of the same kind.
     if number < len(chosen):
         chosen = chosen.iloc[np.linspace(0, len(chosen) - 1, number).astype(int)]
-    return repeated(replace(table, photos=chosen, class_names=["car"], problems=table.problems.head(0)), number)
+    return repeated(replace(table, photos=chosen, class_names=["even", "odd"], problems=table.problems.head(0)), number)
 
 
 def repeated(table: CarTable, number: int) -> CarTable:
@@ -56,7 +56,8 @@ def repeated(table: CarTable, number: int) -> CarTable:
     times = -(-number // len(table.photos))
     rows = pd.concat([table.photos] * times, ignore_index=True).head(number)
     names = [f"{row:06d}-{Path(path).name}" for row, path in enumerate(rows["path"])]
-    return replace(table, photos=rows.assign(source=names, split=["train"] * (number - 1) + ["test"]))
+    splits, labels = ["train"] * (number - 1) + ["test"], np.arange(number) % 2
+    return replace(table, photos=rows.assign(source=names, split=splits, label=labels))
 
 
 def _open(given: Given) -> CarTable:

@@ -12,6 +12,12 @@ from statistics import median
 
 from benchmarks.turns import Entry, Table
 
+INTRODUCTION = """# Benchmarks: results
+
+`make bench` wrote this page. [Benchmarks](../benchmarks.md) describes it. More than 1× means that carmodel is faster, or
+needs less. Relative to the limit, a rate is a fraction, and a time is a multiple.
+
+"""
 COLORS = {"ours": "#1b6ca8", "peer": "#b8bec4", "limit": "#c0392b"}
 
 
@@ -58,8 +64,7 @@ def read_all(folder: Path) -> list[Part]:
 
 def page(parts: Sequence[Part]) -> str:
     """Return the page of all parts, in Markdown."""
-    text = "# Benchmarks: results\n\n`make bench` wrote this page. [Benchmarks](../benchmarks.md) describes it.\n\n"
-    return text + summary(parts) + "\n" + "\n".join(map(section, parts))
+    return INTRODUCTION + summary(parts) + "\n" + "\n".join(map(section, parts))
 
 
 def section(part: Part) -> str:
@@ -76,7 +81,13 @@ def markdown(table: Table) -> str:
     good this project is.
     """
     several = len(table.settings) > 1
-    header = ["way", "threads", f"{table.unit}: median (lowest to highest)", "of the limit", "carmodel is"]
+    header = [
+        "way",
+        "threads",
+        f"{table.unit}: median (lowest to highest)",
+        "relative to the limit",
+        "carmodel relative to it",
+    ]
     rows = [["setting", *header] if several else header]
     rows.append(["---"] * len(rows[0]))
     for setting in table.settings:
@@ -97,7 +108,10 @@ def summary(parts: Sequence[Part], short: bool = False) -> str:
     It has a row for each table that has a headline. If it is to be short, it has one row per part.
     """
     of_parts = [[table for table in part.tables if table.headline] for part in parts]
-    rows = ["| | carmodel | best other way | carmodel is | of the limit |", "| --- | --- | --- | --- | --- |"]
+    rows = [
+        "| | carmodel | fastest alternative | carmodel relative to it | relative to the limit |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for table in (table for tables in of_parts for table in (tables[:1] if short else tables)):
         setting = table.setting or table.settings[0]
         ours, peer = table.of("ours", setting)[0], table.best_peer(setting)
@@ -148,11 +162,11 @@ def _of_limit(table: Table, setting: str, entry: Entry) -> str:
     limit = table.of("limit", setting)
     if not limit:
         return ""
-    share = ratio_to(table, setting, entry, limit[0])
+    share = _ratio_to(table, setting, entry, limit[0])
     return "limit" if entry is limit[0] else share
 
 
-def ratio_to(table: Table, setting: str, entry: Entry, limit: Entry) -> str:
+def _ratio_to(table: Table, setting: str, entry: Entry, limit: Entry) -> str:
     """Return how a value compares with the limit: 0.97 of a rate, 1.20× the seconds."""
     if table.fewer_is_better:
         return f"{1 / table.advantage(setting, entry, limit):.2f}×"

@@ -38,7 +38,7 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     store_uri = require("package_pyfunc", "store_uri", settings.store_uri, "preprocess")
     report = require("package_pyfunc", "evaluation_uri", settings.evaluation_uri, "evaluate")
     measured = json.loads((fetch(report) / "metrics.json").read_text())
-    accuracy = {f"test_{name}": measured[name] for name in ("top1", "whole_top1", "rows") if name in measured}
+    accuracy = {f"test_{name}": measured[name] for name in ("top1", "top5", "whole_top1", "rows") if name in measured}
     stores = fetch(store_uri)
     store = open_store(stores / "test.h5")
 

@@ -85,9 +85,18 @@ def trunk(tmp_path: Path) -> Path:
 
 def test_a_saved_network_becomes_the_layers_below_the_head(trunk: Path, photos: np.ndarray) -> None:
     model = saved_backbone(trunk, 5, dropout=0.2)
-    assert {"stem_conv", "stem_bn", "dropout", "logits"} <= {layer.name for layer in model.layers}
+    assert {"stem_conv", "stem_bn", "head_dropout", "logits"} <= {layer.name for layer in model.layers}
     expected = predict(load_network(trunk), photos.astype("float32")).mean(axis=(1, 2))
     np.testing.assert_allclose(predict(features_of(model), photos), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dropout_within_a_saved_network_is_not_that_of_the_head(tmp_path: Path, photos: np.ndarray) -> None:
+    image = keras.Input((None, None, 3))
+    x = keras.layers.Dropout(0.5, name="dropout")(keras.layers.Conv2D(8, 3, name="stem_conv")(image))
+    keras.Model(image, keras.layers.Conv2D(4, 3, name="conv")(x)).save(tmp_path / "trunk.keras")
+    for rate in (0.0, 0.2):
+        model = saved_backbone(tmp_path / "trunk.keras", 5, dropout=rate)
+        assert predict(features_of(model), photos).shape == (2, 4)
 
 
 def test_a_file_that_is_no_backbone_is_named(trunk: Path, tmp_path: Path) -> None:

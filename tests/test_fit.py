@@ -21,6 +21,7 @@ from carmodel.data.store import Store, open_store
 from carmodel.model.network import build
 from carmodel.parameters import Train
 from carmodel.training import checkpoint, precision
+from carmodel.training import fit as fit_module
 from carmodel.training.batches import permutation
 from carmodel.training.checkpoint import CheckpointError, path_of
 from carmodel.training.features import Features, initialise_head
@@ -194,6 +195,32 @@ def test_a_frozen_networks_head_is_fitted_on_its_features_within_the_whole_netwo
     probabilities = model.predict(store.take(rows), verbose=0)
     assert history["val_accuracy"][-1] == pytest.approx((probabilities.argmax(1) == store.labels[rows]).mean())
     check_saved(model, store, tmp_path)
+
+
+def test_a_resumed_training_of_the_head_drops_the_same_features(store: Store, tmp_path: Path) -> None:
+    params = Train(**SMALL, epochs=4, unfreeze="head", dropout=0.5)
+    whole, died = network(params), tmp_path / "died"
+    fit(whole, store, params, tmp_path / "whole", callbacks=[CopyInEpoch3(tmp_path / "whole", died)])
+    resumed = network(params)
+    fit(resumed, store, params, died)
+    np.testing.assert_allclose(resumed.get_layer("logits").kernel, whole.get_layer("logits").kernel, rtol=1e-5)
+
+
+def test_features_are_computed_once_for_each_size_of_the_images(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = []
+
+    class Counted(Features):
+        def __init__(self, model: keras.Model, data: Store, batch_size: int, size: int, **more: object) -> None:
+            sizes.append(size)
+            super().__init__(model, data, batch_size, size, **more)
+
+    monkeypatch.setattr(fit_module, "Features", Counted)
+    params = Train(**SMALL, epochs="24x1,32x1,24x1", unfreeze="head", head_init="lda")
+    fit(network(params), store, params, tmp_path)
+    assert sizes == [24, SIDE]
+    assert "in every step" not in capsys.readouterr().out
 
 
 def test_the_weights_end_as_their_moving_average(store: Store, tmp_path: Path) -> None:

@@ -129,6 +129,16 @@ def test_the_classes_beside_an_initial_network_count(tmp_path: Path) -> None:
     assert cache.cache_key("train", Train(init=str(file))) != before
 
 
+def test_the_latest_version_of_a_model_is_another_input_after_each_registration() -> None:
+    client = mlflow.MlflowClient()
+    client.create_registered_model("cars")
+    keys = []
+    for _ in range(2):
+        client.create_model_version("cars", "runs:/1/model")
+        keys.append(cache.cache_key("train", Train(init="models:/cars/latest")))
+    assert keys[0] != keys[1] == cache.cache_key("train", Train(init="models:/cars/2"))
+
+
 def test_notes_beside_the_pretrained_network_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "PRETRAINED", network := tmp_path / "stanford_cars.keras")
     network.write_bytes(b"weights")

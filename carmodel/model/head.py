@@ -3,6 +3,7 @@
 import keras
 from keras import KerasTensor, layers
 
+DROPOUT = "head_dropout"
 LOGITS = "logits"
 PREDICTIONS = "predictions"
 
@@ -20,7 +21,7 @@ def head(pooled: KerasTensor, classes: int, dropout: float = 0.0) -> KerasTensor
         dropout: dropout rate of the features.
     """
     if dropout > 0:
-        pooled = layers.Dropout(dropout, name="dropout")(pooled)
+        pooled = layers.Dropout(dropout, name=DROPOUT)(pooled)
     logits = layers.Dense(classes, dtype="float32", name=LOGITS)(pooled)
     return layers.Softmax(dtype="float32", name=PREDICTIONS)(logits)
 
@@ -43,18 +44,22 @@ def with_mirror_image(network: keras.Model) -> keras.Model:
 
 
 def features_of(network: keras.Model) -> keras.Model:
-    """Return the layers below the head: image in, pooled features (B, C) out. The layers are shared.
+    """Return the layers below the head: image in, pooled features (B, C) out. The layers are shared."""
+    return keras.Model(network.input, head_layers(network)[0].input, name="features")
+
+
+def head_layers(network: keras.Model) -> list[keras.Layer]:
+    """Return the layers between features and logits: a dropout, if there is one, and the dense layer.
 
     This also works for networks of earlier versions, whose head is one dense layer with a softmax.
     """
-    layer = network.get_layer(LOGITS if LOGITS in {layer.name for layer in network.layers} else PREDICTIONS)
-    below = layer.input
-    if "dropout" in {layer.name for layer in network.layers}:
-        below = network.get_layer("dropout").input
-    return keras.Model(network.input, below, name="features")
+    names = {layer.name for layer in network.layers}
+    dense = network.get_layer(LOGITS if LOGITS in names else PREDICTIONS)
+    # By its place, since the backbone may have layers of any name, and earlier versions used another name.
+    dropout = [layer for layer in network.layers if isinstance(layer, layers.Dropout) and layer.output is dense.input]
+    return [*dropout, dense]
 
 
 def head_weights(network: keras.Model) -> tuple:
     """Return the kernel (C, classes) and the bias (classes,) of a network's head."""
-    names = {layer.name for layer in network.layers}
-    return tuple(network.get_layer(LOGITS if LOGITS in names else PREDICTIONS).get_weights())
+    return tuple(head_layers(network)[-1].get_weights())

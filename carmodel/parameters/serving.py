@@ -43,7 +43,7 @@ class PackagePyfunc(Settings):
     folded: bool = Field(True, description="fold BatchNorm and Scale into the convolutions")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="bfloat16 is used only if the processor supports it and the predictions stay nearly the same",
+        description="bfloat16 is used only if it is faster on the processor and the predictions stay nearly the same",
     )
     image_size: int = Field(
         0, ge=0, le=1024, description="side of the images at serving time, in pixels (0: the size that training used)"

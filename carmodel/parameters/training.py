@@ -42,7 +42,7 @@ class Train(Settings):
     init: str = Field(
         "",
         description="trained model to start from, with classes matched by name: models:/NAME@ALIAS, runs:/RUN/model, a path, "
-        "or pretrained (empty: none)",
+        "or pretrained (empty: none). It replaces backbone and the parameters of its architecture",
     )
     head_init: Literal["random", "lda"] = Field(
         "random", description="initial weights of the classifier; lda: linear discriminant analysis of the features"

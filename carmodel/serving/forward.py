@@ -9,7 +9,8 @@ import numpy as np
 
 from carmodel.errors import InputError
 
-NVIDIA_DEVICE = Path("/dev/nvidia0")
+NVIDIA_DEVICE = Path("/dev/nvidiactl")
+"""It exists if the process can use any GPU of NVIDIA."""
 
 
 class Engine(Protocol):

@@ -20,7 +20,8 @@ from carmodel.serving.packaging import METADATA, log_classifier
 from carmodel.serving.registry import PRETRAINED_NAME, register
 from carmodel.tracking.paths import PRETRAINED
 
-FACTS = (*METADATA, "flip", "temperature", "certain_threshold", "test_top1", "test_whole_top1", "test_rows")
+ACCURACY = ("test_top1", "test_top5", "test_whole_top1", "test_rows")
+FACTS = (*METADATA, "flip", "temperature", "certain_threshold", *ACCURACY)
 """Metadata of a classifier that are kept beside its network."""
 
 
@@ -40,7 +41,7 @@ def package(facts: dict) -> str:
         given = {"model_uri": model.model_uri, "registered_model_name": PRETRAINED_NAME, "flip": facts["flip"]}
         settings = PackagePyfunc.model_validate(given)
         calibration = Calibration(facts.get("temperature", 1.0), facts.get("certain_threshold"))
-        accuracy = {name: facts[name] for name in ("test_top1", "test_whole_top1", "test_rows") if name in facts}
+        accuracy = {name: facts[name] for name in ACCURACY if name in facts}
         info, _ = log_classifier(settings, photos, lambda _: calibration, accuracy)
         return register(info.model_uri, PRETRAINED_NAME, facts["test_top1"], "the photos of the model card")
 

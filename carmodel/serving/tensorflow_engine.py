@@ -59,7 +59,7 @@ class TensorFlowEngine:
 
 
 def load_keras_file(file: str, image_size: int, precision: str) -> TensorFlowEngine:
-    """Load a saved network, in float32 if the processor does not compute in the wanted precision.
+    """Load a saved network, in float32 if bfloat16 is not faster on this processor.
 
     Args:
         file: a ``.keras`` file.

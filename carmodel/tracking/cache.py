@@ -11,6 +11,7 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 
 from carmodel.data.transform import file_of
 from carmodel.errors import InputError
@@ -55,11 +56,9 @@ def digest_of_input(uri: str) -> str:
             run_id, name = RunsArtifactRepository.parse_runs_uri(uri)
             if record := outputs_of(mlflow.get_run(run_id)).get(name):
                 return record["digest"]
-        if uri.startswith("models:/") and "@" in uri:
-            name, alias = uri.removeprefix("models:/").split("@")
-            return f"models:/{name}/{mlflow.MlflowClient().get_model_version_by_alias(name, alias).version}"
         if uri.startswith("models:/"):
-            return uri  # a logged model or a version never changes
+            # A logged model or a version never changes. An alias, a stage or "latest" may name another version later.
+            return "/".join(["models:", *get_model_name_and_version(mlflow.MlflowClient(), uri)])
         return f"{uri} {listing(uri)}"
     except download_errors() as error:
         raise InputError(f"{uri}: cannot be read: {explain_uri(uri, error)}") from None

@@ -139,7 +139,7 @@ def _draw_mix(rng: np.random.Generator, column: dict[str, np.ndarray], params: T
 def mix_labels(labels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Mix one-hot labels in the same way as mixup and CutMix mix the images of the batch.
 
-    The first image is the next one of the last.
+    The last image of the batch is mixed with the first one.
 
     Args:
         labels: float32 (B, C).
@@ -179,7 +179,7 @@ class DeviceAugmentation(keras.layers.Layer):
 
     def call(self, images: Any, numbers: Any, training: bool = False) -> Any:
         """Return the augmented images, or resized ones outside training."""
-        return self._compiled_augment(images, numbers) if training else _to_uint8(resize(images, self.size))
+        return self._compiled_augment(images, numbers) if training else to_uint8(resize(images, self.size))
 
     def _augment(self, images: Any, numbers: Any) -> Any:
         column = {name: numbers[:, i] for i, name in enumerate(COLUMNS)}
@@ -199,7 +199,7 @@ class DeviceAugmentation(keras.layers.Layer):
             kept = column["share"][:, None, None, None] * (1 - self._box(column, "cut"))
             following = ops.roll(seen, -1, axis=0)
             seen = following + kept * (seen - following)
-        return _to_uint8(seen)
+        return to_uint8(seen)
 
     def _box(self, column: dict[str, Any], name: str) -> Any:
         """Return masks, float32 (B, size, size, 1), that are 1 inside the boxes with the given name."""
@@ -289,5 +289,6 @@ def _recolor(images: Any, column: dict[str, Any]) -> Any:
     return images + of("stretch") * (stretched - images)
 
 
-def _to_uint8(images: Any) -> Any:
+def to_uint8(images: Any) -> Any:
+    """Round values to uint8."""
     return ops.cast(ops.clip(ops.round(images), 0, 255), "uint8")

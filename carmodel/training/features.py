@@ -5,7 +5,7 @@ import numpy as np
 
 from carmodel.model.head import LOGITS, features_of
 from carmodel.training.batches import Batches, Photos
-from carmodel.training.device_augmentation import resize
+from carmodel.training.device_augmentation import resize, to_uint8
 from carmodel.training.ranks import ALONE, Ranks
 
 SHRINKAGE = 0.5
@@ -45,7 +45,8 @@ class Features:
         self.labels, self.validation, self.class_names = data.labels, data.validation, data.class_names
         part = np.array_split(np.arange(len(data)), ranks.count)[ranks.rank]
         image = keras.Input((data.image_size, data.image_size, 3), dtype="uint8")
-        below = keras.Model(image, features_of(network)(keras.layers.Lambda(resize, arguments={"size": size})(image)))
+        seen = keras.layers.Lambda(lambda images: to_uint8(resize(images, size)))(image)
+        below = keras.Model(image, features_of(network)(seen))
         self.values = ranks.gather(below.predict(Batches(data, part, batch_size), verbose=verbose))
 
     def __len__(self) -> int:

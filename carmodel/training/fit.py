@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from keras import layers, metrics
 
 from carmodel.errors import InputError
 from carmodel.model.fixed_statistics import with_fixed_statistics
-from carmodel.model.head import LOGITS, logits_of
+from carmodel.model.head import head_layers, logits_of
 from carmodel.model.network import check_sizes
 from carmodel.parameters import Train
 from carmodel.training import checkpoint, device_augmentation
@@ -109,12 +109,11 @@ def fit(
     verbose = int(ranks.rank == 0 and sys.stdout.isatty())
     schedule = stages(params.epochs, store.image_size)
     check_sizes(model, {stage.size for stage in schedule})
+    training = _Training(model, store, params, ranks, schedule, rate_factors(model, params.layer_decay), verbose)
     if params.head_init == "lda" and not ranks.from_rank_0(checkpoint.latest(checkpoint_dir) is not None):
-        features = Features(model, store, params.batch_size, schedule[0].size, verbose=verbose, ranks=ranks)
-        accuracy = initialise_head(model, features)
+        accuracy = initialise_head(model, training.features(schedule[0].size))
         if ranks.rank == 0:
             print(f"train: head initialised by linear discriminant analysis: validation accuracy {accuracy:.3f}")
-    training = _Training(model, store, params, ranks, schedule, rate_factors(model, params.layer_decay), verbose)
     history: History = {}
     for stage in schedule:
         history = training.run(stage, checkpoint_dir, callbacks, on_saved)
@@ -134,6 +133,16 @@ class _Training:
     schedule: Sequence[Stage]
     factors: dict[str, float]
     verbose: int
+    computed: dict[int, Features] = field(default_factory=dict)
+    """Features by the side of the images, for trainings in which the layers below the head do not change."""
+
+    def features(self, size: int) -> Features:
+        """Return the features of all rows at a size. They are computed once, since the head does not affect them."""
+        if size not in self.computed:
+            self.computed[size] = Features(
+                self.network, self.store, self.params.batch_size, size, verbose=self.verbose, ranks=self.ranks
+            )
+        return self.computed[size]
 
     def run(
         self,
@@ -188,12 +197,13 @@ class _Training:
         optimizer.
         """
         network, store, params = self.network, self.store, self.params
-        unchanged = device_augmentation.is_off(params) and size == store.image_size
-        if params.unfreeze == "head" and unchanged:
-            data = Features(network, store, params.batch_size, size, verbose=self.verbose, ranks=self.ranks)
-            below = keras.Input(data.values.shape[1:])
-            x = layers.Dropout(params.dropout)(below) if params.dropout else below
-            return keras.Model(below, network.get_layer(LOGITS)(x), name="training"), data
+        augmented = not device_augmentation.is_off(params)
+        if params.unfreeze == "head" and not augmented:
+            data = self.features(size)
+            x = below = keras.Input(data.values.shape[1:])
+            for layer in head_layers(network):
+                x = layer(x)
+            return keras.Model(below, x, name="training"), data
         if params.unfreeze == "head" and self.ranks.rank == 0:
             print(
                 "train: the frozen network runs in every step, because augmentation on the device is on. Without it, "
@@ -201,7 +211,7 @@ class _Training:
             )
         logits = logits_of(network)
         logits = with_fixed_statistics(logits) if params.batch_norm == "inference" else with_fused_normalization(logits)
-        if unchanged:
+        if not augmented and size == store.image_size:
             return keras.Model(logits.input, logits.output, name="training"), store
         return device_augmentation.with_augmentation(logits, size, store.image_size, params), store
 

@@ -83,7 +83,7 @@ def apply(precision: str, cpuinfo: Path = CPUINFO) -> str:
         return f"bfloat16: oneDNN automatic mixed precision ({fast})"
     if precision == "bfloat16":
         return (
-            "float32, because bfloat16 would be slower here: there is no GPU, and no processor with AMX or of AMD with "
-            f"AVX512-BF16 ({platform.machine()} processor, {keras.backend.backend()} backend)"
+            "float32, because bfloat16 is faster only on a GPU or, under TensorFlow, on an Intel processor with AMX or an AMD "
+            f"processor with AVX512-BF16 (here: {platform.machine()} processor, {keras.backend.backend()} backend)"
         )
     return "float32"
