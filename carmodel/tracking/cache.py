@@ -58,7 +58,7 @@ def digest_of_input(uri: str) -> str:
                 return record["digest"]
         if uri.startswith("models:/"):
             # A logged model or a version never changes. An alias, a stage or "latest" may name another version later.
-            return "/".join(["models:", *get_model_name_and_version(mlflow.MlflowClient(), uri)])
+            return "/".join(["models:", *map(str, get_model_name_and_version(mlflow.MlflowClient(), uri))])
         return f"{uri} {listing(uri)}"
     except download_errors() as error:
         raise InputError(f"{uri}: cannot be read: {explain_uri(uri, error)}") from None
