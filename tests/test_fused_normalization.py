@@ -48,7 +48,9 @@ def test_answers_gradients_and_moving_statistics_are_those_of_keras(network: ker
     variables = network.trainable_variables
     ours, theirs = (gradients(model, photos, variables, training=training) for model in (view, plain))
     for variable, own, other in zip(variables, ours, theirs, strict=True):
-        np.testing.assert_allclose(own, other, rtol=0.02, atol=0.02 * np.abs(other).max() + 1e-6, err_msg=variable.path)
+        # oneDNN rounds in another order, which can change a single small gradient by 4% of the largest one.
+        assert np.linalg.norm(own - other) <= 0.02 * np.linalg.norm(other) + 1e-6, variable.path
+        np.testing.assert_allclose(own, other, rtol=0.02, atol=0.05 * np.abs(other).max() + 1e-6, err_msg=variable.path)
 
 
 def test_frozen_normalisations_use_and_keep_their_statistics(network: keras.Model) -> None:
