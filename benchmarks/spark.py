@@ -37,15 +37,16 @@ def measure(given: Given) -> list[Table]:
         session = stack.enter_context(spark_session(f"local[{cores()}]"))
         ship(session, ["carmodel"])
         spark = spark_engine(session)
+        same = check(few, given.folder / "out", spark)
         tables = []
         for number, rounds in ROUNDS.items():
             table = repeated(few, given.size(number, QUICK[number]))
-            tables.append(compare(given, table, spark, rounds))
+            tables.append(compare(given, table, spark, rounds, same))
     return tables
 
 
-def compare(given: Given, table: CarTable, spark: Engine, rounds: int) -> Table:
-    """Measure both engines on the same photos."""
+def compare(given: Given, table: CarTable, spark: Engine, rounds: int, same: str) -> Table:
+    """Measure both engines on the same photos. `same` is the sentence of `check`."""
     number, out = len(table.photos), given.folder / "out"
     competitors = [
         Competitor("carmodel: Spark engine", "ours", cores(), {"": partial(stores_rate, table, out, spark)}),
@@ -53,7 +54,7 @@ def compare(given: Given, table: CarTable, spark: Engine, rounds: int) -> Table:
     ]
     if several := rounds > 1:
         competitors.append(Competitor(LIMIT, "limit", cores(), {"": rate(number, lambda: bare(table.photos))}))
-    remarks = [check(table, out, spark), "The Spark session has started before, and its Python workers have run."]
+    remarks = [same, "The Spark session has started before, and its Python workers have run."]
     if not several:
         remarks.append("Measured once, because it takes a minute.")
     return Table(

@@ -30,7 +30,7 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     from carmodel.data.store import content_digest, evenly_spaced, open_store
     from carmodel.serving.about import EXAMPLES
     from carmodel.serving.calibration import calibrate_on_stores
-    from carmodel.serving.packaging import log_classifier
+    from carmodel.serving.packaging import ACCURACY, log_classifier
     from carmodel.serving.registry import promote, register
     from carmodel.tracking.artifacts import fetch
 
@@ -38,7 +38,7 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     store_uri = require("package_pyfunc", "store_uri", settings.store_uri, "preprocess")
     report = require("package_pyfunc", "evaluation_uri", settings.evaluation_uri, "evaluate")
     measured = json.loads((fetch(report) / "metrics.json").read_text())
-    accuracy = {f"test_{name}": measured[name] for name in ("top1", "top5", "whole_top1", "rows") if name in measured}
+    accuracy = {name: measured[key] for name in ACCURACY if (key := name.removeprefix("test_")) in measured}
     stores = fetch(store_uri)
     store = open_store(stores / "test.h5")
 

@@ -32,7 +32,8 @@ def moving(network: keras.Model) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_answers_gradients_and_moving_statistics_are_those_of_keras(network: keras.Model, training: bool) -> None:
-    photos = np.random.default_rng(1).integers(0, 256, (6, 64, 64, 3), np.uint8)
+    # Rounding moves a few activations across zero. With many photos, each of them weighs little in a gradient.
+    photos = np.random.default_rng(1).integers(0, 256, (16, 128, 128, 3), np.uint8)
     plain, start = logits_of(network), network.get_weights()
     view = with_fused_normalization(plain)
     assert sum(isinstance(layer, FusedNormalization) for layer in view.layers) == len(batch_normalizations(network))
@@ -48,9 +49,7 @@ def test_answers_gradients_and_moving_statistics_are_those_of_keras(network: ker
     variables = network.trainable_variables
     ours, theirs = (gradients(model, photos, variables, training=training) for model in (view, plain))
     for variable, own, other in zip(variables, ours, theirs, strict=True):
-        # oneDNN rounds in another order, which can change a single small gradient by 4% of the largest one.
-        assert np.linalg.norm(own - other) <= 0.02 * np.linalg.norm(other) + 1e-6, variable.path
-        np.testing.assert_allclose(own, other, rtol=0.02, atol=0.05 * np.abs(other).max() + 1e-6, err_msg=variable.path)
+        np.testing.assert_allclose(own, other, rtol=0.02, atol=0.02 * np.abs(other).max() + 1e-6, err_msg=variable.path)
 
 
 def test_frozen_normalisations_use_and_keep_their_statistics(network: keras.Model) -> None:

@@ -82,12 +82,13 @@ def load_engine(artifacts: Mapping[str, str], image_size: int, precision: str) -
     Raises:
         InputError: a package is not installed, or the file is damaged.
     """
-    file = artifacts["model"]
+    in_onnx_runtime = "onnx" in artifacts and not (NVIDIA_DEVICE.exists() and _tensorflow_sees_a_gpu())
+    file = artifacts["onnx" if in_onnx_runtime else "model"]
     try:
-        if "onnx" in artifacts and not (NVIDIA_DEVICE.exists() and _tensorflow_sees_a_gpu()):
+        if in_onnx_runtime:
             from carmodel.serving.onnx_engine import OnnxEngine
 
-            return OnnxEngine(Path(file := artifacts["onnx"]))
+            return OnnxEngine(Path(file))
         import carmodel.quiet_tensorflow  # noqa: F401
         from carmodel.serving.tensorflow_engine import load_keras_file
 

@@ -32,6 +32,8 @@ MODEL_CODE = Path(model_code.__file__)
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "opencv-python-headless", "pillow")
 ENGINE_REQUIREMENTS = {"onnxruntime": ("onnxruntime",), "tensorflow": ("tensorflow", "keras")}
 METADATA = ("class_names", "image_size", "crop", "margin")
+ACCURACY = ("test_top1", "test_top5", "test_whole_top1", "test_rows")
+"""Measures on the test photos that are metadata of a classifier, if they are known."""
 LIMITS = ("max_rows", "max_bytes", "max_pixels", "max_decoded_bytes")
 
 

@@ -16,11 +16,10 @@ from carmodel.model.backbone import load_network
 from carmodel.model.half_precision import save_in_half_precision
 from carmodel.parameters import PackagePyfunc
 from carmodel.serving.calibration import Calibration
-from carmodel.serving.packaging import METADATA, log_classifier
+from carmodel.serving.packaging import ACCURACY, METADATA, log_classifier
 from carmodel.serving.registry import PRETRAINED_NAME, register
 from carmodel.tracking.paths import PRETRAINED
 
-ACCURACY = ("test_top1", "test_top5", "test_whole_top1", "test_rows")
 FACTS = (*METADATA, "flip", "temperature", "certain_threshold", *ACCURACY)
 """Metadata of a classifier that are kept beside its network."""
 
