@@ -34,7 +34,11 @@ def gradients(model: keras.Model, photos: np.ndarray, variables: list, **trainin
     return [gradient.numpy() for gradient in tape.gradient(loss, [variable.value for variable in variables])]
 
 
-def test_answers_and_gradients_are_those_of_the_normalisations(network: keras.Model) -> None:
+def test_answers_and_gradients_are_those_of_the_normalisations(
+    network: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Rounding moves a few activations across zero, where the gradient of ReLU jumps. That of SiLU does not.
+    monkeypatch.setattr(keras.layers.ReLU, "call", lambda _, x: keras.ops.silu(x))
     photos = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), np.uint8)
     view, plain = with_fixed_statistics(logits_of(network)), logits_of(network)
     answers = plain(photos, training=False).numpy()

@@ -31,9 +31,12 @@ def moving(network: keras.Model) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_answers_gradients_and_moving_statistics_are_those_of_keras(network: keras.Model, training: bool) -> None:
-    # Rounding moves a few activations across zero. With many photos, each of them weighs little in a gradient.
-    photos = np.random.default_rng(1).integers(0, 256, (16, 128, 128, 3), np.uint8)
+def test_answers_gradients_and_moving_statistics_are_those_of_keras(
+    network: keras.Model, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Rounding moves a few activations across zero, where the gradient of ReLU jumps. That of SiLU does not.
+    monkeypatch.setattr(keras.layers.ReLU, "call", lambda _, x: keras.ops.silu(x))
+    photos = np.random.default_rng(1).integers(0, 256, (16, 64, 64, 3), np.uint8)
     plain, start = logits_of(network), network.get_weights()
     view = with_fused_normalization(plain)
     assert sum(isinstance(layer, FusedNormalization) for layer in view.layers) == len(batch_normalizations(network))
@@ -49,7 +52,7 @@ def test_answers_gradients_and_moving_statistics_are_those_of_keras(network: ker
     variables = network.trainable_variables
     ours, theirs = (gradients(model, photos, variables, training=training) for model in (view, plain))
     for variable, own, other in zip(variables, ours, theirs, strict=True):
-        np.testing.assert_allclose(own, other, rtol=0.02, atol=0.02 * np.abs(other).max() + 1e-6, err_msg=variable.path)
+        np.testing.assert_allclose(own, other, rtol=5e-3, atol=5e-3 * np.abs(other).max() + 1e-6, err_msg=variable.path)
 
 
 def test_frozen_normalisations_use_and_keep_their_statistics(network: keras.Model) -> None:
