@@ -14,6 +14,8 @@ demo serve pretrained load bench: export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR :=
 PORT ?= 5001
 PAGE_PORT ?= 5002
 PAGE_HOST ?= 127.0.0.1
+# Where PYTHONDONTWRITEBYTECODE is set, as in many images, Python would otherwise compile each package at each import.
+export UV_COMPILE_BYTECODE := 1
 
 .PHONY: help install demo serve pretrained test browser test-hosts test-engine test-recipes bench fuzz load lint horovod gpu spark azure sweep lock clean
 help:  ## list the targets
@@ -25,7 +27,7 @@ help:  ## list the targets
 	touch $@
 
 .venv/runtime: .venv/uv pyproject.toml requirements.lock
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --constraint requirements.lock -r pyproject.toml
+	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml
 	touch $@
 
 # HOROVOD_GPU_OPERATIONS=NCCL make horovod: on a machine with NVIDIA GPUs.

@@ -49,21 +49,17 @@ def sources_of(file: Path) -> list[Path]:
     Raises:
         InputError: a file has a syntax error. The message names the file and the line.
     """
-    found, pending = set(), [file]
+    found, pending = set(), {file}
     while pending:
         source = pending.pop()
-        if source in found or not source.is_file():
-            continue
         found.add(source)
-        for module in (name.replace(".", "/") for name in _imports(source, source.read_text())):
-            packages = [Path(module), *Path(module).parents][:-1]
-            pending += [ROOT / f"{module}.py", *(ROOT / package / "__init__.py" for package in packages)]
+        pending |= _imports(source, source.read_text()) - found
     return sorted(found | {static for source in found for static in source.parent.glob("static/*")})
 
 
 @lru_cache(maxsize=1024)  # the steps share most of their files
-def _imports(source: Path, text: str) -> list[str]:
-    """Return the names of all modules that a source file with this text may import."""
+def _imports(source: Path, text: str) -> frozenset[Path]:
+    """Return the project files that a source file with this text may import, and the packages that contain them."""
     try:
         with _parsing:
             tree = ast.parse(text)
@@ -75,7 +71,10 @@ def _imports(source: Path, text: str) -> list[str]:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-    return names
+    files = set()
+    for module in (Path(*name.split(".")) for name in names):
+        files |= {ROOT / f"{module}.py", *(ROOT / folder / "__init__.py" for folder in (module, *module.parents))}
+    return frozenset(file for file in files if file.is_file())
 
 
 def digest_of_bytes(data: bytes) -> str:
