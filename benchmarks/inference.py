@@ -3,7 +3,6 @@
 import base64
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -90,9 +89,7 @@ def of_network(
         return Competitor(name, role, cores(), {f"batch {rows}": rows_rate(answer, rows) for rows in BATCHES})
 
     with ExitStack() as stack:
-        starts = [serve(model, fresh(folder, name)) for name, model in models.items()]
-        pool = stack.enter_context(ThreadPoolExecutor())
-        servers = dict(zip(models, pool.map(stack.enter_context, starts), strict=True))
+        servers = {name: stack.enter_context(serve(model, fresh(folder, name))) for name, model in models.items()}
         http = [competitor(f"{name}, HTTP", "ours", partial(ask, server, texts)) for name, server in servers.items()]
         score = score_engine(models[OURS], files, folder)
         local = [competitor(SCORE, "ours", score)]

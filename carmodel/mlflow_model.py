@@ -20,7 +20,7 @@ from carmodel.model.scale import Scale
 from carmodel.service_errors import download_errors, is_unsupported
 from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.digests import ROOT
-from carmodel.tracking.paths import PRETRAINED
+from carmodel.tracking.paths import PRETRAINED, initial_file
 
 REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy", "pydantic")
 """Packages that a process needs to load and run the network."""
@@ -148,8 +148,7 @@ def load_initial(init: str) -> tuple[keras.Model, list[str]]:
     Raises:
         InputError: no such model, or it has no class names.
     """
-    if init == "pretrained" or init.endswith(".keras"):
-        file = PRETRAINED if init == "pretrained" else Path(init).expanduser()
+    if file := initial_file(init):
         if not file.is_file():
             hint = " (pretrained/ is in a clone of the repository)" if file == PRETRAINED else ""
             raise InputError(f"init={init}: no such file: {file}{hint}")

@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from carmodel.model.fixed_statistics import with_fixed_statistics
 from carmodel.model.head import logits_of
 from carmodel.model.network import build
 from carmodel.parameters import Train
+from carmodel.training.fixed_statistics import with_fixed_statistics
 
 NETWORKS = {"scale": {"depth": 14, "width": 4}, "depthwise": {"backbone": "MobileNetV2"}}
 

@@ -10,7 +10,7 @@ from mlflow.entities import Run
 
 from carmodel.errors import InputError
 from carmodel.parameters import Augment, Evaluate, Preprocess, Train
-from carmodel.tracking import artifacts, cache, digests, lineage, runs
+from carmodel.tracking import artifacts, cache, digests, lineage, paths, runs
 from tests.tracked import tracked_in
 
 
@@ -139,14 +139,21 @@ def test_the_latest_version_of_a_model_is_another_input_after_each_registration(
     assert keys[0] != keys[1] == cache.cache_key("train", Train(init="models:/cars/2"))
 
 
-def test_notes_beside_the_pretrained_network_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "PRETRAINED", network := tmp_path / "stanford_cars.keras")
+@pytest.mark.parametrize("init", ["pretrained", "{}", "file:{}"])
+def test_an_initial_network_and_its_classes_count_but_not_the_notes_beside_it(
+    init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "PRETRAINED", network := tmp_path / "stanford_cars.keras")
+    init = init.format(network)
     network.write_bytes(b"weights")
-    before = cache.digest_of_init("pretrained")
-    (tmp_path / "README.md").write_text("a card")
-    assert cache.digest_of_init("pretrained") == before
+    digests = [cache.digest_of_init(init)]
+    network.with_suffix(".json").write_text("classes")
+    digests.append(cache.digest_of_init(init))
     network.write_bytes(b"other weights")
-    assert cache.digest_of_init("pretrained") != before
+    digests.append(cache.digest_of_init(init))
+    assert len(set(digests)) == 3
+    (tmp_path / "README.md").write_text("a card")
+    assert cache.digest_of_init(init) == digests[-1]
 
 
 def test_a_run_made_again_with_the_same_bytes_gives_the_next_step_the_same_key() -> None:

@@ -137,6 +137,34 @@ def chains(
     return found
 
 
+def with_replaced_chains(
+    network: keras.Model,
+    chains: list[list[layers.Layer]],
+    replacement: Callable[[list[layers.Layer]], layers.Layer],
+    keywords: Callable[[layers.Layer], dict[str, Any]] = lambda layer: {},
+) -> keras.Model:
+    """Return a model in which one layer computes what the layers of a chain compute. All other layers are shared.
+
+    Args:
+        network: a functional model. It is not changed.
+        chains: some of its chains, from `chains`.
+        replacement: returns the new layer for a chain.
+        keywords: returns further arguments of the call of a layer.
+    """
+    first = {id(chain[0]): chain for chain in chains}
+    followers = {id(layer) for chain in chains for layer in chain[1:]}
+
+    def clone(layer: layers.Layer) -> layers.Layer:
+        if id(layer) in followers:
+            return layers.Identity(name=layer.name)
+        return replacement(first[id(layer)]) if id(layer) in first else layer
+
+    def call(layer: layers.Layer, *arguments: Any, **given: Any) -> Any:
+        return arguments[0] if isinstance(layer, layers.Identity) else layer(*arguments, **given | keywords(layer))
+
+    return keras.models.clone_model(network, clone_function=clone, call_function=call)
+
+
 def _foldable(model: keras.Model) -> dict[int, Affine]:
     """Return the affine map of each chain of a graph, by the id of each of its layers."""
     return {id(layer): folded for chain in foldable_chains(model) for folded in [_affine(chain)] for layer in chain}
@@ -156,22 +184,33 @@ def _is_affine(operation: Operation) -> bool:
 
 def _affine(chain: list[layers.Layer]) -> Affine:
     convolution, *followers = chain
-    channels = convolution.output.shape[-1]
-    gain, offset = np.ones(channels), _numbers(convolution.bias) if convolution.use_bias else np.zeros(channels)
+    offset = _numbers(convolution.bias) if convolution.use_bias else 0.0
+    return Affine(convolution, *gain_and_offset(followers, offset, _numbers))
+
+
+def gain_and_offset(
+    followers: list[layers.Layer], offset: Any, read: Callable[[keras.Variable], Any]
+) -> tuple[Any, Any]:
+    """Return the gain and the offset of the affine map that layers compute one after another, (C,) each.
+
+    Args:
+        followers: at least one batch normalisation, with its stored statistics, or `Scale`.
+        offset: an offset that was added before, (C,) or 0.
+        read: returns the value of a variable, as an array or as a tensor.
+    """
+    gain: Any = 1.0
     for layer in followers:
-        own_gain, own_offset = _gain_and_offset(layer)
+        if isinstance(layer, Scale):
+            own_gain, own_offset = read(layer.gamma), read(layer.beta)
+        else:
+            own_gain = (read(layer.moving_variance) + layer.epsilon) ** -0.5
+            if layer.scale:
+                own_gain = own_gain * read(layer.gamma)
+            own_offset = -own_gain * read(layer.moving_mean)
+            if layer.center:
+                own_offset = own_offset + read(layer.beta)
         gain, offset = gain * own_gain, offset * own_gain + own_offset
-    return Affine(convolution, gain, offset)
-
-
-def _gain_and_offset(layer: layers.Layer) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(layer, Scale):
-        return _numbers(layer.gamma), _numbers(layer.beta)
-    gain = 1.0 / np.sqrt(_numbers(layer.moving_variance) + layer.epsilon)
-    if layer.scale:
-        gain = gain * _numbers(layer.gamma)
-    offset = -gain * _numbers(layer.moving_mean)
-    return gain, offset + _numbers(layer.beta) if layer.center else offset
+    return gain, offset
 
 
 def _folded_weights(folded: Affine) -> list[np.ndarray]:

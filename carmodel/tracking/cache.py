@@ -20,7 +20,7 @@ from carmodel.service_errors import download_errors, explain_uri
 from carmodel.tracking.artifacts import listing
 from carmodel.tracking.digests import ROOT, digest_of_bytes, digest_of_path, digest_of_sources
 from carmodel.tracking.lineage import KEY_TAG, LISTING_TAG, outputs_of
-from carmodel.tracking.paths import PRETRAINED, local_path
+from carmodel.tracking.paths import initial_file, local_path
 
 
 def find_reusable(key: str, experiment_id: str) -> Run | None:
@@ -72,10 +72,11 @@ def input_digests(settings: Settings) -> dict[str, str]:
 
 def digest_of_init(init: str) -> str:
     """Return the digest of the network that a training starts from. A Keras file has its classes in a JSON file beside it."""
-    network = str(PRETRAINED) if init == "pretrained" else init
-    facts = local_path(f"{network.removesuffix('.keras')}.json")
-    classes = [str(facts)] if facts and facts.is_file() else []
-    return " ".join(map(digest_of_input, [network, *classes]))
+    file = initial_file(init)
+    if file is None:
+        return digest_of_input(init)
+    classes = file.with_suffix(".json")
+    return " ".join(digest_of_input(str(path)) for path in (file, classes) if path == file or path.is_file())
 
 
 def cache_key(name: str, settings: Settings, digests: Mapping[str, str] | None = None) -> str:

@@ -20,3 +20,13 @@ def local_path(uri: str) -> Path | None:
         return Path(url2pathname(urlsplit(uri).path)).resolve()
     # Path.expanduser raises an error for an unknown ~user. This keeps it, as a path that does not exist.
     return None if ":/" in uri else Path(os.path.expanduser(uri)).resolve()  # noqa: PTH111
+
+
+def initial_file(init: str) -> Path | None:
+    """Return the Keras file that `init` of train names, or None if it names a logged or registered model.
+
+    The classes of the network are in a JSON file beside the Keras file.
+    """
+    if init == "pretrained":
+        return PRETRAINED
+    return local_path(init) if init.endswith(".keras") else None

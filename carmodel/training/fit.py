@@ -12,7 +12,6 @@ import numpy as np
 from keras import layers, metrics
 
 from carmodel.errors import InputError
-from carmodel.model.fixed_statistics import with_fixed_statistics
 from carmodel.model.head import head_layers, logits_of
 from carmodel.model.network import check_sizes
 from carmodel.parameters import Train
@@ -20,6 +19,7 @@ from carmodel.training import checkpoint, device_augmentation
 from carmodel.training.batches import Batches, Photos, Rows
 from carmodel.training.checkpoint import History
 from carmodel.training.features import Features, initialise_head
+from carmodel.training.fixed_statistics import with_fixed_statistics
 from carmodel.training.fused_normalization import with_fused_normalization
 from carmodel.training.optimizer import make_optimizer, rate_factors
 from carmodel.training.precision import gpus

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import Operation, layers, ops
 
-from carmodel.model.folding import chains
+from carmodel.model.folding import chains, with_replaced_chains
 from carmodel.model.scale import Scale
 
 
@@ -31,8 +31,8 @@ class FusedNormalization(layers.Layer):
         self.normalization, self.scales = chain[0], chain[1:]
         self.built = True
 
-    def call(self, x: Any, training: bool = False) -> Any:
-        """Return the normalised and scaled `x`."""
+    def call(self, x: Any, training: bool = False, mask: None = None) -> Any:
+        """Return the normalised and scaled `x`. Images have no `mask`, which batch normalisation takes, too."""
         import tensorflow as tf
 
         norm = self.normalization
@@ -54,7 +54,7 @@ class FusedNormalization(layers.Layer):
                 variable.assign(variable * norm.momentum + value * (1 - norm.momentum))
         return y
 
-    def compute_output_spec(self, x: Any, training: bool = False) -> keras.KerasTensor:
+    def compute_output_spec(self, x: Any, training: bool = False, mask: None = None) -> keras.KerasTensor:
         """Return the shape and dtype of the output."""
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 
@@ -71,22 +71,8 @@ def with_fused_normalization(network: keras.Model) -> keras.Model:
     """
     if keras.backend.backend() != "tensorflow":
         return network
-    found = {id(chain[0]): chain for chain in chains(network, _is_fusable, lambda operation: type(operation) is Scale)}
-    followers = {id(layer) for chain in found.values() for layer in chain[1:]}
-
-    def clone(layer: layers.Layer) -> layers.Layer:
-        if id(layer) in followers:
-            return layers.Identity(name=layer.name)
-        return FusedNormalization(found[id(layer)]) if id(layer) in found else layer
-
-    def call(layer: layers.Layer, *arguments: Any, **keywords: Any) -> Any:
-        if isinstance(layer, layers.Identity):
-            return arguments[0]
-        if isinstance(layer, FusedNormalization):
-            keywords.pop("mask", None)
-        return layer(*arguments, **keywords)
-
-    return keras.models.clone_model(network, clone_function=clone, call_function=call)
+    found = chains(network, _is_fusable, lambda operation: type(operation) is Scale)
+    return with_replaced_chains(network, found, FusedNormalization)
 
 
 def batch_normalizations(model: keras.Model) -> list[layers.BatchNormalization]:

@@ -5,8 +5,8 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from carmodel.model.folding import foldable_chains
-from carmodel.model.scale import Scale
+from carmodel.model.folding import foldable_chains, gain_and_offset, with_replaced_chains
+from carmodel.training.depthwise import depthwise_convolution
 
 
 class NormalizedConvolution(layers.Layer):
@@ -36,16 +36,15 @@ class NormalizedConvolution(layers.Layer):
         """Return the normalised convolution of `x`."""
         convolution = self.convolution
         depthwise = isinstance(convolution, layers.DepthwiseConv2D)
-        gain, offset = 1.0, convolution.bias if convolution.use_bias else 0.0
-        for layer in self.followers:
-            own_gain, own_offset = _gain_and_offset(layer)
-            gain, offset = gain * own_gain, offset * own_gain + own_offset
+        bias = convolution.bias if convolution.use_bias else 0.0
+        gain, offset = gain_and_offset(self.followers, bias, ops.convert_to_tensor)
         # A depthwise kernel is (height, width, input channels, multiplier), and its output channels have the same order.
         kernel = convolution.kernel * (ops.reshape(gain, convolution.kernel.shape[2:]) if depthwise else gain)
-        convolve = ops.depthwise_conv if depthwise else ops.conv
+        x, kernel = ops.cast(x, self.compute_dtype), ops.cast(kernel, self.compute_dtype)
+        convolve = depthwise_convolution if depthwise else ops.conv
         y = convolve(
-            ops.cast(x, self.compute_dtype),
-            ops.cast(kernel, self.compute_dtype),
+            x,
+            kernel,
             strides=convolution.strides,
             padding=convolution.padding,
             dilation_rate=convolution.dilation_rate,
@@ -69,30 +68,9 @@ def with_fixed_statistics(network: keras.Model) -> keras.Model:
     Returns:
         a model with the same inputs, outputs and variables, so training it trains `network`.
     """
-    chains = {id(chain[0]): chain for chain in foldable_chains(network)}
-    followers = {id(layer) for chain in chains.values() for layer in chain[1:]}
 
-    def clone(layer: layers.Layer) -> layers.Layer:
-        if id(layer) in followers:
-            return layers.Identity(name=layer.name)
-        return NormalizedConvolution(chains[id(layer)]) if id(layer) in chains else layer
+    def keywords(layer: layers.Layer) -> dict[str, Any]:
+        # A batch normalisation that does not follow a convolution stays a layer.
+        return {"training": False} if isinstance(layer, layers.BatchNormalization) else {}
 
-    def call(layer: layers.Layer, *arguments: Any, **keywords: Any) -> Any:
-        if isinstance(layer, layers.Identity):
-            return arguments[0]
-        if isinstance(layer, layers.BatchNormalization):
-            keywords["training"] = False
-        return layer(*arguments, **keywords)
-
-    return keras.models.clone_model(network, clone_function=clone, call_function=call)
-
-
-def _gain_and_offset(layer: layers.Layer) -> tuple[Any, Any]:
-    """Return the gain and the offset of a layer, float32 (C,) each."""
-    if isinstance(layer, Scale):
-        return ops.convert_to_tensor(layer.gamma), ops.convert_to_tensor(layer.beta)
-    gain = ops.rsqrt(layer.moving_variance + layer.epsilon)
-    if layer.scale:
-        gain = gain * layer.gamma
-    offset = -gain * layer.moving_mean
-    return gain, offset + layer.beta if layer.center else offset
+    return with_replaced_chains(network, foldable_chains(network), NormalizedConvolution, keywords)
