@@ -83,7 +83,7 @@ lint: .venv/dev .venv/azure .venv/spark .venv/sweep  ## ruff, formatting, types
 	touch $@
 
 # BENCH_DATA=/data/stanford_cars make bench: with real photos; without, with drawn ones. ONLY=loader: one part.
-bench: .venv/runtime .venv/horovod .venv/spark .venv-bench/peers  ## speed beside other ways, to docs/benchmarks (30 minutes, wants an idle machine)
+bench: .venv/runtime .venv/horovod .venv/spark .venv-bench/peers  ## speed beside other ways, to docs/benchmarks (up to an hour, wants an idle machine)
 	python -m benchmarks --data_uri "$(BENCH_DATA)" --only "$(ONLY)" --out docs/benchmarks
 
 fuzz: .venv/dev  ## 10,000 mutated requests to a live server

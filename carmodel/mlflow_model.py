@@ -112,8 +112,12 @@ def log_model(
     return model.get_model_info()
 
 
-def load_network(uri: str) -> tuple[keras.Model, dict[str, Any]]:
+def load_network(uri: str, parameter: str = "model_uri") -> tuple[keras.Model, dict[str, Any]]:
     """Load a logged Keras model and its metadata (class_names, image_size …; empty for models of other projects).
+
+    Args:
+        uri: the model.
+        parameter: the parameter that names it, for the error.
 
     Raises:
         InputError: no such model, or not a Keras model.
@@ -122,10 +126,12 @@ def load_network(uri: str) -> tuple[keras.Model, dict[str, Any]]:
     try:
         metadata = _metadata(folder)
         if trained := metadata.get("trained_model"):
-            raise InputError(f"model_uri={uri} is a packaged classifier; give the network that it contains: {trained}")
+            raise InputError(
+                f"{parameter}={uri} is a packaged classifier; give the network that it contains: {trained}"
+            )
         return mlflow.tensorflow.load_model(str(folder)), metadata
     except (OSError, KeyError, MlflowException) as error:
-        raise InputError(f"model_uri={uri!r} is not a logged Keras model: {error}") from None
+        raise InputError(f"{parameter}={uri!r} is not a logged Keras model: {error}") from None
 
 
 def training_parameters(uri: str) -> dict[str, str]:
@@ -155,14 +161,27 @@ def load_initial(init: str) -> tuple[keras.Model, list[str]]:
         network, facts = load_keras_file(file), file.with_suffix(".json")
         if not facts.is_file():
             raise InputError(f"init={init}: {facts} is missing; it must have the names of the classes as class_names")
-        return network, json.loads(facts.read_text())["class_names"]
+        try:
+            class_names = json.loads(facts.read_text())["class_names"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"init={init}: {facts} has no class_names that can be read: {error!r}") from None
+        return _with_names(init, network, class_names)
     folder = fetch(init)
     if trained := _metadata(folder).get("trained_model"):
         return load_initial(trained)
-    network, metadata = load_network(init)
+    network, metadata = load_network(init, "init")
     if "class_names" not in metadata:
         raise InputError(f"init={init}: the model's metadata has no class_names; give a model logged by train")
-    return network, metadata["class_names"]
+    return _with_names(init, network, metadata["class_names"])
+
+
+def _with_names(init: str, network: keras.Model, class_names: list[str]) -> tuple[keras.Model, list[str]]:
+    """Return a network and its class names, after checking that there is one for each of its outputs."""
+    if len(class_names) != (outputs := network.output_shape[-1]):
+        raise InputError(
+            f"init={init}: there are {len(class_names)} class_names, and the network has {outputs} outputs"
+        )
+    return network, class_names
 
 
 def _metadata(folder: Path) -> dict[str, Any]:

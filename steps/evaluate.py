@@ -1,5 +1,6 @@
 """Measure a logged model on the test store, and write a report as one HTML page with its tables and pictures."""
 
+import json
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     temperature = temperature_on_stores(stores, predictor(network, settings.image_size, flip=settings.flip))
     other = None
     if settings.compare_uri:
-        other_network, other_names = load(settings.compare_uri)
+        other_network, other_names = load(settings.compare_uri, "compare_uri")
         other = predict(other_network, store, class_names=other_names), settings.compare_uri
     material = Material(
         model=settings.model_uri,
@@ -60,6 +61,8 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     )
     report = step.folder / "report"
     numbers = write_report(report, evaluation, store, settings.mistakes, str(store.attrs["note"]), material=material)
+    used = {"image_size": settings.image_size or store.image_size, "flip": settings.flip}
+    (report / "settings.json").write_text(json.dumps(used) + "\n")
     mlflow.log_metrics({f"test_{name}": value for name, value in numbers.items()})
     step.log_output(report, "report")
     without_box = f", top-1 without boxes {numbers['whole_top1']:.4f}" if "whole_top1" in numbers else ""
@@ -71,13 +74,13 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     )
 
 
-def load(uri: str) -> "tuple[keras.Model, list[str] | None]":
-    """Load a network and its class names, which are not known for models of other projects."""
+def load(uri: str, parameter: str = "model_uri") -> "tuple[keras.Model, list[str] | None]":
+    """Load the network that a parameter names, and its class names, which are not known for models of other projects."""
     from carmodel.mlflow_model import load_network
     from carmodel.model.folding import in_float32
     from carmodel.training.precision import gpus
 
-    network, metadata = load_network(uri)
+    network, metadata = load_network(uri, parameter)
     # On a CPU, bfloat16 is slower and gives other predictions than the served model, which is in float32.
     return network if gpus() else in_float32(network), metadata.get("class_names")
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from carmodel.recipe import require
 from steps.command import run_step
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from carmodel.data.store import Store
     from carmodel.tracking.runs import StepRun
 
@@ -37,10 +40,13 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     require("package_pyfunc", "model_uri", settings.model_uri, "train")
     store_uri = require("package_pyfunc", "store_uri", settings.store_uri, "preprocess")
     report = require("package_pyfunc", "evaluation_uri", settings.evaluation_uri, "evaluate")
-    measured = json.loads((fetch(report) / "metrics.json").read_text())
+    evaluation = fetch(report)
+    measured = json.loads((evaluation / "metrics.json").read_text())
     accuracy = {name: measured[key] for name in ACCURACY if (key := name.removeprefix("test_")) in measured}
     stores = fetch(store_uri)
     store = open_store(stores / "test.h5")
+    if note := difference(evaluation, settings, store.image_size):
+        print(f"package_pyfunc: {note}")
 
     photos = store.take(evenly_spaced(len(store), CHECKED_PHOTOS))
     info, inference = log_classifier(settings, photos, partial(calibrate_on_stores, stores), accuracy)
@@ -61,6 +67,29 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
         f"{'folded' if inference.folded else 'not folded'}, {inference.precision}, "
         f"{'ONNX Runtime' if inference.onnx else 'TensorFlow'}"
     )
+
+
+def difference(evaluation: "Path", settings: PackagePyfunc, store_size: int) -> str:
+    """Return a sentence if `evaluate` used another image size or `flip` than the classifier, or "".
+
+    Args:
+        evaluation: the directory that `evaluate` logged. Those of earlier versions have no settings.json.
+        settings: the parameters of this step.
+        store_size: side of the images of the store, in pixels.
+    """
+    if not (file := evaluation / "settings.json").is_file():
+        return ""
+    used = {"image_size": settings.image_size or store_size, "flip": settings.flip}
+    if (measured := json.loads(file.read_text())) == used:
+        return ""
+    return (
+        f"the accuracy of this version is not that of the classifier: it was measured with {_listed(measured)}, and the "
+        f"classifier uses {_listed(used)}; give evaluate and package_pyfunc the same values"
+    )
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={str(value).lower()}" for name, value in values.items())
 
 
 def check_classifier(uri: str, store: "Store") -> None:

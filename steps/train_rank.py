@@ -102,9 +102,10 @@ def fetch_checkpoints(run_id: str) -> Path:
     """
     try:
         return fetch(f"runs:/{run_id}/{CHECKPOINTS}")
-    except InputError:
+    except InputError as error:
         raise InputError(
-            f"resume={run_id}: this run has no checkpoint, because it finished no epoch; train without resume"
+            f"resume={run_id}: no checkpoint can be read, perhaps because this run finished no epoch; train without "
+            f"resume ({error})"
         ) from None
 
 

@@ -144,6 +144,20 @@ def test_resuming_with_another_batch_size_or_schedule_is_refused(store: Store, t
             fit(network(params), store, params, trained.folder)
 
 
+@pytest.mark.parametrize("changed", [{"init": "other.keras"}, {"head_init": "lda"}, {"weights": "imagenet"}])
+def test_resuming_with_another_start_is_refused(changed: dict[str, str], store: Store, trained: Training) -> None:
+    (name,) = changed
+    with pytest.raises(CheckpointError, match=f"{name}=.*, and this training has {name}={changed[name]}"):
+        fit(network(trained.params), store, trained.params.model_copy(update=changed), trained.folder)
+
+
+def test_resuming_with_other_rows_is_refused(trained: Training, tmp_path: Path) -> None:
+    other = write_store(tmp_path / "other.h5")
+    other.labels[0] = (other.labels[0] + 1) % CLASSES
+    with pytest.raises(CheckpointError, match="rows="):
+        fit(network(trained.params), other, trained.params, trained.folder)
+
+
 def test_mlflow_records_each_epoch_of_a_training_through_augmentation(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -195,6 +209,15 @@ def test_a_frozen_networks_head_is_fitted_on_its_features_within_the_whole_netwo
     probabilities = model.predict(store.take(rows), verbose=0)
     assert history["val_accuracy"][-1] == pytest.approx((probabilities.argmax(1) == store.labels[rows]).mean())
     check_saved(model, store, tmp_path)
+
+
+def test_features_are_float32_under_mixed_precision(store: Store) -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        features = Features(network(Train(**SMALL)), store, 8, SIDE, verbose=0)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert features.values.dtype == np.float32
 
 
 def test_a_resumed_training_of_the_head_drops_the_same_features(store: Store, tmp_path: Path) -> None:

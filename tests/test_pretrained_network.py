@@ -53,6 +53,14 @@ def test_a_keras_file_without_its_class_names_cannot_start_a_training(tmp_path: 
         load_initial(str(file))
     file.with_suffix(".json").write_text(json.dumps({"class_names": FACTS["class_names"]}))
     assert load_initial(str(file))[1] == FACTS["class_names"]
+    for text, said in (
+        (json.dumps({"class_names": ["a", "b"]}), "there are 2 class_names, and the network has 196 outputs"),
+        ("{}", r"network\.json has no class_names"),
+        ("no JSON", r"network\.json has no class_names"),
+    ):
+        file.with_suffix(".json").write_text(text)
+        with pytest.raises(InputError, match=said):
+            load_initial(str(file))
 
 
 def test_it_is_packaged_once_and_answers(tmp_path: Path) -> None:

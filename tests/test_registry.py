@@ -9,7 +9,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.pyfunc import PythonModel
 
+from carmodel.parameters import PackagePyfunc
 from carmodel.serving.registry import newest_model, promote, register
+from steps.package_pyfunc import difference
 from tests.tracked import tracked_in
 
 NAME = "cars"
@@ -161,3 +163,12 @@ def test_versions_beyond_nine_keep_their_order(add: Callable[..., str], tmp_path
     assert versions[-1] == "11"
     assert all(promote(MlflowClient(), NAME, version, 0.5).champion for version in versions)
     assert alias("champion") == "11"
+
+
+def test_packaging_says_if_the_accuracy_was_measured_with_other_settings(tmp_path: Path) -> None:
+    settings = PackagePyfunc(image_size=0, flip=True)
+    assert not difference(tmp_path, settings, 64)
+    (tmp_path / "settings.json").write_text('{"image_size": 64, "flip": true}')
+    assert not difference(tmp_path, settings, 64)
+    said = difference(tmp_path, settings, 96)
+    assert "measured with image_size=64, flip=true, and the classifier uses image_size=96, flip=true" in said

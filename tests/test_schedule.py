@@ -71,6 +71,19 @@ def test_each_stage_learns_at_a_fraction_of_the_rate_of_the_one_above() -> None:
     assert rate_factors(network, layer_decay=1) == {}
 
 
+@pytest.mark.parametrize(("backbone", "last"), [("EfficientNetV2B0", "top_conv"), ("MobileNetV3Small", "conv_1")])
+def test_squeeze_and_excitation_belongs_to_the_stage_of_its_block(backbone: str, last: str) -> None:
+    network = build(Train(backbone=backbone, weights="none"), ["a", "b"])
+    factors = rate_factors(network, layer_decay=0.5)
+    assert factors[f"{last}/kernel"] == pytest.approx(0.5)
+    of_block = {path.partition("_")[0]: [] for path in factors if "_se_" in path}
+    for path, factor in factors.items():
+        if path.partition("_")[0] in of_block and ("_se_" in path or "dwconv2" in path):
+            of_block[path.partition("_")[0]].append(factor)
+    assert all(len(set(found)) == 1 for found in of_block.values())
+    assert len(set(factors.values())) == 5
+
+
 def test_the_optimizer_is_the_one_asked_for() -> None:
     network = build(Train(depth=14, width=4), ["a", "b"])
     sgd, adamw = (

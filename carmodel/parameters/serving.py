@@ -46,7 +46,7 @@ class PackagePyfunc(Settings):
         description="bfloat16 is used only if it is faster on the processor and the predictions stay nearly the same",
     )
     image_size: int = Field(
-        0, ge=0, le=1024, description="side of the images at serving time, in pixels (0: the size that training used)"
+        0, ge=0, le=1024, description="side of the images at serving time, in pixels (0: the size of the store)"
     )
     flip: bool = Field(
         False, description="average the predictions for each photo and its mirror image (takes twice the time)"

@@ -93,9 +93,8 @@ def log_classifier(
     """Log the classifier of a Keras model in the active run, with the measures of its network as metrics.
 
     Its metadata are class_names, crop and margin of the Keras model, `image_size` and `flip` as served, `trained_model`
-    (the URI of the Keras model), `folded` and `precision` (whether the checks allowed them), `engine`,
-    the limits, `temperature`,
-    `certain_threshold` and, where it was measured, `certain_coverage`.
+    (the URI of the Keras model), `folded` and `precision` (whether the checks allowed them), `engine`, the limits,
+    `temperature`, `certain_threshold` and, where it was measured, `certain_coverage`.
 
     Args:
         settings: `model_uri` is a directory or any URI that MLflow can download. It contains a Keras model that was

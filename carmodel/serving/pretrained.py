@@ -47,8 +47,14 @@ def _packaged(client: MlflowClient, digest: str) -> str | None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--export", metavar="MODEL", help="first replace the files of pretrained/ by this classifier's")
-    if model := parser.parse_args().export:
-        from carmodel.serving.pretrained_files import export
+    model = parser.parse_args().export
+    try:
+        if model:
+            from carmodel.serving.pretrained_files import export
 
-        export(model)
-    print(f"\n  packaged: {package_pretrained()}\n  serve it: make serve MODEL=models:/{PRETRAINED_NAME}@{CHAMPION}")
+            export(model)
+        print(
+            f"\n  packaged: {package_pretrained()}\n  serve it: make serve MODEL=models:/{PRETRAINED_NAME}@{CHAMPION}"
+        )
+    except InputError as error:
+        parser.error(str(error))

@@ -72,7 +72,7 @@ def restore(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimize
         history, made_with = json.loads(str(saved.pop("history")))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from None
-    for name in made_with.keys() & settings.keys():
+    for name in sorted(made_with.keys() & settings.keys()):
         if made_with[name] != settings[name]:
             raise CheckpointError(
                 f"{path} was made with {name}={made_with[name]}, and this training has {name}={settings[name]}. Resume with "

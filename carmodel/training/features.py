@@ -47,7 +47,8 @@ class Features:
         image = keras.Input((data.image_size, data.image_size, 3), dtype="uint8")
         seen = keras.layers.Lambda(lambda images: to_uint8(resize(images, size)))(image)
         below = keras.Model(image, features_of(network)(seen))
-        self.values = ranks.gather(below.predict(Batches(data, part, batch_size), verbose=verbose))
+        values = below.predict(Batches(data, part, batch_size), verbose=verbose)
+        self.values = ranks.gather(values.astype(np.float32))  # Horovod cannot send bfloat16
 
     def __len__(self) -> int:
         return len(self.values)

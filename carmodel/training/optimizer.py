@@ -93,7 +93,8 @@ def rate_factors(network: keras.Model, layer_decay: float) -> dict[str, float]:
     """Return the factor of the learning rate for each variable below the head, by its path.
 
     A layer that is k stages below the last one has the factor ``layer_decay ** (k + 1)``, and the head has 1. A stage
-    consists of the layers whose outputs have the same size: the side of the image divided by 2, 4, 8 and so on.
+    consists of the layers whose outputs have the same size: the side of the image divided by 2, 4, 8 and so on. Layers
+    with outputs of 1 x 1, such as those of squeeze and excitation, belong to the stage of the layers before them.
 
     Args:
         network: the network.
@@ -102,9 +103,11 @@ def rate_factors(network: keras.Model, layer_decay: float) -> dict[str, float]:
     if layer_decay == 1:
         return {}
     sized = keras.models.clone_model(network, input_tensors=keras.Input((FULL_SIDE, FULL_SIDE, 3), dtype="uint8"))
-    halvings = {
-        layer.name: round(math.log2(FULL_SIDE / layer.output.shape[1])) for layer in sized.layers if _is_map(layer)
-    }
+    halvings, stage = {}, 0
+    for layer in filter(_is_map, sized.layers):
+        if (side := layer.output.shape[1]) > 1:
+            stage = round(math.log2(FULL_SIDE / side))
+        halvings[layer.name] = stage
     last = max(halvings.values())
     return {
         variable.path: layer_decay ** (last - halvings[layer.name] + 1)
