@@ -25,7 +25,7 @@ from carmodel.training.optimizer import make_optimizer
 
 TITLE = "Training"
 CLASSES = 196
-BATCH = 8
+BATCH = 16
 STEPS = 2
 """Steps of a turn."""
 STORE_STEPS, QUICK_STORE_STEPS = 5, 2
