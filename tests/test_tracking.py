@@ -156,6 +156,17 @@ def test_an_initial_network_and_its_classes_count_but_not_the_notes_beside_it(
     assert cache.digest_of_init(init) == digests[-1]
 
 
+def test_bytecode_that_python_writes_beside_the_code_of_a_model_does_not_count(tmp_path: Path) -> None:
+    (code := tmp_path / "model" / "code").mkdir(parents=True)
+    (code / "layer.py").write_text("x = 1")
+    before = artifacts.listing(tmp_path.as_uri()), digests.digest_of_path(tmp_path)
+    (code / "__pycache__").mkdir()
+    (code / "__pycache__" / "layer.cpython-311.pyc").write_bytes(b"bytecode")
+    assert (artifacts.listing(tmp_path.as_uri()), digests.digest_of_path(tmp_path)) == before
+    (code / "layer.py").write_text("x = 12")
+    assert artifacts.listing(tmp_path.as_uri()) != before[0] and digests.digest_of_path(tmp_path) != before[1]
+
+
 def test_a_run_made_again_with_the_same_bytes_gives_the_next_step_the_same_key() -> None:
     first, second = (run_once(Augment(seed=seed)).outputs["augmented"]["uri"] for seed in (1, 2))
     assert cache.cache_key("train", Train(augmented_uri=first)) == cache.cache_key("train", Train(augmented_uri=second))

@@ -10,7 +10,7 @@ from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
 from carmodel.errors import InputError
 from carmodel.service_errors import download_errors, explain_uri
-from carmodel.tracking.digests import digest_of_bytes
+from carmodel.tracking.digests import BYTECODE, digest_of_bytes
 from carmodel.tracking.paths import local_path
 
 
@@ -48,7 +48,10 @@ def _run_has(uri: str) -> bool:
 
 
 def listing(uri: str) -> str:
-    """Return the digest of the file names and sizes under a URI. This is cheap for remote files, too."""
+    """Return the digest of the file names and sizes under a URI. This is cheap for remote files, too.
+
+    Bytecode does not count. Python writes it when it loads a model from a local directory, since a model has its code.
+    """
     if uri.startswith("runs:/"):
         run_id, _, path = uri.removeprefix("runs:/").partition("/")
         repository = get_artifact_repository(mlflow.get_run(run_id).info.artifact_uri)
@@ -59,6 +62,8 @@ def listing(uri: str) -> str:
     while pending:
         # An empty path for the root, because MLflow's repository for Unity Catalog's default storage fails with None.
         for item in repository.list_artifacts(pending.pop()):
+            if item.is_dir and Path(item.path).name == BYTECODE:
+                continue
             if item.is_dir:
                 pending.append(item.path)
             elif item.path != REGISTERED_MODEL_META_FILE_NAME:  # MLflow writes this file when it reads a model

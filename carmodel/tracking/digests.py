@@ -11,13 +11,17 @@ from threading import Lock
 from carmodel.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
+BYTECODE = "__pycache__"
 
 # In Python 3.11, `ast.parse` may fail while several threads call it (https://github.com/python/cpython/issues/106905).
 _parsing = Lock()
 
 
 def digest_of_path(path: Path) -> str:
-    """Return the digest of a file's contents, or of the names and contents of a directory. Follow links, as readers do."""
+    """Return the digest of a file's contents, or of the names and contents of a directory, without Python's bytecode.
+
+    Links are followed, as readers do.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(_files(path)) if path.is_dir() else [path]:
         digest.update(str(file.relative_to(path)).encode())
@@ -30,7 +34,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """Yield the files at any depth. Enter a directory once, even if several links lead to it."""
     entered = {folder.resolve()}
     for here, folders, names in os.walk(folder, followlinks=True):
-        new = [name for name in sorted(folders) if Path(here, name).resolve() not in entered]
+        new = [name for name in sorted(folders) if name != BYTECODE and Path(here, name).resolve() not in entered]
         entered |= {Path(here, name).resolve() for name in new}
         folders[:] = new
         yield from (file for name in names if (file := Path(here, name)).is_file())
