@@ -4,6 +4,7 @@ A checkpoint is an ``.npz`` file. It contains the variables of the network, incl
 optimizer, including moving averages of the weights, and the history and parameters as JSON.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import keras
 import numpy as np
 
 from carmodel.errors import InputError
+from carmodel.parameters import Train
+from carmodel.training.batches import Photos
 
 History = dict[str, list[float]]
 Settings = dict[str, object]
@@ -23,8 +26,22 @@ SECONDS = 30.0
 """Shortest time between two checkpoints of a stage."""
 
 
+MAY_CHANGE_ON_RESUME = {
+    *("store_uri", "augmented_uri", "resume"),
+    *("processes", "hosts", "launcher", "spark_master"),
+}
+"""Parameters that may change when a training is resumed. The stores may have moved, but must have the same rows."""
+
+
 class CheckpointError(InputError):
     """A checkpoint cannot be read, or belongs to another training. The message names the file and the difference."""
+
+
+def settings_of(params: Train, store: Photos) -> Settings:
+    """Return the parameters that must not change when a training is resumed, and a digest of the rows."""
+    rows = [store.image_size, list(store.class_names), store.labels.tolist(), store.validation.tolist()]
+    digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
+    return params.model_dump(exclude=MAY_CHANGE_ON_RESUME) | {"rows": digest}
 
 
 def path_of(directory: Path, epoch: int) -> Path:

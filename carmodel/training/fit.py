@@ -1,7 +1,5 @@
 """Train a network: compile, resume from the last checkpoint, fit, and end with the final weights."""
 
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,12 +29,6 @@ from carmodel.training.schedule import Stage, stages
 
 STATISTICS_BATCHES = 100
 """Largest number of batches from which the final statistics of batch normalisation are computed."""
-
-MAY_CHANGE_ON_RESUME = {
-    *("store_uri", "augmented_uri", "resume"),
-    *("processes", "hosts", "launcher", "spark_master"),
-}
-"""Parameters that may change when a training is resumed. The stores may have moved, but must have the same rows."""
 
 
 class Throughput(keras.callbacks.Callback):
@@ -176,7 +168,7 @@ class _Training:
         if ranks.rank == 0:
             own.append(
                 checkpoint.SaveCheckpoints(
-                    checkpoint_dir, self.network, history, _settings(params, self.store), on_saved=on_saved
+                    checkpoint_dir, self.network, history, checkpoint.settings_of(params, self.store), on_saved=on_saved
                 )
             )
             own.append(Progress(self.schedule[-1].end))
@@ -265,7 +257,7 @@ class _Training:
         path = checkpoint.latest(directory)
         if path is None:
             return {}
-        history = checkpoint.restore(path, self.network, optimizer, _settings(self.params, self.store))
+        history = checkpoint.restore(path, self.network, optimizer, checkpoint.settings_of(self.params, self.store))
         done, made = len(history["loss"]), int(optimizer.iterations.numpy())
         if made != done * steps:
             raise checkpoint.CheckpointError(
@@ -273,13 +265,6 @@ class _Training:
                 "batch_size and number of processes"
             )
         return history
-
-
-def _settings(params: Train, store: Photos) -> dict[str, object]:
-    """Return the parameters that must not change when a training is resumed, and a digest of the rows."""
-    rows = [store.image_size, list(store.class_names), store.labels.tolist(), store.validation.tolist()]
-    digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
-    return params.model_dump(exclude=MAY_CHANGE_ON_RESUME) | {"rows": digest}
 
 
 def _tracks_statistics(layer: keras.Layer) -> bool:
