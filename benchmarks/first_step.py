@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 BATCH = 8
-NETWORK = "MobileNetV2"
+NETWORK = "MobileNet"
 
 
 def carmodel(store: str) -> None:
@@ -33,8 +33,8 @@ def keras(store: str) -> None:
 
     with h5py.File(store) as file:
         images, labels = file["images"][:], file["labels"][:]
-    inputs = keras.applications.mobilenet_v2.preprocess_input(images.astype("float32"))
-    network = keras.applications.MobileNetV2(weights=None, classes=2, input_shape=inputs.shape[1:])
+    inputs = keras.applications.mobilenet.preprocess_input(images.astype("float32"))
+    network = keras.applications.MobileNet(weights=None, classes=2, input_shape=inputs.shape[1:])
     network.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
     network.fit(inputs, labels, batch_size=BATCH, epochs=1, verbose=0, callbacks=[end_after_first_step()])
 

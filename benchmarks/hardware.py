@@ -2,10 +2,9 @@
 
 import os
 import platform
+import subprocess
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
-
-from mlflow.utils.git_utils import get_git_commit
 
 from carmodel.tracking.digests import ROOT
 from carmodel.training.precision import cpu_fields
@@ -25,12 +24,23 @@ def describe(data: str) -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "instruction sets": ", ".join(flag for flag in FLAGS if flag in flags) or "none of " + ", ".join(FLAGS),
         "memory": f"{memory:.0f} GiB",
-        "commit": (get_git_commit(str(ROOT)) or "unknown")[:7],
+        "commit": _commit(),
         "date": date.today().isoformat(),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "versions": ", ".join(f"{name} {found}" for name in PACKAGES if (found := _installed(name))),
         "data": data,
     }
+
+
+def _commit() -> str:
+    """Return the commit of the code, and whether the code has changed since then. Results and documents do not count."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "benchmarks", "carmodel", "steps", "tests")
+    return (git("rev-parse", "--short=7", "HEAD") or "unknown") + (" with changes" if changed else "")
 
 
 def _installed(package: str) -> str:

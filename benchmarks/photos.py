@@ -94,8 +94,8 @@ def on_all_cores(work: Callable, items: object) -> list:
         return list(pool.map(work, items))
 
 
-def store_of(given: Given, number: int, folder: Path) -> Store:
-    """Write the photos to a new directory and return the store of the training photos, at `IMAGE_SIZE`."""
+def store_of(given: Given, number: int, folder: Path, side: int = IMAGE_SIZE) -> Store:
+    """Write the photos to a new directory and return the store of the training photos, whose sides have `side` pixels."""
     folder.mkdir()
-    write_stores(photos(given, number + 1), folder, Preprocess(image_size=IMAGE_SIZE, validation_fraction=0.0))
+    write_stores(photos(given, number + 1), folder, Preprocess(image_size=side, validation_fraction=0.0))
     return open_store(folder / "train.h5")

@@ -50,8 +50,8 @@ def at_side(given: Given, side: int, number: int) -> Table:
         Competitor(TF_DATA, "peer", cores(), {"": rate(number, works[TF_DATA])}),
         Competitor(LIMIT, "limit", cores(), {"": rate(number, works[LIMIT])}, "It keeps nothing."),
     ]
-    remarks = check(table, out)
-    entries = take_turns(competitors, given.rounds())
+    remarks = check(table, out)  # also warms up all ways
+    entries = take_turns(competitors, given.rounds(), warm_up=0)
     title = f"{number:,} photos of {side} px to {IMAGE_SIZE} px"
     return Table(title, "images/s", entries, remarks, headline=f"Preprocess: photos of {side} px")
 

@@ -26,8 +26,8 @@ DISTINCT = 6500
 ROUNDS = {6500: 5, 50_000: 1}
 """Number of rounds for each number of photos. The speed of the limit does not depend on the number: it keeps nothing."""
 QUICK = {6500: 130, 50_000: 1000}
-CHECKED = 100
-"""Number of photos whose images are compared."""
+CHECKED = 500
+"""Number of photos whose images are compared. This also starts the Python workers."""
 
 
 def measure(given: Given) -> list[Table]:
@@ -60,7 +60,7 @@ def compare(given: Given, table: CarTable, spark: Engine, rounds: int, same: str
     return Table(
         f"{number:,} photos of {SIDE} px to {IMAGE_SIZE} px",
         "images/s",
-        take_turns(competitors, given.rounds(rounds), warm_up=int(several)),
+        take_turns(competitors, given.rounds(rounds), warm_up=0),
         remarks,
         headline=f"Preprocess with engine=spark: {number:,} photos",
     )

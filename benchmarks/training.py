@@ -1,6 +1,5 @@
 """Train ResNet-50: with Scale, beside `keras.applications.ResNet50`, and from a store beside synthetic data in memory."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -19,16 +18,16 @@ from carmodel.model.resnet import resnet
 from carmodel.model.scale import Scale
 from carmodel.parameters import Train
 from carmodel.training import precision
-from carmodel.training.fit import fit
+from carmodel.training.fit import Throughput, fit
 from carmodel.training.fused_normalization import with_fused_normalization
 from carmodel.training.optimizer import make_optimizer
 
 TITLE = "Training"
 CLASSES = 196
 BATCH = 16
-STEPS = 2
-"""Steps of a turn."""
-STORE_STEPS, QUICK_STORE_STEPS = 5, 2
+STORE_SIDE = 128
+"""Side of the images of the training from a store, in pixels. Reading and computing take time in proportion to the pixels."""
+STORE_STEPS, QUICK_STORE_STEPS = 6, 2
 """Steps of an epoch of the training from a store."""
 PEER = "keras.applications.ResNet50"
 OWN = "Images are uint8, and normalised in each step. Batch normalisation and Scale are one operation, as in `fit`."
@@ -62,19 +61,13 @@ def steps(given: Given) -> Table:
     competitors = []
     for name, role, network, inputs, note in ways:
         network.compile(keras.optimizers.SGD(0.001, momentum=0.9), "sparse_categorical_crossentropy", jit_compile=False)
-        work = partial(train, network, inputs, labels)
-        works = {kind: partial(in_precision, kind, rate(BATCH * STEPS, work)) for kind in precisions()}
+        work = partial(network.train_on_batch, inputs, labels)
+        works = {kind: partial(in_precision, kind, rate(BATCH, work)) for kind in precisions()}
         competitors.append(Competitor(name, role, cores(), works, note))
     entries = take_turns(competitors, given.rounds())
     precision.onednn_bfloat16(False)
     title = f"Training step, batch {BATCH}, {IMAGE_SIZE} px, SGD with momentum"
     return Table(title, "images/s", entries, remarks, "Training step of ResNet-50 with Scale", precisions()[-1])
-
-
-def train(network: keras.Model, images: np.ndarray, labels: np.ndarray) -> None:
-    """Train for a few steps."""
-    for _ in range(STEPS):
-        network.train_on_batch(images, labels)
 
 
 def in_precision(kind: str, work: Callable[[], float]) -> float:
@@ -137,7 +130,7 @@ class OtherTurn(keras.callbacks.Callback):
 def from_store(given: Given) -> Table:
     """Train with `carmodel.training.fit` on a store, in turns with Keras's `fit` on one batch that stays in memory."""
     count = given.size(STORE_STEPS, QUICK_STORE_STEPS)
-    store = store_of(given, BATCH * count, given.folder / "store")
+    store = store_of(given, BATCH * count, given.folder / "store", STORE_SIDE)
     kind = precisions()[-1]
     precision.apply(kind)
     settings = Train(epochs=given.rounds() + 1, batch_size=BATCH, warmup_epochs=0, learning_rate=0.001, precision=kind)
@@ -148,7 +141,7 @@ def from_store(given: Given) -> Table:
         Entry("the same network on synthetic data in memory", "limit", cores(), {"": turns.rates[1]}),
     ]
     remark = f"An epoch has {count} steps. Validation and checkpoints are not part of the time."
-    title = f"Training from a store, {kind}, batch {BATCH}, {IMAGE_SIZE} px"
+    title = f"Training from a store, {kind}, batch {BATCH}, {STORE_SIDE} px"
     return Table(title, "images/s", entries, [remark], "Training ResNet-50 from a store")
 
 
@@ -162,8 +155,7 @@ def synthetic(store: Store, settings: Train, steps: int) -> Callable[[], float]:
     data = tf.data.Dataset.from_tensors(batch).repeat(steps).prefetch(1)
 
     def turn() -> float:
-        began = time.perf_counter()
-        network.fit(data, epochs=1, verbose=0)
-        return BATCH * steps / (time.perf_counter() - began)
+        result = network.fit(data, epochs=1, verbose=0, callbacks=[Throughput(BATCH * steps)])
+        return float(result.history["images_per_second"][0])
 
     return turn

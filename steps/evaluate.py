@@ -23,7 +23,7 @@ def work(settings: Evaluate, step: "StepRun") -> None:
 
     import steps.quiet_tensorflow  # noqa: F401
     from carmodel.data.preprocessing import WHOLE, read_boxes
-    from carmodel.data.store import open_store
+    from carmodel.data.store import content_digest, open_store
     from carmodel.evaluation.predictions import evaluate, predictor
     from carmodel.evaluation.report import write_report
     from carmodel.evaluation.tables import Material
@@ -40,7 +40,8 @@ def work(settings: Evaluate, step: "StepRun") -> None:
 
     network, names = load(require("evaluate", "model_uri", settings.model_uri, "train"))
     evaluation = predict(network, store, class_names=names)
-    temperature = temperature_on_stores(stores, predictor(network, settings.image_size, flip=settings.flip))
+    answer = predictor(network, settings.image_size, flip=settings.flip)
+    temperature = temperature_on_stores(stores, answer, settings.batch_size)
     other = None
     if settings.compare_uri:
         other_network, other_names = load(settings.compare_uri, "compare_uri")
@@ -61,7 +62,8 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     )
     report = step.folder / "report"
     numbers = write_report(report, evaluation, store, settings.mistakes, str(store.attrs["note"]), material=material)
-    used = {"image_size": settings.image_size or store.image_size, "flip": settings.flip}
+    used = settings.model_dump(include={"flip", "model_uri"}) | {"test_store": content_digest(store)}
+    used["image_size"] = settings.image_size or store.image_size
     (report / "settings.json").write_text(json.dumps(used) + "\n")
     mlflow.log_metrics({f"test_{name}": value for name, value in numbers.items()})
     step.log_output(report, "report")

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,9 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     accuracy = {name: measured[key] for name in ACCURACY if (key := name.removeprefix("test_")) in measured}
     stores = fetch(store_uri)
     store = open_store(stores / "test.h5")
-    if note := difference(evaluation, settings, store.image_size):
+    used = settings.model_dump(include={"flip", "model_uri"}) | {"test_store": content_digest(store)}
+    used["image_size"] = settings.image_size or store.image_size
+    if note := difference(evaluation, used):
         print(f"package_pyfunc: {note}")
 
     photos = store.take(evenly_spaced(len(store), CHECKED_PHOTOS))
@@ -69,27 +71,37 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     )
 
 
-def difference(evaluation: "Path", settings: PackagePyfunc, store_size: int) -> str:
+def difference(evaluation: "Path", used: Mapping[str, object]) -> str:
     """Return a sentence if `evaluate` used another image size or `flip` than the classifier, or "".
 
     Args:
-        evaluation: the directory that `evaluate` logged. Those of earlier versions have no settings.json.
-        settings: the parameters of this step.
-        store_size: side of the images of the store, in pixels.
+        evaluation: the directory that `evaluate` logged. Those of earlier versions have no settings.json, or a shorter one.
+        used: image_size, flip, model_uri and test_store of this step.
+
+    Raises:
+        InputError: `evaluate` measured another model, or on other photos.
     """
     if not (file := evaluation / "settings.json").is_file():
         return ""
-    used = {"image_size": settings.image_size or store_size, "flip": settings.flip}
-    if (measured := json.loads(file.read_text())) == used:
+    measured = json.loads(file.read_text())
+    wrong = [name for name in ("model_uri", "test_store") if measured.get(name, used[name]) != used[name]]
+    if wrong:
+        raise InputError(
+            f"evaluation_uri is the report on another model or on other photos: {_listed(measured, wrong)}, and this step "
+            f"has {_listed(used, wrong)}; run evaluate with the same model_uri and store_uri"
+        )
+    settings = ("image_size", "flip")
+    if all(measured[name] == used[name] for name in settings):
         return ""
     return (
-        f"the accuracy of this version is not that of the classifier: it was measured with {_listed(measured)}, and the "
-        f"classifier uses {_listed(used)}; give evaluate and package_pyfunc the same values"
+        f"the accuracy of this version is not that of the classifier: it was measured with {_listed(measured, settings)}, "
+        f"and the classifier uses {_listed(used, settings)}; give evaluate and package_pyfunc the same values"
     )
 
 
-def _listed(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name}={str(value).lower()}" for name, value in values.items())
+def _listed(values: Mapping[str, object], names: Iterable[str]) -> str:
+    texts = {name: value if isinstance(value := values[name], str) else json.dumps(value) for name in names}
+    return ", ".join(f"{name}={text}" for name, text in texts.items())
 
 
 def check_classifier(uri: str, store: "Store") -> None:

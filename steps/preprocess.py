@@ -60,6 +60,8 @@ def make_stores(settings: Preprocess, data: Path) -> "Report":
     source = open_folder(folder, data.parent, settings.seed)
     if isinstance(source, ReadyStores):
         report = check_stores(source.folder)
+        if unused := different(settings, source.folder):
+            print(f"preprocess: {folder} contains stores, which stay as they are: {unused}")
         for name in ("train.h5", "test.h5", *WHOLE.values()):
             if (source.folder / name).is_file():
                 copy_store(source.folder / name, data)
@@ -71,6 +73,15 @@ def make_stores(settings: Preprocess, data: Path) -> "Report":
         report = write_stores(source, data, settings, "" if settings.data_uri else SYNTHETIC, engine)
         mlflow.log_metric("photos_per_second", report["photos"] / (time.perf_counter() - began))
     return report
+
+
+def different(settings: Preprocess, stores: Path) -> str:
+    """Return the parameters that existing stores do not have, with the values of both, or ""."""
+    from carmodel.data.store import open_store
+
+    made = open_store(stores / "train.h5").attrs
+    asked = settings.model_dump(include={"image_size", "crop", "margin"})
+    return ", ".join(f"{name}={made[name]} and not {value}" for name, value in asked.items() if made[name] != value)
 
 
 def draw_sample(settings: Preprocess) -> Path:

@@ -57,6 +57,7 @@ def photos(rows: int, validation: int = 0) -> Store:
         validation=kept,
         class_names=["a", "b", "c"],
         image_size=32,
+        crc32=np.arange(rows),
     )
 
 

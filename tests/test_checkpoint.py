@@ -142,3 +142,9 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     newest.write_bytes(newest.read_bytes()[:-100])
     assert latest(tmp_path) == path_of(tmp_path, 1)
     assert latest(tmp_path / "missing") is None
+
+
+def test_checkpoints_that_were_all_cut_off_do_not_restart_a_training_silently(tmp_path: Path) -> None:
+    path_of(tmp_path, 1).write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="every checkpoint .* is truncated. Start a new training"):
+        latest(tmp_path)

@@ -139,6 +139,19 @@ def test_a_table_of_boxes_that_is_malformed_names_the_line(tmp_path: Path, text:
         read_boxes(table, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"file,x1,y1,x2,y2\nwrong/a.jpg,1,2,30,40\n", r"no box of .*boxes\.csv belongs to a photo in .*wrong/a\.jpg"),
+        ("file,x1,y1,x2,y2\nä.jpg,1,2,30,40\n".encode("latin-1"), "is not a CSV file in UTF-8"),
+    ],
+)
+def test_boxes_that_would_be_ignored_are_refused(folder: Path, tmp_path: Path, content: bytes, words: str) -> None:
+    (table := tmp_path / "boxes.csv").write_bytes(content)
+    with pytest.raises(BoxError, match=words):
+        read_boxes(table, folder)
+
+
 def test_the_boxes_of_a_devkit_are_those_that_preprocess_reads(sample: Path) -> None:
     expected = {Path(row.path).resolve(): (row.x1, row.y1, row.x2, row.y2) for row in read(sample).photos.itertuples()}
     assert read_boxes(sample, sample / "cars_test") == expected

@@ -134,6 +134,13 @@ def test_statistics_of_normalisation_are_those_of_the_final_weights(store: Store
     np.testing.assert_allclose(model.get_layer("stem_bn1").moving_mean, mean, atol=1e-4)
 
 
+def test_the_last_validation_measures_the_network_that_is_returned(store: Store, trained: Training) -> None:
+    rows = np.flatnonzero(store.validation)
+    answers = trained.network.predict(store.take(rows), verbose=0)
+    loss = -np.log(answers[np.arange(len(rows)), store.labels[rows]]).mean()
+    assert trained.history["val_loss"][-1] == pytest.approx(loss, rel=1e-3)
+
+
 def test_resuming_with_another_batch_size_or_schedule_is_refused(store: Store, trained: Training) -> None:
     for changed, said in (
         ({"batch_size": 16}, "batch_size=8, and this training has batch_size=16"),
@@ -149,6 +156,14 @@ def test_resuming_with_another_start_is_refused(changed: dict[str, str], store: 
     (name,) = changed
     with pytest.raises(CheckpointError, match=f"{name}=.*, and this training has {name}={changed[name]}"):
         fit(network(trained.params), store, trained.params.model_copy(update=changed), trained.folder)
+
+
+def test_resuming_needs_the_same_files_at_any_place(store: Store, trained: Training, tmp_path: Path) -> None:
+    def settings(name: str, content: bytes) -> checkpoint.Settings:
+        (file := tmp_path / name).write_bytes(content)
+        return checkpoint.settings_of(trained.params.model_copy(update={"init": str(file)}), store)
+
+    assert settings("a.keras", b"one") == settings("b.keras", b"one") != settings("b.keras", b"other")
 
 
 def test_resuming_with_other_rows_is_refused(trained: Training, tmp_path: Path) -> None:

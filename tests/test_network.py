@@ -52,6 +52,21 @@ def test_under_mixed_precision_the_body_is_bfloat16_and_the_ends_are_not(params:
     assert y.dtype == np.float32 and np.isfinite(y).all()
 
 
+@pytest.mark.usefixtures("mixed_bfloat16")
+def test_saved_networks_take_the_precision_of_the_process(photos: np.ndarray, tmp_path: Path) -> None:
+    keras.config.set_dtype_policy("float32")
+    source = build(Train(**SMALL), NAMES)
+    features_of(source).save(file := tmp_path / "trunk.keras")
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    for network in (build(Train(**SMALL), NAMES, init=(source, NAMES)), build(Train(backbone=str(file)), NAMES)):
+        assert features_of(network).outputs[0].dtype == "bfloat16"
+        assert network.layers[1].compute_dtype == "float32", "16 bits would round pixels"
+    keras.config.set_dtype_policy("float32")
+    again = build(Train(**SMALL), NAMES, init=(network, NAMES))
+    assert {layer.compute_dtype for layer in again.layers[1:]} == {"float32"}
+    np.testing.assert_allclose(features_of(again)(photos), features_of(source)(photos), rtol=1e-5, atol=1e-5)
+
+
 def test_unfreeze_trains_the_head_or_all_from_a_layer_on() -> None:
     head = build(Train(**SMALL, unfreeze="head"), NAMES)
     assert [w.path for w in head.trainable_weights] == ["logits/kernel", "logits/bias"]
@@ -59,6 +74,16 @@ def test_unfreeze_trains_the_head_or_all_from_a_layer_on() -> None:
     assert {w.path.split("_")[0] for w in last.trainable_weights} == {"stage5", "logits/kernel", "logits/bias"}
     with pytest.raises(InputError, match=r"unfreeze=stage9: the network has no such layer.*stage2_block1"):
         build(Train(**SMALL, unfreeze="stage9"), NAMES)
+    with pytest.raises(InputError, match="unfreeze=predictions: no layer from this one on has weights"):
+        build(Train(**SMALL, unfreeze="predictions"), NAMES)
+
+
+def test_layers_that_were_frozen_when_a_network_was_saved_can_be_trained(tmp_path: Path) -> None:
+    everything = [w.path for w in build(Train(**SMALL), NAMES).trainable_weights]
+    frozen = build(Train(**SMALL, unfreeze="head"), NAMES)
+    assert [w.path for w in build(Train(**SMALL), NAMES, init=(frozen, NAMES)).trainable_weights] == everything
+    features_of(frozen).save(file := tmp_path / "frozen.keras")
+    assert [w.path for w in build(Train(backbone=str(file)), NAMES).trainable_weights] == everything
 
 
 def test_a_trained_networks_head_is_matched_by_class_name(photos: np.ndarray) -> None:

@@ -12,12 +12,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+import urllib3
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
@@ -271,25 +274,48 @@ def test_serving_prints_the_version_and_its_addresses_and_an_interrupt_stops_bot
     assert "Traceback" not in serving.log.read_text()
 
 
-def test_when_the_endpoint_is_gone_the_page_says_what_to_do(browser: Browser, sample: Path) -> None:
-    port = free_port()
+@contextmanager
+def running(endpoint: str) -> Iterator[str]:
+    """The address of a page in front of an endpoint."""
     about = {"model": "none", "accuracy": "", "run": "", "run_url": "", "classes": NAMES}
-    config = uvicorn.Config(create_page("http://127.0.0.1:9", about, {}, []), port=port, log_level="error")
+    config = uvicorn.Config(create_page(endpoint, about, {}, []), port=(port := free_port()), log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         while not server.started:
             time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_when_the_endpoint_is_gone_the_page_says_what_to_do(browser: Browser, sample: Path) -> None:
+    with running("http://127.0.0.1:9") as address:
         page = browser.new_page()
-        page.goto(f"http://127.0.0.1:{port}")
+        page.goto(address)
         choose(page, drawn(sample))
         expect(page.get_by_role("alert")).to_contain_text("make serve")
         expect(page.get_by_role("button", name="Try again")).to_be_visible()
         page.close()
-    finally:
-        server.should_exit = True
-        thread.join()
+
+
+def test_an_endpoint_with_a_fault_is_not_gone() -> None:
+    class Faulty(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_error(500)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Faulty) as endpoint:
+        threading.Thread(target=endpoint.serve_forever, daemon=True).start()
+        for address, status in ((f"http://127.0.0.1:{endpoint.server_port}", 500), ("http://127.0.0.1:9", 502)):
+            with running(address) as page:
+                answer = urllib3.request("POST", f"{page}/invocations", body=b"{}", retries=False)
+                assert answer.status == status
+        endpoint.shutdown()
 
 
 def test_the_accuracy_has_an_interval() -> None:

@@ -15,6 +15,7 @@ import pytest
 from carmodel.data import stanford_cars
 from carmodel.errors import InputError
 from carmodel.mlflow_model import load_initial
+from carmodel.serving import pretrained_files
 from carmodel.serving.pretrained import package_pretrained
 from carmodel.tracking.digests import ROOT
 from carmodel.tracking.paths import PRETRAINED
@@ -45,6 +46,23 @@ def test_on_200_real_photos_the_packaged_classifier_is_as_good_as_its_card_says(
         answers = mlflow.pyfunc.load_model(package_pretrained()).predict(request)
     right = answers["label"].to_numpy() == np.array(table.class_names)[test["label"]]
     assert right.mean() == pytest.approx(FACTS["test_top1"], abs=0.05)
+
+
+def test_only_a_classifier_that_was_measured_replaces_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"NETWORK": PRETRAINED.read_bytes(), "FACTS": PRETRAINED.with_suffix(".json").read_bytes()}
+    (file := tmp_path / "new" / "network.keras").parent.mkdir()
+    monkeypatch.setattr(pretrained_files, "PRETRAINED", file)
+    with tracked_in(tmp_path):
+        uri = package_pretrained()
+        trained = (mlflow.models.get_model_info(uri).metadata or {})["trained_model"]
+        with pytest.raises(InputError, match="its metadata lack .*test_top1"):
+            pretrained_files.export(trained)
+        assert list(file.parent.iterdir()) == []
+        pretrained_files.export(uri)
+    assert json.loads(file.with_suffix(".json").read_text()) == json.loads(files["FACTS"])
+    assert len(file.read_bytes()) == pytest.approx(len(files["NETWORK"]), rel=0.01)
 
 
 def test_a_keras_file_without_its_class_names_cannot_start_a_training(tmp_path: Path) -> None:

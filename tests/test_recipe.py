@@ -46,6 +46,7 @@ def test_an_empty_value_counts_as_not_given(tmp_path: Path) -> None:
         ("train.store_uri=x", "train.store_uri is set by main"),
         ("train.backbone=vgg16", "train.backbone='vgg16': not resnet, FILE.keras or one of ConvNeXtBase"),
         ("train.weights=no/such.h5", "train.weights='no/such.h5'"),
+        ("train.backbone=pretrained/efficientnet_lite2.keras,train.weights=imagenet", "lite2.keras; use weights=none"),
         ("train.init=none.keras", "train.init='none.keras': not pretrained, a URI or an existing FILE.keras"),
     ],
 )

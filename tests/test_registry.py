@@ -1,5 +1,6 @@
 """Who may be called champion: rules tried on a real registry in SQLite."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.pyfunc import PythonModel
 
-from carmodel.parameters import PackagePyfunc
+from carmodel.errors import InputError
 from carmodel.serving.registry import newest_model, promote, register
 from steps.package_pyfunc import difference
 from tests.tracked import tracked_in
@@ -158,6 +159,18 @@ def test_the_newest_champion_is_found_among_all_models(add: Callable[..., str], 
     client.delete_registered_model("trucks")
 
 
+def test_models_of_other_projects_and_pages_of_models_do_not_hide_the_newest_champion(
+    add: Callable[..., str], model_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient()
+    monkeypatch.setattr("carmodel.serving.registry.PAGE", 1)
+    promote(client, NAME, add(0.7), 0.5)
+    foreign = mlflow.register_model(model_uri, "another-project").version
+    client.set_registered_model_alias("another-project", "champion", foreign)
+    assert newest_model(client, "champion") == f"models:/{NAME}@champion"
+    client.delete_registered_model("another-project")
+
+
 def test_versions_beyond_nine_keep_their_order(add: Callable[..., str], tmp_path: Path) -> None:
     versions = [add(0.5 + i / 100) for i in range(11)]
     assert versions[-1] == "11"
@@ -166,9 +179,17 @@ def test_versions_beyond_nine_keep_their_order(add: Callable[..., str], tmp_path
 
 
 def test_packaging_says_if_the_accuracy_was_measured_with_other_settings(tmp_path: Path) -> None:
-    settings = PackagePyfunc(image_size=0, flip=True)
-    assert not difference(tmp_path, settings, 64)
+    used = {"image_size": 64, "flip": True, "model_uri": "models:/m-1", "test_store": "a"}
+    assert not difference(tmp_path, used)
     (tmp_path / "settings.json").write_text('{"image_size": 64, "flip": true}')
-    assert not difference(tmp_path, settings, 64)
-    said = difference(tmp_path, settings, 96)
+    assert not difference(tmp_path, used)
+    said = difference(tmp_path, used | {"image_size": 96})
     assert "measured with image_size=64, flip=true, and the classifier uses image_size=96, flip=true" in said
+
+
+@pytest.mark.parametrize(("name", "value"), [("model_uri", "models:/m-2"), ("test_store", "b")])
+def test_the_accuracy_of_another_model_or_of_other_photos_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    used = {"image_size": 64, "flip": True, "model_uri": "models:/m-1", "test_store": "a"}
+    (tmp_path / "settings.json").write_text(json.dumps(used | {name: value}))
+    with pytest.raises(InputError, match=f"report on another model or on other photos: {name}={value}, and this step"):
+        difference(tmp_path, used)

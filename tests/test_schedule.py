@@ -87,7 +87,14 @@ def test_squeeze_and_excitation_belongs_to_the_stage_of_its_block(backbone: str,
 def test_the_optimizer_is_the_one_asked_for() -> None:
     network = build(Train(depth=14, width=4), ["a", "b"])
     sgd, adamw = (
-        make_optimizer(Train(optimizer=name, ema=0.9), network.trainable_variables, 1, 10) for name in ("sgd", "adamw")
+        make_optimizer(Train(optimizer=name, ema=0.9), network.trainable_variables, 1, 100) for name in ("sgd", "adamw")
     )
     assert isinstance(sgd, keras.optimizers.SGD) and sgd.nesterov and sgd.momentum == 0.9
     assert isinstance(adamw, keras.optimizers.Adam) and adamw.use_ema and adamw.ema_momentum == 0.9
+
+
+@pytest.mark.parametrize(("steps", "momentum"), [(5, 0), (20, 0.5), (1000, 0.99), (1001, 0.99)])
+def test_the_moving_average_of_a_short_training_forgets_its_first_weights(steps: int, momentum: float) -> None:
+    network = build(Train(depth=14, width=4), ["a", "b"])
+    optimizer = make_optimizer(Train(ema=0.99), network.trainable_variables, 1, steps)
+    assert optimizer.use_ema and optimizer.ema_momentum == pytest.approx(momentum)

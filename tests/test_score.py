@@ -1,6 +1,7 @@
 """score: the answers of the endpoint for many photos, in files that a rerun completes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,22 @@ def scored(photos: pd.DataFrame, output: Path, engine: Engine, format: str = "pa
 
 def read_answers(output: Path) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(file) for file in sorted(output.glob("part-*"))], ignore_index=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"file\na.jpg,1,2\n", "file\nä.jpg\n".encode("latin-1")])
+def test_a_list_of_photos_that_is_no_csv_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (table := tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"list\.csv"):
+        list_photos(table)
+
+
+def test_a_name_in_another_encoding_is_written_with_escapes(engine: Engine, folder: Path, tmp_path: Path) -> None:
+    (folder / "00.jpg").rename(odd := Path(os.fsdecode(os.fsencode(folder) + b"/\xe4.jpg")))
+    photos = list_photos(folder)
+    scored(photos, tmp_path, engine)
+    answers = read_answers(tmp_path).set_index("file")
+    assert answers.loc["\\udce4.jpg", "error"] is None
+    assert odd.exists() and len(answers) == PHOTOS
 
 
 def test_the_answers_are_those_of_the_endpoint(

@@ -1,8 +1,13 @@
 """Runs of steps: outputs by URI, lineage, and the cache's rules on a real SQLite store."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import dedent
 
 import mlflow
 import pytest
@@ -99,6 +104,63 @@ def test_the_next_command_carries_the_outputs_and_the_inputs_on(monkeypatch: pyt
     assert (
         following == "mlflow run . -e evaluate --env-manager local -P store_uri=runs:/1/data -P model_uri=models:/m-1"
     )
+
+
+def test_a_recipe_without_copies_goes_from_preprocess_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    outputs = {"data": {"uri": "runs:/1/data", "digest": "", "listing": ""}}
+    for given, following in (({"config": "laptop"}, "train"), ({"config": "demo"}, "augment"), ({}, "augment")):
+        assert f"-e {following} " in lineage.what_next("preprocess", Preprocess(), outputs, given)
+
+
+def test_a_printed_command_runs_in_the_experiment_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = {name: mlflow.set_experiment(name).experiment_id for name in ("usual", "other")}
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "usual")
+    for name, said in (("usual", False), ("other", True)):
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", ids[name])
+        assert (f"--experiment-id {ids[name]}" in lineage.command("main", {})) == said
+
+
+def test_a_download_is_deleted_with_the_process() -> None:
+    program = """
+        from pathlib import Path
+        from carmodel.tracking import artifacts
+
+        def download(uri: str, dst_path: str) -> str:
+            (file := Path(dst_path, "photo.txt")).write_text(uri)
+            return str(file)
+
+        artifacts.download_artifacts = download
+        path = artifacts.fetch("s3://bucket/photo.txt")
+        assert path.read_text() == "s3://bucket/photo.txt"
+        print(path)
+    """
+    with TemporaryDirectory() as folder:
+        environment = os.environ | {"PYTHONPATH": str(digests.ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", dedent(program)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    path = Path(done.stdout.strip())
+    assert path.name == "photo.txt" and not path.parent.exists()
+
+
+def test_the_key_follows_relative_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "ROOT", tmp_path)
+    (package := tmp_path / "package" / "inner").mkdir(parents=True)
+    for file, text in (
+        ("__init__.py", "from .ops import change"),
+        ("ops.py", "from .. import above"),
+        ("../__init__.py", ""),
+        ("../above.py", ""),
+    ):
+        (package / file).write_text(text)
+    found = digests.sources_of(package / "__init__.py")
+    assert {"ops.py", "above.py"} < {file.name for file in found}
 
 
 def test_what_a_link_leads_to_belongs_to_the_input(tmp_path: Path) -> None:

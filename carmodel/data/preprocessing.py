@@ -181,7 +181,8 @@ def check_stores(folder: Path) -> Report:
     train, test = open_store(folder / "train.h5"), open_store(folder / "test.h5")
     if train.class_names != test.class_names or train.image_shape != test.image_shape:
         raise StoreError(f"{folder}: train.h5 and test.h5 differ in classes or image size; preprocess them together")
-    for store in (train, test):
+    whole = [open_store(file) for name in WHOLE.values() if (file := folder / name).is_file()]
+    for store in (train, test, *whole):
         if len(store) == 0:
             raise StoreError(f"{store.paths[0]} has no rows")
         store.verify()

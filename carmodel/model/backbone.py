@@ -96,6 +96,9 @@ def load_network(file: str | Path) -> keras.Model:
 def apply_flat(network: keras.Model, x: KerasTensor) -> KerasTensor:
     """Apply copies of the layers of a network to `x`, one by one, so that they become layers of the model around it.
 
+    The copies have the dtype policy of this process, whatever the policy of the saved layers. Layers that scale the input
+    stay float32, since 16 bits would round pixels.
+
     Args:
         network: a functional model with one input and one output.
         x: its input in the new model.
@@ -107,7 +110,11 @@ def apply_flat(network: keras.Model, x: KerasTensor) -> KerasTensor:
     copies: list[tuple[keras.Layer, keras.Layer]] = []
 
     def clone(layer: keras.Layer) -> keras.Layer:
-        copies.append((layer, type(layer).from_config(layer.get_config())))
+        settings = layer.get_config()
+        if "dtype" in settings:
+            exact = isinstance(layer, layers.Normalization | layers.Rescaling)
+            settings["dtype"] = "float32" if exact else keras.config.dtype_policy().name
+        copies.append((layer, type(layer).from_config(settings)))
         return copies[-1][1]
 
     def call(layer: keras.Layer, *arguments: object, **keywords: object) -> object:

@@ -77,7 +77,7 @@ def with_classes(
 
 
 def unfreeze(network: keras.Model, part: str) -> None:
-    """Freeze the layers before `part`.
+    """Freeze the layers before `part`, and train all others, also those that are frozen in a saved network.
 
     A frozen batch normalisation also uses its stored statistics in training.
 
@@ -86,8 +86,10 @@ def unfreeze(network: keras.Model, part: str) -> None:
         part: "all" to freeze nothing, "head" to freeze everything below the head, or the name of the first layer to train.
 
     Raises:
-        InputError: the network has no such layer. Names some that it has.
+        InputError: the network has no such layer, or no layer would be trained. Names some layers that it has.
     """
+    for layer in network.layers:
+        layer.trainable = True
     if part == "all":
         return
     names = [layer.name for layer in network.layers]
@@ -100,6 +102,8 @@ def unfreeze(network: keras.Model, part: str) -> None:
         )
     for layer in network.layers[: names.index(first)]:
         layer.trainable = False
+    if not network.trainable_variables:
+        raise InputError(f"unfreeze={part}: no layer from this one on has weights; give all, head, or an earlier layer")
 
 
 def check_sizes(network: keras.Model, sizes: Iterable[int]) -> None:

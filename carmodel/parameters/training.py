@@ -42,7 +42,7 @@ class Train(Settings):
     init: str = Field(
         "",
         description="trained model to start from, with classes matched by name: models:/NAME@ALIAS, runs:/RUN/model, a path, "
-        "or pretrained (empty: none). It replaces backbone and the parameters of its architecture",
+        "or pretrained (empty: none). It replaces backbone, weights and the parameters of the architecture",
     )
     head_init: Literal["random", "lda"] = Field(
         "random", description="initial weights of the classifier; lda: linear discriminant analysis of the features"
@@ -146,11 +146,13 @@ class Train(Settings):
         raise ValueError("not pretrained, a URI or an existing FILE.keras")
 
     @model_validator(mode="after")
-    def _imagenet_has_this_network(self) -> Self:
+    def _weights_fit_the_network(self) -> Self:
         if (
             self.backbone == "resnet"
             and self.weights == "imagenet"
             and (self.depth not in PUBLISHED or self.width != 64)
         ):
             raise ValueError(f"weights=imagenet needs width=64 and one of the depths {', '.join(map(str, PUBLISHED))}")
+        if self.backbone.endswith(".keras") and self.weights != "none" and not self.init:
+            raise ValueError(f"weights={self.weights} cannot replace the weights of {self.backbone}; use weights=none")
         return self

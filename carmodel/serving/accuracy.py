@@ -28,7 +28,7 @@ from carmodel.data.table import NO_BOX
 from carmodel.errors import InputError
 from carmodel.evaluation.reliability import expected_calibration_error
 from carmodel.evaluation.wilson import wilson_interval
-from carmodel.serving.about import with_version
+from carmodel.serving.about import about_model, with_version
 from carmodel.serving.rows import BOX_COLUMNS
 from carmodel.training.device_augmentation import FEATHER
 
@@ -171,6 +171,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory() as scratch:
+            about_model(given.model)  # refuses what is not a classifier, before photos are read
             photos = read_test_photos(given.photos, Path(scratch))[:: max(given.every, 1)]
             print(f"{with_version(given.model)} on {len(photos):,} test photos")
             classifier = mlflow.pyfunc.load_model(given.model)

@@ -28,7 +28,7 @@ UNKNOWN_CARS = 100
 """Number of drawn cars of classes that the network does not know."""
 
 BATCH = 256
-"""Photos in memory at a time."""
+"""Photos per call of the network, by default."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """Turn photos, uint8 (N, H, W, 3), into probabilities, float32 (N, C)."""
@@ -111,37 +111,38 @@ def calibrate_on_stores(stores: Path, predict: Predict) -> Calibration:
     return calibrate(labelled, labelled[-1], predict(np.concatenate(negatives)))
 
 
-def temperature_on_stores(stores: Path, predict: Predict) -> float | None:
+def temperature_on_stores(stores: Path, predict: Predict, batch_size: int = BATCH) -> float | None:
     """Return the temperature that `calibrate_on_stores` fits to the same network; None without validation photos."""
-    if not (labelled := validation_answers(stores, predict)):
+    if not (labelled := validation_answers(stores, predict, batch_size)):
         return None
     probabilities, labels = (np.concatenate(parts) for parts in zip(*labelled, strict=True))
     return fit_temperature(probabilities, labels)
 
 
-def validation_answers(stores: Path, predict: Predict) -> list[tuple[np.ndarray, np.ndarray]]:
+def validation_answers(stores: Path, predict: Predict, batch_size: int = BATCH) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the probabilities (n, C) and the labels (n,) of the validation photos, and the same of them as whole photos.
 
     Args:
         stores: see `calibrate_on_stores`. Without validation_whole.h5, only the first is returned, and without validation
             photos neither is.
         predict: the network.
+        batch_size: photos per call of `predict`.
     """
     from carmodel.data.preprocessing import WHOLE
     from carmodel.data.store import open_store
 
     if not (file := stores / "train.h5").is_file() or not (train := open_store(file)).validation.any():
         return []
-    labelled = [_answers(predict, train, np.flatnonzero(train.validation))]
+    labelled = [_answers(predict, train, np.flatnonzero(train.validation), batch_size)]
     if (file := stores / WHOLE["train"]).is_file():
         store = open_store(file)
-        labelled.append(_answers(predict, store, np.arange(len(store))))
+        labelled.append(_answers(predict, store, np.arange(len(store)), batch_size))
     return labelled
 
 
-def _answers(predict: Predict, store: "Store", rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _answers(predict: Predict, store: "Store", rows: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the probabilities (n, C) and the labels (n,) of some rows of a store."""
-    parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     return np.concatenate([predict(store.take(part)) for part in parts]), store.labels[rows]
 
 

@@ -110,9 +110,15 @@ def read_boxes(source: Path, folder: Path) -> dict[Path, Box]:
         folder: the photos.
 
     Raises:
-        BoxError: neither of the two, or a corner that is not a whole number.
+        BoxError: neither of the two, a corner that is not a whole number, or no box belongs to a photo of the folder.
     """
-    return _devkit_boxes(source) if source.is_dir() else _csv_boxes(source, folder)
+    try:
+        boxes = _devkit_boxes(source) if source.is_dir() else _csv_boxes(source, folder)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BoxError(f"{source} is not a CSV file in UTF-8 ({error}); save it as one") from None
+    if boxes and boxes.keys().isdisjoint(photo.resolve() for photo in find_photos(folder)):
+        raise BoxError(f"no box of {source} belongs to a photo in {folder}; the first is for {next(iter(boxes))}")
+    return boxes
 
 
 def _csv_boxes(table: Path, folder: Path) -> dict[Path, Box]:

@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ResponseError
 
 from carmodel.serving.client import connect
 
@@ -73,8 +73,9 @@ def create_page(
         headers = {"Content-Type": "application/json"}
         try:
             answer = await asyncio.to_thread(http.request, "POST", url, body=body, headers=headers)
-        except HTTPError:
-            raise HTTPException(502) from None
+        except HTTPError as error:
+            answered = isinstance(getattr(error, "reason", None), ResponseError)  # with a fault, each time
+            raise HTTPException(500 if answered else 502) from None
         return Response(answer.data, answer.status, media_type="application/json")
 
     app.mount("/", StaticFiles(directory=STATIC, html=True))

@@ -2,19 +2,21 @@
 
 import argparse
 import json
+from pathlib import Path
 
 from mlflow import MlflowClient
 
 from carmodel.errors import InputError
 from carmodel.serving.registry import CANDIDATE, CHAMPION, PRETRAINED_NAME, set_alias, uri_of, version_for_alias
 from carmodel.tracking.cache import digest_of_init
+from carmodel.tracking.digests import digest_of_bytes, digest_of_sources
 from carmodel.tracking.paths import PRETRAINED
 
 DIGEST_TAG = "pretrained_digest"
 
 
 def package_pretrained() -> str:
-    """Log and register the network of ``pretrained/``, once per version of its files, and return its URI.
+    """Log and register the network of ``pretrained/``, once per version of its files and of the code, and return its URI.
 
     Its accuracy is that of its model card. Nothing is measured here, since the photos are not part of this repository.
 
@@ -24,7 +26,9 @@ def package_pretrained() -> str:
     facts_file = PRETRAINED.with_suffix(".json")
     if not PRETRAINED.is_file() or not facts_file.is_file():
         raise InputError(f"{PRETRAINED} or {facts_file.name} is missing; clone the repository again")
-    client, digest = MlflowClient(), digest_of_init("pretrained")
+    # The registered model contains the code that packaged it, so new code packages it again.
+    code = [digest_of_sources(Path(__file__).with_name(name)) for name in ("pretrained_files.py", "model_code.py")]
+    client, digest = MlflowClient(), digest_of_bytes(" ".join([digest_of_init("pretrained"), *code]).encode())
     if uri := _packaged(client, digest):
         return uri
     from carmodel.serving.pretrained_files import package  # imports TensorFlow

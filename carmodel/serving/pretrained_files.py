@@ -53,8 +53,11 @@ def export(model_uri: str) -> None:
     """
     network, _ = load_initial(model_uri)
     metadata = mlflow.models.get_model_info(model_uri).metadata or {}
-    if "class_names" not in metadata or "flip" not in metadata:
-        raise InputError(f"{model_uri} is not a classifier of package_pyfunc; give models:/NAME/VERSION")
+    if missing := [fact for fact in (*METADATA, "flip", "test_top1") if fact not in metadata]:
+        raise InputError(
+            f"{model_uri} is not a classifier of package_pyfunc that was measured on test photos: its metadata lack "
+            f"{', '.join(missing)}; give models:/NAME/VERSION"
+        )
     save_in_half_precision(network, PRETRAINED)
     facts = {fact: metadata[fact] for fact in FACTS if fact in metadata}
     PRETRAINED.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -14,6 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ALREADY_EXISTS, RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+from mlflow.utils import get_results_from_paginated_fn
 
 from carmodel.errors import InputError
 from carmodel.evaluation.comparison import McNemar, mcnemar
@@ -25,6 +26,8 @@ CHAMPION = "champion"
 PRETRAINED_NAME = "carmodel-pretrained"
 """Name of the registered model that contains the pretrained network of this repository."""
 
+PAGE = 100
+"""Registered models per request."""
 ACCURACY_TAG = "test_top1"
 STORE_TAG = "test_store"
 REPORT_TAG = "test_report"
@@ -135,7 +138,9 @@ def _difference(champion: str | None, version: str | None) -> McNemar | None:
     if not champion or not version:
         return None
     try:
-        before, after = (pd.read_csv(fetch(uri) / "predictions.csv", dtype=str) for uri in (champion, version))
+        before, after = (
+            pd.read_csv(fetch(uri) / "predictions.csv", dtype=str, keep_default_na=False) for uri in (champion, version)
+        )
     except (InputError, OSError):
         return None
     first, second = ((table["predicted"] == table["label"]).to_numpy() for table in (before, after))
@@ -174,16 +179,20 @@ def uri_of(client: MlflowClient, name: str, alias: str) -> str | None:
 
 
 def newest_model(client: MlflowClient, alias: str, without: str = "") -> str | None:
-    """Return the URI of the newest version that has an alias, among all registered models.
+    """Return the URI of the newest version that has an alias, among all registered classifiers of this project.
 
     Args:
         client: of the registry.
         alias: such as champion.
         without: a registered model that does not count.
     """
-    names = [model.name for model in client.search_registered_models() if model.name != without]
+    models = get_results_from_paginated_fn(
+        lambda number, token: client.search_registered_models(max_results=number, page_token=token), PAGE
+    )
+    names = [model.name for model in models if model.name != without]
     versions = [version for name in names if (version := version_for_alias(client, name, alias))]
-    newest = max(versions, key=lambda version: int(version.creation_timestamp), default=None)
+    own = [version for version in versions if ACCURACY_TAG in version.tags]  # a registry may have models of others
+    newest = max(own, key=lambda version: int(version.creation_timestamp), default=None)
     return None if newest is None else uri_of(client, newest.name, alias)
 
 

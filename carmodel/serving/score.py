@@ -60,7 +60,15 @@ def list_photos(source: Path, boxes: Path | None = None) -> pd.DataFrame:
         InputError: there are no photos, or the source or the boxes cannot be read. The message names the file.
     """
     if source.is_file():
-        return as_photos(pd.read_csv(source, dtype=str, keep_default_na=False), str(source), source.parent)
+        try:
+            table = pd.read_csv(source, dtype=str, keep_default_na=False)
+        except (ValueError, OSError) as error:  # also pandas's errors of empty and ragged files
+            raise InputError(f"photos={source} is not a CSV file in UTF-8: {error}") from None
+        if not isinstance(table.index, pd.RangeIndex):
+            raise InputError(
+                f"photos={source} has rows with more values than columns; quote names that contain a comma"
+            )
+        return as_photos(table, str(source), source.parent)
     if not source.is_dir():
         raise InputError(f"photos={source}: no such directory or CSV file")
     files = find_photos(source)
@@ -89,8 +97,10 @@ def as_photos(table: pd.DataFrame, source: str, folder: Path) -> pd.DataFrame:
         raise InputError(f"photos={source} has no column file; it has {', '.join(map(str, table.columns)) or 'none'}")
     if table.empty:
         raise InputError(f"photos={source} has no photos ({', '.join(SUFFIXES)})")
-    photos = pd.DataFrame({"file": table["file"].astype(str)})
-    photos["path"] = [str((folder / file).absolute()) for file in photos["file"]]
+    names = table["file"].astype(str)
+    # Arrow stores UTF-8 only, and a name on Linux may have any bytes.
+    photos = pd.DataFrame({"file": [name.encode(errors="backslashreplace").decode() for name in names]})
+    photos["path"] = [str((folder / file).absolute()) for file in names]
     for corner in BOX_COLUMNS:
         given = table[corner].replace("", None) if corner in table else pd.Series(None, table.index, object)
         number = pd.to_numeric(given, errors="coerce")

@@ -1,11 +1,14 @@
 """Read artifacts by URI: download them, or list their names and sizes."""
 
+import atexit
+import shutil
 from pathlib import Path
+from tempfile import mkdtemp
 
 import mlflow
 from mlflow.artifacts import download_artifacts
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
+from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME, ModelsArtifactRepository
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
 from carmodel.errors import InputError
@@ -15,7 +18,7 @@ from carmodel.tracking.paths import local_path
 
 
 def fetch(uri: str) -> Path:
-    """Download an artifact and return its path. Local files are not copied.
+    """Download an artifact and return its path. Local files are not copied, and downloads are deleted with this process.
 
     Args:
         uri: a plain path or any URI that MLflow can download (``runs:/``, ``models:/``, ``dbfs:/``, ``s3://`` …).
@@ -29,12 +32,18 @@ def fetch(uri: str) -> Path:
         return path
     try:
         # MLflow copies the artifacts of a `runs:/` URI, even from a local directory. It does not copy the directory itself.
-        return Path(download_artifacts(_underlying(uri)))
+        source = _underlying(uri)
+        if local_path(source):
+            return Path(download_artifacts(source))
+        atexit.register(shutil.rmtree, folder := mkdtemp(prefix="carmodel-download-"), ignore_errors=True)
+        return Path(download_artifacts(source, dst_path=folder))
     except download_errors() as error:
         raise InputError(f"{uri}: cannot be downloaded: {explain_uri(uri, error)}") from None
 
 
 def _underlying(uri: str) -> str:
+    if uri.startswith("models:/"):
+        return ModelsArtifactRepository.get_underlying_uri(uri)
     if not uri.startswith("runs:/") or not _run_has(uri):
         return uri
     return RunsArtifactRepository.get_underlying_uri(uri)

@@ -69,15 +69,18 @@ def _imports(source: Path, text: str) -> frozenset[Path]:
             tree = ast.parse(text)
     except SyntaxError as error:
         raise InputError(f"{source}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
-    names = []
+    modules = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if isinstance(node, ast.ImportFrom):
+            base = source.parents[node.level - 1] if node.level else ROOT
+            package = base.joinpath(*(node.module or "").split("."))
+            modules += [package, *(package / alias.name for alias in node.names)]
         elif isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            modules += [ROOT.joinpath(*alias.name.split(".")) for alias in node.names]
     files = set()
-    for module in (Path(*name.split(".")) for name in names):
-        files |= {ROOT / f"{module}.py", *(ROOT / folder / "__init__.py" for folder in (module, *module.parents))}
+    for module in modules:
+        folders = [folder for folder in (module, *module.parents) if folder.is_relative_to(ROOT)]
+        files |= {module.with_name(f"{module.name}.py"), *(folder / "__init__.py" for folder in folders)}
     return frozenset(file for file in files if file.is_file())
 
 

@@ -5,9 +5,11 @@ import os
 import shlex
 from collections.abc import Mapping
 
+import mlflow
 from mlflow.entities import Run
 
 from carmodel.parameters import LINK_OF, STEPS, Settings
+from carmodel.recipe import resolve
 
 # No dot in the tags of a search, because a name with a dot must be quoted there, which some tracking services refuse.
 KEY_TAG = "carmodel_key"
@@ -24,8 +26,9 @@ def command(name: str, given: Mapping[str, str]) -> str:
     """Return the command that runs an entry point with these parameters, in the experiment of this process."""
     words = ["mlflow run ."] if name == "main" else [f"mlflow run . -e {name}"]
     words.append("--env-manager local")
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
-    if experiment != "0" and not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+    experiment, default = os.environ.get("MLFLOW_EXPERIMENT_ID", "0"), os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    named = mlflow.get_experiment_by_name(default) if default else None
+    if experiment != (named.experiment_id if named else "0"):
         words.append(f"--experiment-id {experiment}")
     return " ".join([*words, *(f"-P {parameter}={shlex.quote(value)}" for parameter, value in given.items() if value)])
 
@@ -38,10 +41,13 @@ def what_next(
         return f"make serve MODEL={outputs['classifier']['uri']}"
     order = list(STEPS)
     following = order[order.index(name) + 1]
+    recipe = {key: value for key, value in (given or {}).items() if key in ("config", "set")}
+    if following == "augment" and resolve(recipe.get("config", ""), recipe.get("set", ""), {}).augment.copies == 0:
+        following = "train"
     links = {link: value for link, value in settings.model_dump().items() if link in LINK_OF.values()}
     links |= links_from(outputs)
     inputs = {link: links[link] for link in STEPS[following].model_fields if link in links}
-    return command(following, inputs | {key: value for key, value in (given or {}).items() if key in ("config", "set")})
+    return command(following, inputs | recipe)
 
 
 def links_from(outputs: dict[str, dict[str, str]]) -> dict[str, str]:

@@ -35,6 +35,7 @@ class Photos(Rows, Protocol):
     """Rows that are square photos, such as a `carmodel.data.store.Store`."""
 
     image_size: int
+    crc32: np.ndarray
 
 
 def permutation(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:

@@ -22,6 +22,9 @@ from carmodel.training.batches import Photos
 History = dict[str, list[float]]
 Settings = dict[str, object]
 
+AGAIN = " (main: -P fresh=true, train: without resume)"
+"""How to start a new training, for messages."""
+
 SECONDS = 30.0
 """Shortest time between two checkpoints of a stage."""
 
@@ -38,10 +41,19 @@ class CheckpointError(InputError):
 
 
 def settings_of(params: Train, store: Photos) -> Settings:
-    """Return the parameters that must not change when a training is resumed, and a digest of the rows."""
-    rows = [store.image_size, list(store.class_names), store.labels.tolist(), store.validation.tolist()]
-    digest = hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
-    return params.model_dump(exclude=MAY_CHANGE_ON_RESUME) | {"rows": digest}
+    """Return the parameters that must not change when a training is resumed, and a digest of the rows.
+
+    A file may have moved, so parameters that name a file have a digest of its contents.
+    """
+    columns = (store.labels, store.validation, store.crc32)
+    rows = [store.image_size, list(store.class_names), *(column.tolist() for column in columns)]
+    files = {name: Path(getattr(params, name)) for name in ("backbone", "init", "weights")}
+    contents = {name: _digest(path.read_bytes()) for name, path in files.items() if path.is_file()}
+    return params.model_dump(exclude=MAY_CHANGE_ON_RESUME) | contents | {"rows": _digest(json.dumps(rows).encode())}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def path_of(directory: Path, epoch: int) -> Path:
@@ -50,8 +62,16 @@ def path_of(directory: Path, epoch: int) -> Path:
 
 
 def latest(directory: Path) -> Path | None:
-    """Return the checkpoint of the latest epoch, or None. Truncated files, for example of an upload, are ignored."""
-    return max((path for path in directory.glob("epoch-*.npz") if is_zipfile(path)), default=None)
+    """Return the checkpoint of the latest epoch, or None. Truncated files, for example of an upload, are ignored.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are truncated.
+    """
+    found = sorted(directory.glob("epoch-*.npz"))
+    complete = [path for path in found if is_zipfile(path)]
+    if found and not complete:
+        raise CheckpointError(f"every checkpoint in {directory} is truncated. Start a new training{AGAIN}")
+    return complete[-1] if complete else None
 
 
 def save(
@@ -93,7 +113,7 @@ def restore(path: Path, model: keras.Model, optimizer: keras.optimizers.Optimize
         if made_with[name] != settings[name]:
             raise CheckpointError(
                 f"{path} was made with {name}={made_with[name]}, and this training has {name}={settings[name]}. Resume with "
-                "the same value, or start a new training"
+                f"the same value, or start a new training{AGAIN}"
             )
     for (old, value), (new, variable) in zip_longest(saved.items(), variables.items(), fillvalue=("nothing", None)):
         if value is None or variable is None or value.shape != tuple(variable.shape) or _kind(old) != _kind(new):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras import layers, metrics
+from keras import metrics
 
 from carmodel.errors import InputError
-from carmodel.model.head import head_layers, logits_of
+from carmodel.model.head import features_of, head_layers, logits_of
 from carmodel.model.network import check_sizes
 from carmodel.parameters import Train
 from carmodel.training import checkpoint, device_augmentation
@@ -26,9 +26,7 @@ from carmodel.training.precision import gpus
 from carmodel.training.progress import Progress
 from carmodel.training.ranks import ALONE, Ranks
 from carmodel.training.schedule import Stage, stages
-
-STATISTICS_BATCHES = 100
-"""Largest number of batches from which the final statistics of batch normalisation are computed."""
+from carmodel.training.statistics import FinalStatistics, recompute_statistics, tracking
 
 
 class Throughput(keras.callbacks.Callback):
@@ -73,9 +71,9 @@ def fit(
 
     Training resumes from the latest checkpoint in `checkpoint_dir`. It then ends with the weights of an uninterrupted
     run, bit for bit if the device's operations are deterministic. With `ema`, the network is validated with the moving
-    average of its weights, and ends with it. At the end, the statistics of batch normalisation are computed again,
-    since the tracked ones belong to earlier weights. If only the head is trained, without augmentation on the device,
-    the features of all photos are computed once and the head is fitted on them.
+    average of its weights, and ends with it. Before the last validation, the statistics of batch normalisation are
+    computed again, since the tracked ones belong to earlier weights. If only the head is trained, without augmentation
+    on the device, the features of all photos are computed once and the head is fitted on them.
 
     Several ranks share the training and validation rows. They report the same metrics and end with the same weights.
 
@@ -111,8 +109,8 @@ def fit(
     history: History = {}
     for stage in schedule:
         history = training.run(stage, checkpoint_dir, callbacks, on_saved)
-    if params.batch_norm == "train" and any(_tracks_statistics(layer) for layer in model.layers):
-        _recompute_statistics(model, store, params, schedule[-1])
+    if training.tracks_statistics and not store.validation.any():
+        recompute_statistics(model, store, params, schedule[-1])
     return history
 
 
@@ -129,6 +127,11 @@ class _Training:
     verbose: int
     computed: dict[int, Features] = field(default_factory=dict)
     """Features by the side of the images, for trainings in which the layers below the head do not change."""
+
+    @property
+    def tracks_statistics(self) -> bool:
+        """Return whether batch normalisation normalises with batches, and tracks their statistics."""
+        return self.params.batch_norm == "train" and bool(tracking(self.network))
 
     def features(self, size: int) -> Features:
         """Return the features of all rows at a size. They are computed once, since the head does not affect them."""
@@ -165,6 +168,8 @@ class _Training:
         own += ranks.callbacks(optimizer, params.compression, rows, len(validation.rows) if validation else 0)
         if params.ema:
             own.append(keras.callbacks.SwapEMAWeights())
+        if self.tracks_statistics:
+            own.append(FinalStatistics(self.network, self.store, params, self.schedule[-1], ranks))
         if ranks.rank == 0:
             own.append(
                 checkpoint.SaveCheckpoints(
@@ -194,13 +199,14 @@ class _Training:
         """
         network, store, params = self.network, self.store, self.params
         augmented = not device_augmentation.is_off(params)
-        if params.unfreeze == "head" and not augmented:
+        only_head = not features_of(network).trainable_variables
+        if only_head and not augmented:
             data = self.features(size)
             x = below = keras.Input(data.values.shape[1:])
             for layer in head_layers(network):
                 x = layer(x)
             return keras.Model(below, x, name="training"), data
-        if params.unfreeze == "head" and self.ranks.rank == 0:
+        if only_head and self.ranks.rank == 0:
             print(
                 "train: the frozen network runs in every step, because augmentation on the device is on. Without it, "
                 "the features of each photo are computed once, which is much faster"
@@ -265,27 +271,3 @@ class _Training:
                 "batch_size and number of processes"
             )
         return history
-
-
-def _tracks_statistics(layer: keras.Layer) -> bool:
-    return isinstance(layer, layers.BatchNormalization) and layer.trainable
-
-
-def _recompute_statistics(network: keras.Model, store: Photos, params: Train, stage: Stage) -> None:
-    """Set the moving statistics of batch normalisation to their averages over training batches, with the final weights.
-
-    All ranks use the same batches, so they end with the same statistics.
-    """
-    draw = partial(device_augmentation.draw, params=params)
-    batches = Batches(store, np.flatnonzero(~store.validation), params.batch_size, seed=params.seed, draw=draw)
-    batches.begin(stage.end)
-    augment = device_augmentation.DeviceAugmentation(stage.size, params)
-    normalisations = [layer for layer in network.layers if _tracks_statistics(layer)]
-    momenta = [layer.momentum for layer in normalisations]
-    for step in range(min(len(batches), STATISTICS_BATCHES)):
-        inputs, _ = batches[step]
-        for layer in normalisations:
-            layer.momentum = step / (step + 1)  # turns the moving average into the mean of all batches
-        network(augment(inputs["image"], inputs["numbers"], training=True), training=True)
-    for layer, momentum in zip(normalisations, momenta, strict=True):
-        layer.momentum = momentum

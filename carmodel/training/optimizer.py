@@ -59,7 +59,7 @@ def make_optimizer(
 
     Kernels have weight decay. Biases, gamma and beta have none. With `scale_learning_rate`, the peak learning rate is
     multiplied by the number of ranks, since a step sees that many times as many rows (Goyal et al. 2017,
-    https://arxiv.org/abs/1706.02677, section 2.1).
+    https://arxiv.org/abs/1706.02677, section 2.1). The moving average covers about a tenth of the training at most.
 
     Args:
         params: `optimizer`, `learning_rate`, `momentum`, `weight_decay`, `ema`, `warmup_epochs` and
@@ -73,7 +73,9 @@ def make_optimizer(
     factors = factors or {}
     peak = params.learning_rate * (ranks if params.scale_learning_rate else 1)
     rate = warmup_cosine(peak, epochs, params.warmup_epochs, steps_per_epoch)
-    average = {"use_ema": params.ema > 0, "ema_momentum": params.ema or 0.99}
+    # Keras's average starts at the first weights. A momentum that is large for a short training would keep most of them.
+    momentum = min(params.ema, max(0.0, 1 - 10 / (epochs * steps_per_epoch)))
+    average = {"use_ema": params.ema > 0, "ema_momentum": momentum}
     if params.optimizer == "adamw":
         optimizer = LayerwiseAdam(rate, name="adamw", **average)
     else:
