@@ -31,6 +31,7 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     from carmodel.mlflow_model import training_parameters
     from carmodel.serving.calibration import temperature_on_stores
     from carmodel.tracking.artifacts import fetch
+    from carmodel.tracking.cache import digest_of_input
 
     stores = fetch(require("evaluate", "store_uri", settings.store_uri, "preprocess"))
     store = open_store(stores / "test.h5")
@@ -62,8 +63,8 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     )
     report = step.folder / "report"
     numbers = write_report(report, evaluation, store, settings.mistakes, str(store.attrs["note"]), material=material)
-    used = settings.model_dump(include={"flip", "model_uri"}) | {"test_store": content_digest(store)}
-    used["image_size"] = settings.image_size or store.image_size
+    used: dict[str, object] = {"image_size": settings.image_size or store.image_size, "flip": settings.flip}
+    used |= {"model": digest_of_input(settings.model_uri), "test_store": content_digest(store)}
     (report / "settings.json").write_text(json.dumps(used) + "\n")
     mlflow.log_metrics({f"test_{name}": value for name, value in numbers.items()})
     step.log_output(report, "report")

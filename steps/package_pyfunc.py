@@ -36,6 +36,7 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     from carmodel.serving.packaging import ACCURACY, log_classifier
     from carmodel.serving.registry import promote, register
     from carmodel.tracking.artifacts import fetch
+    from carmodel.tracking.cache import digest_of_input
 
     require("package_pyfunc", "model_uri", settings.model_uri, "train")
     store_uri = require("package_pyfunc", "store_uri", settings.store_uri, "preprocess")
@@ -45,8 +46,8 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     accuracy = {name: measured[key] for name in ACCURACY if (key := name.removeprefix("test_")) in measured}
     stores = fetch(store_uri)
     store = open_store(stores / "test.h5")
-    used = settings.model_dump(include={"flip", "model_uri"}) | {"test_store": content_digest(store)}
-    used["image_size"] = settings.image_size or store.image_size
+    used: dict[str, object] = {"image_size": settings.image_size or store.image_size, "flip": settings.flip}
+    used |= {"model": digest_of_input(settings.model_uri), "test_store": content_digest(store)}
     if note := difference(evaluation, used):
         print(f"package_pyfunc: {note}")
 
@@ -76,7 +77,7 @@ def difference(evaluation: "Path", used: Mapping[str, object]) -> str:
 
     Args:
         evaluation: the directory that `evaluate` logged. Those of earlier versions have no settings.json, or a shorter one.
-        used: image_size, flip, model_uri and test_store of this step.
+        used: image_size, flip, and digests of the model and of the test photos of this step.
 
     Raises:
         InputError: `evaluate` measured another model, or on other photos.
@@ -84,7 +85,7 @@ def difference(evaluation: "Path", used: Mapping[str, object]) -> str:
     if not (file := evaluation / "settings.json").is_file():
         return ""
     measured = json.loads(file.read_text())
-    wrong = [name for name in ("model_uri", "test_store") if measured.get(name, used[name]) != used[name]]
+    wrong = [name for name in ("model", "test_store") if measured.get(name, used[name]) != used[name]]
     if wrong:
         raise InputError(
             f"evaluation_uri is the report on another model or on other photos: {_listed(measured, wrong)}, and this step "

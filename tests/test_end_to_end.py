@@ -224,6 +224,22 @@ def test_real_photos_go_through_the_whole_pipeline(project: Local, photos: Path)
     assert project.newest("evaluate").data.metrics["test_top1"] > 1 / 2
 
 
+@pytest.mark.usefixtures("tracked")
+def test_a_training_continues_from_a_registered_classifier(
+    project: Local, first: tuple[dict[str, str], list[Run]]
+) -> None:
+    made = {run.info.run_name: outputs_of(run) for run in first[1]}
+    given = {"store_uri": made["preprocess"]["data"]["uri"], "init": "models:/tiny/1", "learning_rate": "1e-9"}
+    command = ("python", "-m", "steps.train", *(f"--{name}={value}" for name, value in given.items()), "--epochs=1")
+    succeeded(project.run(*command))
+    before, after = (
+        load_network(output["model"]["uri"])[0] for output in (made["train"], outputs_of(project.newest("train")))
+    )
+    assert after.count_params() == before.count_params()
+    for old, new in zip(before.trainable_variables, after.trainable_variables, strict=True):
+        np.testing.assert_allclose(new, old, atol=1e-5, err_msg=old.path)
+
+
 def test_a_step_runs_from_a_git_url(commands: str, tmp_path: Path) -> None:
     """Git reads the repository of an address from a local one, so that nothing is downloaded."""
     repository, folder = copy_project(tmp_path / "repository"), tmp_path / "elsewhere"

@@ -179,7 +179,7 @@ def test_versions_beyond_nine_keep_their_order(add: Callable[..., str], tmp_path
 
 
 def test_packaging_says_if_the_accuracy_was_measured_with_other_settings(tmp_path: Path) -> None:
-    used = {"image_size": 64, "flip": True, "model_uri": "models:/m-1", "test_store": "a"}
+    used = {"image_size": 64, "flip": True, "model": "models:/m-1", "test_store": "a"}
     assert not difference(tmp_path, used)
     (tmp_path / "settings.json").write_text('{"image_size": 64, "flip": true}')
     assert not difference(tmp_path, used)
@@ -187,9 +187,9 @@ def test_packaging_says_if_the_accuracy_was_measured_with_other_settings(tmp_pat
     assert "measured with image_size=64, flip=true, and the classifier uses image_size=96, flip=true" in said
 
 
-@pytest.mark.parametrize(("name", "value"), [("model_uri", "models:/m-2"), ("test_store", "b")])
+@pytest.mark.parametrize(("name", "value"), [("model", "models:/m-2"), ("test_store", "b")])
 def test_the_accuracy_of_another_model_or_of_other_photos_is_refused(tmp_path: Path, name: str, value: str) -> None:
-    used = {"image_size": 64, "flip": True, "model_uri": "models:/m-1", "test_store": "a"}
+    used = {"image_size": 64, "flip": True, "model": "models:/m-1", "test_store": "a"}
     (tmp_path / "settings.json").write_text(json.dumps(used | {name: value}))
     with pytest.raises(InputError, match=f"report on another model or on other photos: {name}={value}, and this step"):
         difference(tmp_path, used)
