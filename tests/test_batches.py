@@ -13,6 +13,7 @@ from carmodel.data.store import Store
 from carmodel.errors import InputError
 from carmodel.parameters import Train
 from carmodel.training.batches import Batches, permutation, shard
+from carmodel.training.dataset import as_dataset
 from carmodel.training.device_augmentation import COLUMNS, UNCHANGED, draw
 from tests.stores import store_of
 
@@ -102,6 +103,23 @@ def test_keras_shows_the_model_in_epoch_e_the_permutation_of_e(
     begin_epochs = keras.callbacks.LambdaCallback(on_epoch_begin=begin)
     model.fit(batches, epochs=5, initial_epoch=2, shuffle=False, verbose=0, callbacks=[begin_epochs])
     assert seen == {epoch: permutation(training, 11, epoch).tolist()[:32] for epoch in (2, 3, 4)}
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends read Batches themselves")
+def test_a_data_set_has_the_batches_of_each_epoch_and_does_not_tune_itself(store: Store, training: np.ndarray) -> None:
+    batches = Batches(store, training, 8, seed=3, draw=DRAW)
+    dataset = as_dataset(batches)
+    assert dataset.options().autotune.enabled is False, "the end of an epoch would wait for the tuning thread"
+    for epoch in (0, 4):
+        batches.begin(epoch)
+        for step, (inputs, labels) in enumerate(dataset.as_numpy_iterator()):
+            expected, expected_labels = batches[step]
+            np.testing.assert_array_equal(labels, expected_labels)
+            for name in ("image", "numbers"):
+                np.testing.assert_array_equal(inputs[name], expected[name])
+        assert step + 1 == len(batches) == len(dataset)
+    validation = Batches(store, training[:10], 8)
+    assert [len(labels) for _, labels in as_dataset(validation)] == [8, 2]
 
 
 def test_a_batch_is_the_same_on_any_thread(store: Store, training: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from carmodel.serving.onnx_export import to_onnx
 from carmodel.serving.tensorflow_engine import TensorFlowEngine
 from carmodel.training.precision import fast_bfloat16, onednn_bfloat16
 
+BATCH = 32
 FOLDING_BOUND = 1e-5
 """Largest change of a probability that folding may cause."""
 
@@ -147,8 +148,9 @@ def judge_bfloat16(rounded: np.ndarray, answers: np.ndarray) -> tuple[str, dict[
 
 
 def _answers(network: keras.Model, photos: np.ndarray) -> np.ndarray:
-    probabilities: np.ndarray = network.predict(photos, batch_size=32, verbose=0)
-    return probabilities
+    # `predict` may wait for the end of its tf.data pipeline, see `carmodel.training.dataset`.
+    parts = [network.predict_on_batch(photos[start : start + BATCH]) for start in range(0, len(photos), BATCH)]
+    return np.concatenate(parts)
 
 
 def _largest_change(after: np.ndarray, before: np.ndarray) -> float:

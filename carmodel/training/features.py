@@ -5,6 +5,7 @@ import numpy as np
 
 from carmodel.model.head import LOGITS, features_of
 from carmodel.training.batches import Batches, Photos
+from carmodel.training.dataset import as_dataset
 from carmodel.training.device_augmentation import resize, to_uint8
 from carmodel.training.ranks import ALONE, Ranks
 
@@ -47,7 +48,7 @@ class Features:
         image = keras.Input((data.image_size, data.image_size, 3), dtype="uint8")
         seen = keras.layers.Lambda(lambda images: to_uint8(resize(images, size)))(image)
         below = keras.Model(image, features_of(network)(seen))
-        values = below.predict(Batches(data, part, batch_size), verbose=verbose)
+        values = below.predict(as_dataset(Batches(data, part, batch_size)), verbose=verbose)
         self.values = ranks.gather(values.astype(np.float32))  # Horovod cannot send bfloat16
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ from carmodel.parameters import Train
 from carmodel.training import checkpoint, device_augmentation
 from carmodel.training.batches import Batches, Photos, Rows
 from carmodel.training.checkpoint import History
+from carmodel.training.dataset import as_dataset
 from carmodel.training.features import Features, initialise_head
 from carmodel.training.fixed_statistics import with_fixed_statistics
 from carmodel.training.fused_normalization import with_fused_normalization
@@ -178,8 +179,8 @@ class _Training:
             )
             own.append(Progress(self.schedule[-1].end))
         result = model.fit(
-            batches,
-            validation_data=validation,
+            as_dataset(batches),
+            validation_data=as_dataset(validation) if validation else None,
             epochs=stage.end,
             initial_epoch=done,
             shuffle=False,
