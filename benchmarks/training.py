@@ -18,6 +18,7 @@ from carmodel.model.resnet import resnet
 from carmodel.model.scale import Scale
 from carmodel.parameters import Train
 from carmodel.training import precision
+from carmodel.training.dataset import untuned
 from carmodel.training.fit import Throughput, fit
 from carmodel.training.fused_normalization import with_fused_normalization
 from carmodel.training.optimizer import make_optimizer
@@ -152,7 +153,7 @@ def synthetic(store: Store, settings: Train, steps: int) -> Callable[[], float]:
     network.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True), jit_compile=False)
     images = store.take(np.arange(BATCH))
     batch = images, np.eye(len(store.class_names), dtype=np.float32)[store.labels[:BATCH]]
-    data = tf.data.Dataset.from_tensors(batch).repeat(steps).prefetch(1)
+    data = untuned(tf.data.Dataset.from_tensors(batch).repeat(steps).prefetch(1))
 
     def turn() -> float:
         result = network.fit(data, epochs=1, verbose=0, callbacks=[Throughput(BATCH * steps)])

@@ -13,9 +13,7 @@ PREFETCHED = 2
 def as_dataset(batches: Batches) -> Any:
     """Return batches as a data set of the Keras backend, for `fit` and `predict`. It starts again in each epoch.
 
-    For a `PyDataset`, Keras makes a tf.data pipeline that tunes itself. Its tuning thread sleeps twice as long each time,
-    from 10 ms up to a minute (``OptimizeLoop`` in tensorflow/core/framework/model.cc). The end of each epoch may have to
-    wait until the thread wakes up, so an epoch of 11 s takes 11 or 20 s. This pipeline does not tune itself.
+    For a `PyDataset`, Keras makes a tf.data pipeline that tunes itself, see `untuned`.
 
     Args:
         batches: for training or validation.
@@ -30,11 +28,23 @@ def as_dataset(batches: Batches) -> Any:
     def signature(array: Any) -> tf.TensorSpec:
         return tf.TensorSpec((None, *array.shape[1:]), array.dtype)
 
-    options = tf.data.Options()
-    options.autotune.enabled = False
     dataset = tf.data.Dataset.from_generator(
         lambda: (batches[step] for step in range(len(batches))),
         output_signature=keras.tree.map_structure(signature, batches[0]),
     )
     counted = dataset.apply(tf.data.experimental.assert_cardinality(len(batches)))
-    return counted.prefetch(PREFETCHED).with_options(options)
+    return untuned(counted.prefetch(PREFETCHED))
+
+
+def untuned(dataset: Any) -> Any:
+    """Return a `tf.data.Dataset` that does not tune itself.
+
+    The thread that tunes a pipeline sleeps twice as long each time, from 10 ms up to a minute (``OptimizeLoop`` in
+    tensorflow/core/framework/model.cc). The end of an iteration may have to wait until the thread wakes up, so an epoch of
+    11 s takes 11 or 20 s.
+    """
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
