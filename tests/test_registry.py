@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.pyfunc import PythonModel
 
 from carmodel.errors import InputError
+from carmodel.serving import serve
 from carmodel.serving.registry import newest_model, promote, register
 from steps.package_pyfunc import difference
 from tests.tracked import tracked_in
@@ -157,6 +158,20 @@ def test_the_newest_champion_is_found_among_all_models(add: Callable[..., str], 
     assert newest_model(client, "champion") == f"models:/{NAME}@champion"
     assert newest_model(client, "champion", without=NAME) == "models:/trucks@champion"
     client.delete_registered_model("trucks")
+
+
+def test_serving_prefers_ones_own_champion_to_the_pretrained_network(
+    add: Callable[..., str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = MlflowClient()
+    monkeypatch.setattr(serve, "package_pretrained", lambda: "the pretrained network")
+    assert serve.choose_model() == "the pretrained network"
+    assert "you have no registered model of your own yet" in capsys.readouterr().out
+    promote(client, NAME, add(0.7), 0.9)
+    assert serve.choose_model() == "the pretrained network"
+    assert f"make serve MODEL=models:/{NAME}@candidate" in capsys.readouterr().out
+    promote(client, NAME, add(0.95), 0.9)
+    assert serve.choose_model() == f"models:/{NAME}@champion"
 
 
 def test_models_of_other_projects_and_pages_of_models_do_not_hide_the_newest_champion(

@@ -2,11 +2,13 @@
 
 import atexit
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
 import mlflow
 from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME, ModelsArtifactRepository
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
@@ -33,7 +35,7 @@ def fetch(uri: str) -> Path:
     try:
         # MLflow copies the artifacts of a `runs:/` URI, even from a local directory. It does not copy the directory itself.
         source = _underlying(uri)
-        if local_path(source):
+        if _is_local(source):
             return Path(download_artifacts(source))
         atexit.register(shutil.rmtree, folder := mkdtemp(prefix="carmodel-download-"), ignore_errors=True)
         return Path(download_artifacts(source, dst_path=folder))
@@ -42,11 +44,18 @@ def fetch(uri: str) -> Path:
 
 
 def _underlying(uri: str) -> str:
-    if uri.startswith("models:/"):
-        return ModelsArtifactRepository.get_underlying_uri(uri)
     if not uri.startswith("runs:/") or not _run_has(uri):
         return uri
     return RunsArtifactRepository.get_underlying_uri(uri)
+
+
+def _is_local(uri: str) -> bool:
+    """Return whether MLflow need not download an artifact. The files of a registry may be on this machine."""
+    if uri.startswith("models:/"):
+        name, _ = ModelsArtifactRepository.split_models_uri(uri)
+        with suppress(MlflowException):  # a registry need not tell where its files are
+            uri = ModelsArtifactRepository.get_underlying_uri(name)
+    return local_path(uri) is not None
 
 
 def _run_has(uri: str) -> bool:
