@@ -179,7 +179,7 @@ def uri_of(client: MlflowClient, name: str, alias: str) -> str | None:
 
 
 def newest_model(client: MlflowClient, alias: str, without: str = "") -> str | None:
-    """Return the URI of the newest version that has an alias, among all registered classifiers of this project.
+    """Return the URI of the newest version that has an alias, among all registered models.
 
     Args:
         client: of the registry.
@@ -191,8 +191,7 @@ def newest_model(client: MlflowClient, alias: str, without: str = "") -> str | N
     )
     names = [model.name for model in models if model.name != without]
     versions = [version for name in names if (version := version_for_alias(client, name, alias))]
-    own = [version for version in versions if ACCURACY_TAG in version.tags]  # a registry may have models of others
-    newest = max(own, key=lambda version: int(version.creation_timestamp), default=None)
+    newest = max(versions, key=lambda version: int(version.creation_timestamp), default=None)
     return None if newest is None else uri_of(client, newest.name, alias)
 
 
