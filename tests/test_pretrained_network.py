@@ -53,9 +53,9 @@ def test_only_a_classifier_that_was_measured_replaces_the_files(
 ) -> None:
     files = {"NETWORK": PRETRAINED.read_bytes(), "FACTS": PRETRAINED.with_suffix(".json").read_bytes()}
     (file := tmp_path / "new" / "network.keras").parent.mkdir()
-    monkeypatch.setattr(pretrained_files, "PRETRAINED", file)
     with tracked_in(tmp_path):
         uri = package_pretrained()
+        monkeypatch.setattr(pretrained_files, "PRETRAINED", file)
         trained = (mlflow.models.get_model_info(uri).metadata or {})["trained_model"]
         with pytest.raises(InputError, match="its metadata lack .*test_top1"):
             pretrained_files.export(trained)

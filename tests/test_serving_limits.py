@@ -132,8 +132,8 @@ def cost() -> Iterator[Cost]:
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_costs_less_than_50_megabytes_and_50_milliseconds(bomb: str, cost: Cost) -> None:
     data = BOMBS[bomb]()
-    # The best of three: other programs slow a processor down.
-    megabytes, seconds, said = min((cost(data) for _ in range(3)), key=lambda measured: measured[1])
+    # The best of ten: other programs slow a processor down.
+    megabytes, seconds, said = min((cost(data) for _ in range(10)), key=lambda measured: measured[1])
     assert megabytes < 50
     assert seconds < 0.05
     # What is small once the rest is left out may be answered.
