@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from carmodel.errors import InputError
 from carmodel.model.keras_internals import change_gradients, has_changed_gradients
-from carmodel.training.fused_normalization import batch_normalizations
+from carmodel.training.statistics import moving_statistics
 
 T = TypeVar("T")
 
@@ -187,12 +187,7 @@ def equalise_moving_statistics(model: keras.Model) -> None:
     Each rank normalises with, and tracks, the statistics of its own batches. A single process that had processed the
     batches of all ranks would track their average.
     """
-    moving = [
-        variable
-        for layer in batch_normalizations(model)
-        if layer.trainable
-        for variable in (layer.moving_mean, layer.moving_variance)
-    ]
+    moving = moving_statistics(model)
     if moving:
         averages = hvd.grouped_allreduce([tf.convert_to_tensor(v.value) for v in moving], op=hvd.Average)
         for variable, value in zip(moving, averages, strict=True):

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import keras
@@ -129,6 +129,11 @@ class _Training:
     computed: dict[int, Features] = field(default_factory=dict)
     """Features by the side of the images, for trainings in which the layers below the head do not change."""
 
+    @cached_property
+    def settings(self) -> checkpoint.Settings:
+        """Return what must not change on resume. It reads files, and all stages need it."""
+        return checkpoint.settings_of(self.params, self.store)
+
     @property
     def tracks_statistics(self) -> bool:
         """Return whether batch normalisation normalises with batches, and tracks their statistics."""
@@ -173,9 +178,7 @@ class _Training:
             own.append(FinalStatistics(self.network, self.store, params, self.schedule[-1], ranks))
         if ranks.rank == 0:
             own.append(
-                checkpoint.SaveCheckpoints(
-                    checkpoint_dir, self.network, history, checkpoint.settings_of(params, self.store), on_saved=on_saved
-                )
+                checkpoint.SaveCheckpoints(checkpoint_dir, self.network, history, self.settings, on_saved=on_saved)
             )
             own.append(Progress(self.schedule[-1].end))
         result = model.fit(
@@ -264,7 +267,7 @@ class _Training:
         path = checkpoint.latest(directory)
         if path is None:
             return {}
-        history = checkpoint.restore(path, self.network, optimizer, checkpoint.settings_of(self.params, self.store))
+        history = checkpoint.restore(path, self.network, optimizer, self.settings)
         done, made = len(history["loss"]), int(optimizer.iterations.numpy())
         if made != done * steps:
             raise checkpoint.CheckpointError(

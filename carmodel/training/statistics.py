@@ -9,6 +9,7 @@ from keras import layers
 from carmodel.parameters import Train
 from carmodel.training import device_augmentation
 from carmodel.training.batches import Batches, Photos
+from carmodel.training.fused_normalization import batch_normalizations
 from carmodel.training.ranks import Ranks
 from carmodel.training.schedule import Stage
 
@@ -42,13 +43,17 @@ class FinalStatistics(keras.callbacks.Callback):
         """Set the statistics before the last validation."""
         if self.due:
             recompute_statistics(self.network, self.store, self.settings, self.stage)
-            normalisations = tracking(self.network)
-            self.ranks.broadcast([v for layer in normalisations for v in (layer.moving_mean, layer.moving_variance)])
+            self.ranks.broadcast(moving_statistics(self.network))
 
 
-def tracking(network: keras.Model) -> list[layers.BatchNormalization]:
+def tracking(model: keras.Model) -> list[layers.BatchNormalization]:
     """Return the batch normalisations that track statistics in training."""
-    return [layer for layer in network.layers if isinstance(layer, layers.BatchNormalization) and layer.trainable]
+    return [layer for layer in batch_normalizations(model) if layer.trainable]
+
+
+def moving_statistics(model: keras.Model) -> list[keras.Variable]:
+    """Return the moving mean and variance of each batch normalisation that tracks them."""
+    return [variable for layer in tracking(model) for variable in (layer.moving_mean, layer.moving_variance)]
 
 
 def recompute_statistics(network: keras.Model, store: Photos, params: Train, stage: Stage) -> None:
