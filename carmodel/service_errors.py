@@ -37,7 +37,9 @@ MAX_LENGTH = 500
 # A signed URL, a token, and the user name and password in a URL are credentials.
 _SECRETS = re.compile(
     r"\?[^\s'\"<>)]*(?:sig|token|X-Amz-[A-Za-z]+)=[^\s'\"<>)]*|(?<=Bearer )\S+"
-    r"|(?<=http://)[^/\s'\"<>]+(?=@)|(?<=https://)[^/\s'\"<>]+(?=@)",
+    r"|(?<=http://)[^/\s'\"<>]+(?=@)|(?<=https://)[^/\s'\"<>]+(?=@)"
+    # A database's URI, such as postgresql://USER:PASSWORD@HOST. Without a colon it may be abfss://CONTAINER@ACCOUNT.
+    r"|(?<=://)[^/:\s'\"<>]+:[^/\s'\"<>]+(?=@)",
     re.IGNORECASE,
 )
 # Where MLflow, urllib3, requests and azureml-mlflow put the status into the text alone.

@@ -14,13 +14,13 @@ from mlflow.exceptions import ExecutionException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from carmodel.cloud.placement import Place, check_artifacts, check_placement
-from carmodel.cloud.waiting import cancel, wait
+from carmodel.cloud.waiting import StateUnknownError, cancel, wait
 from carmodel.parameters import Recipe, Settings, Train
 from carmodel.service_errors import RERUN, without_secrets
 from carmodel.serving.registry import CHAMPION, version_for_alias
 from carmodel.tracking.cache import cache_key, find_reusable
 from carmodel.tracking.digests import ROOT
-from carmodel.tracking.lineage import SUMMARY_TAG, command, outputs_of
+from carmodel.tracking.lineage import REMOTE_TAG, SUMMARY_TAG, command, outputs_of
 from carmodel.tracking.unfinished import end_dead_runs, find_running, find_unfinished, process_tags
 from steps.interrupt import undisturbed_end
 
@@ -192,7 +192,7 @@ def describe_version(uri: str) -> str:
 
 
 def run_elsewhere(name: str, given: dict[str, str], place: Place, experiment_id: str) -> Run:
-    """Submit a step to its backend and wait for it. If it does not succeed, set its run to FAILED."""
+    """Submit a step to its backend and wait for it. If it fails or is cancelled, set its run to FAILED."""
     if place.backend == "databricks":
         from carmodel.cloud.databricks import submit
     elif place.backend == "azureml":
@@ -201,9 +201,13 @@ def run_elsewhere(name: str, given: dict[str, str], place: Place, experiment_id:
         from carmodel.cloud.azure import submit_command_job as submit
     remote = submit(name, given, Path(place.backend_config), experiment_id)
     try:
-        wait(name, remote)
+        with undisturbed_end():  # a second signal must not stop the cancellation
+            mlflow.MlflowClient().set_tag(remote.run_id, REMOTE_TAG, remote.job)
+            wait(name, remote)
+    except StateUnknownError:
+        raise  # the job may still be running, so its run stays as it is
     except BaseException as first_error:
-        if isinstance(first_error, KeyboardInterrupt | SystemExit):
+        if not isinstance(first_error, ExecutionException):  # which says that the job has ended
             cancel(name, remote)
         try:
             mlflow.MlflowClient().set_terminated(remote.run_id, "FAILED")

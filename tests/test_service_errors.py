@@ -85,3 +85,7 @@ def test_some_refusals_are_worth_another_try(status: int, transient: bool) -> No
 def test_credentials_are_left_out() -> None:
     text = "GET https://me:word@host/x?sig=secret&a=b failed with Bearer abc.def"
     assert without_secrets(text) == "GET https://…@host/x… failed with Bearer …"
+    assert without_secrets("mysql+pymysql://me:word@db/mlflow") == "mysql+pymysql://…@db/mlflow"
+    assert without_secrets("abfss://photos@account.dfs.core.windows.net/cars:2") == (
+        "abfss://photos@account.dfs.core.windows.net/cars:2"
+    )

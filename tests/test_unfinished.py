@@ -16,7 +16,7 @@ from carmodel.parameters import Augment, Train
 from carmodel.recipe import SettingsError
 from carmodel.tracking import processes, unfinished
 from carmodel.tracking.cache import cache_key
-from carmodel.tracking.lineage import PROCESS_TAG
+from carmodel.tracking.lineage import PROCESS_TAG, REMOTE_TAG
 from carmodel.tracking.runs import step_run
 from steps.command import run_step
 from tests.tracked import tracked_in
@@ -70,8 +70,11 @@ def test_only_runs_of_killed_processes_are_ended(experiment: str, dead: str) -> 
     remote = running(experiment, json.dumps(json.loads(dead) | {"host": "another"}))
     living = running(experiment, processes.identify(os.getpid()))
     unknown = CLIENT().create_run(experiment).info.run_id
+    queued = {"mlflow.parentRunId": killed, REMOTE_TAG: "a job whose process has not started yet"}
+    waiting = CLIENT().create_run(experiment, tags=queued).info.run_id
     assert unfinished.end_dead_runs(experiment) == [killed]
-    assert [status(run) for run in (killed, remote, living, unknown)] == ["FAILED", "RUNNING", "RUNNING", "RUNNING"]
+    assert status(killed) == "FAILED"
+    assert {status(run) for run in (remote, living, unknown, waiting)} == {"RUNNING"}
 
 
 def test_a_step_that_died_before_it_wrote_its_process_is_ended_with_its_main(experiment: str, dead: str) -> None:

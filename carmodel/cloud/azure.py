@@ -108,7 +108,7 @@ def submit_command_job(step: str, parameters: dict[str, str], config: Path, expe
     job.inputs.clear()
     job.display_name = step
     job.experiment_name = mlflow.get_experiment(experiment_id).name
-    job.tags = {"mlflow.parentRunId": active.info.run_id} if active else {}
+    job.tags = (job.tags or {}) | ({"mlflow.parentRunId": active.info.run_id} if active else {})
     with TemporaryDirectory() as folder:
         job.code = str(copy_project(Path(folder) / "carmodel", step, parameters))
         submitted = client.jobs.create_or_update(job)
@@ -144,9 +144,13 @@ def submit_project_run(step: str, parameters: dict[str, str], config: Path, expe
     """
     run = _submit(step, parameters, json.loads(config.read_text()), experiment_id)
     client = mlflow.MlflowClient()
-    client.set_tag(run.id, "mlflow.runName", step)
-    if (active := mlflow.active_run()) is not None:
-        client.set_tag(run.id, "mlflow.parentRunId", active.info.run_id)
+    try:
+        client.set_tag(run.id, "mlflow.runName", step)
+        if (active := mlflow.active_run()) is not None:
+            client.set_tag(run.id, "mlflow.parentRunId", active.info.run_id)
+    except BaseException:
+        run.cancel()
+        raise
 
     def state() -> JobState:
         details = run.get_details()
@@ -215,6 +219,7 @@ def _submit(entry_point: str, parameters: dict[str, str], config: dict[str, Any]
         from azureml.core import ComputeTarget, Experiment, ScriptRunConfig
         from azureml.core import Workspace as WorkspaceV1
         from azureml.core.authentication import ServicePrincipalAuthentication
+        from azureml.core.compute_target import ComputeTargetException
         from azureml.exceptions import AzureMLException
     except ImportError:
         raise InputError(f"backend azureml needs azureml-core: {INSTALL}") from None
@@ -230,7 +235,10 @@ def _submit(entry_point: str, parameters: dict[str, str], config: dict[str, Any]
         workspace = WorkspaceV1(names.subscription, names.resource_group, names.name, auth=auth)
         command = project.get_entry_point(entry_point).compute_command(parameters, None)
         environment = environment_of(project.env_config_path, config.get(IMAGE, "")).register(workspace=workspace)
-        target = ComputeTarget(workspace=workspace, name=config["COMPUTE"]).name
+        try:
+            target = ComputeTarget(workspace=workspace, name=config["COMPUTE"]).name
+        except ComputeTargetException as error:
+            raise InputError(f"COMPUTE={config['COMPUTE']}: {error.message}") from None
         experiment = Experiment(workspace, mlflow.get_experiment(experiment_id).name)
         with TemporaryDirectory() as folder:
             source = copy_project(Path(folder) / "carmodel", entry_point, parameters)
@@ -239,7 +247,7 @@ def _submit(entry_point: str, parameters: dict[str, str], config: dict[str, Any]
             return experiment.submit(job)
     except AzureMLException as error:
         # Only its message: converting the whole error to text fails if it holds another exception.
-        raise InputError(f"COMPUTE={config['COMPUTE']}: {error.message}") from None
+        raise InputError(f"workspace {names.name}: {error.message}") from None
 
 
 def environment_of(conda_file: str, image: str) -> "Environment":

@@ -97,6 +97,7 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
         run = get_or_create_run(None, str(project), experiment_id, str(project), None, step, parameters)
         run_id = run.info.run_id
         client = mlflow.MlflowClient()
+        client.set_tag(run_id, "mlflow.runName", step)
         try:
             run_databricks_spark_job(
                 remote_run=run,
@@ -111,7 +112,6 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
         except BaseException:
             client.set_terminated(run_id, "FAILED")
             raise
-    client.set_tag(run_id, "mlflow.runName", step)
     tags = client.get_run(run_id).data.tags
     jobs, job_id = DatabricksJobRunner(tracking_uri), int(tags[MLFLOW_DATABRICKS_SHELL_JOB_RUN_ID])
 

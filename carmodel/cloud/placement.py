@@ -1,5 +1,6 @@
 """The placement of the steps of `main`: a YAML file that names a backend for some steps. The others run on this machine."""
 
+import json
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -38,7 +39,7 @@ def load_placement(path: str) -> dict[str, Place]:
     """Read a placement file. An empty path is the empty placement.
 
     Raises:
-        InputError: the file or a backend's file does not exist, the YAML is invalid, or a step or backend is unknown.
+        InputError: the file or a backend's file does not exist or is invalid, or a step or backend is unknown.
     """
     if not path:
         return {}
@@ -68,6 +69,13 @@ def _place(path: str, step: str, values: object) -> Place:
             f"placement {path!r}, {step}: no such {suffix} file: backend_config={place.backend_config!r}; examples are in "
             "backends/"
         )
+    parse = json.loads if suffix == ".json" else yaml.safe_load
+    try:
+        valid = isinstance(parse(Path(place.backend_config).read_text()), dict)
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{place.backend_config} is no valid {suffix} file: {' '.join(str(error).split())}") from None
+    if not valid:
+        raise InputError(f"{place.backend_config} must map names to values, as the examples in backends/ do")
     return place
 
 

@@ -15,6 +15,10 @@ PATIENCE = 600.0
 """Seconds for which a service may fail to answer while its job goes on."""
 
 
+class StateUnknownError(ExecutionException):
+    """The service does not tell the state of a job, which may still be running."""
+
+
 class JobState(NamedTuple):
     """What a service reports about a job.
 
@@ -55,6 +59,7 @@ def wait(step: str, remote: RemoteStep) -> None:
 
     Raises:
         ExecutionException: it failed or was cancelled, with the service's message.
+        StateUnknownError: the service refuses to tell its state, or has not answered for ten minutes.
     """
     print(f"main: {step} is {remote.job}: {remote.page}", flush=True)
     state = _wait_until_ended(step, remote)
@@ -85,7 +90,7 @@ def _wait_until_ended(step: str, remote: RemoteStep) -> JobState:
             state = remote.state()
         except Exception as error:
             if not is_transient(error) or time.monotonic() - last_answer > PATIENCE:
-                raise ExecutionException(
+                raise StateUnknownError(
                     f"{step}: the state of {remote.job} is unknown, and it may still be running: {without_secrets(error)}\n"
                     f"  its page: {remote.page}"
                 ) from error

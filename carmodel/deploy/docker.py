@@ -16,14 +16,13 @@ from tempfile import TemporaryDirectory
 from threading import Timer
 from typing import Any, NamedTuple
 
-import requests
-
-from carmodel.deploy.docker_image import LABEL, write_context
+from carmodel.deploy.docker_image import LABEL, SOURCE_LABEL, write_context
 from carmodel.deploy.messages import client_errors_explained, command, next_commands, say, undo_line
 from carmodel.deploy.status import DeployError, Status
 from carmodel.errors import InputError
 from carmodel.parameters import Deploy
-from carmodel.serving.scoring_server import HOST, require_free
+from carmodel.serving.registry import source_of
+from carmodel.serving.scoring_server import HOST, answers, require_free
 
 PORT = 8080
 """Port of MLflow's server inside the container."""
@@ -32,10 +31,11 @@ STEP = re.compile(r"Step \d+/\d+ : .+|#\d+ \[.+")
 
 
 class _Container(NamedTuple):
-    """A container: its state as Docker names it, the URI of its model, and its port on this machine."""
+    """A container: its state as Docker names it, the URI and the source of its model, and its port on this machine."""
 
     state: str
     model_uri: str
+    source: str
     port: int
 
 
@@ -48,16 +48,16 @@ def deploy(settings: Deploy) -> Status:
     """
     _require_engine()
     deadline = time.monotonic() + settings.timeout
-    container = _find_container(settings)
-    if container == _Container("running", settings.model_uri, settings.port) and _answers(settings.port):
+    container, source = _find_container(settings), source_of(settings.model_uri)
+    if container == _Container("running", settings.model_uri, source, settings.port) and answers(settings.port):
         say(f"{settings.name} already serves {settings.model_uri}")
         return _running(container)
     if container is None or container.port != settings.port:
         require_free(HOST, settings.port)
-    if _image(settings) in _find_images(settings, settings.model_uri):
+    if _image(settings) in _find_images(settings, source):
         say(f"image {_image(settings)} already exists")
     else:
-        _build(settings, deadline)
+        _build(settings, source, deadline)
     undo = undo_line(settings, container.model_uri, container.port) if container else ""
     if container:
         say(f"removing the container of {container.model_uri}\n{undo}".rstrip())
@@ -74,7 +74,10 @@ def release(settings: Deploy) -> Status:
     """Remove the images of other versions, now that this version has answered a photo."""
     for image in _find_images(settings) - {_image(settings)}:
         say(f"removing image {image}")
-        _docker(settings, "rmi", image)
+        try:
+            _query("rmi", image)
+        except DeployError as error:  # the new version serves, so this is no failure
+            say(str(error))
     return status(settings)
 
 
@@ -86,7 +89,7 @@ def status(settings: Deploy) -> Status:
     """
     _require_engine()
     if container := _find_container(settings):
-        if container.state == "running" and _answers(container.port):
+        if container.state == "running" and answers(container.port):
             return _running(container)
         state = "running, does not answer" if container.state == "running" else container.state
         return Status(state, detail=f"{container.model_uri}; its log: docker logs {settings.name}")
@@ -141,29 +144,43 @@ def _docker(settings: Deploy, *arguments: str) -> str:
     """Run a Docker command and return its output.
 
     Raises:
+        DeployError: it fails, with Docker's message, the present status and the next commands.
+    """
+    try:
+        return _query(*arguments)
+    except DeployError as error:
+        raise _failed(settings, error) from None
+
+
+def _query(*arguments: str) -> str:
+    """Run a Docker command and return its output.
+
+    Raises:
         DeployError: it fails, with Docker's message.
     """
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise _failed(settings, f"docker {shlex.join(arguments)}", _last_lines(done.stderr, 5))
+        raise DeployError(f"docker {shlex.join(arguments)}: {_last_lines(done.stderr, 5)}")
     return done.stdout
 
 
-def _failed(settings: Deploy, doing: str, message: str) -> DeployError:
+def _failed(settings: Deploy, problem: object) -> DeployError:
     """Return the error with the present status and the next commands."""
     try:
         left = status(settings)
         present = f"{left.state} ({left.detail})"
     except InputError:
         present = "nothing"
-    return DeployError(f"{doing}: {message}\n  present status: {present}\n{next_commands(settings)}")
+    except DeployError as error:
+        present = f"unknown ({error})"
+    return DeployError(f"{problem}\n  present status: {present}\n{next_commands(settings)}")
 
 
-def _find_images(settings: Deploy, model_uri: str = "") -> set[str]:
+def _find_images(settings: Deploy, source: str = "") -> set[str]:
     """Return the images of this name that this project built, of one model or of all."""
-    label = f"{LABEL}={model_uri}" if model_uri else LABEL
+    label = f"{SOURCE_LABEL}={source}" if source else LABEL
     ours = ("--filter", f"label={label}", "--filter", f"reference={settings.name}:*")
-    return set(_docker(settings, "images", *ours, "--format", "{{.Repository}}:{{.Tag}}").split())
+    return set(_query("images", *ours, "--format", "{{.Repository}}:{{.Tag}}").split())
 
 
 def _find_container(settings: Deploy) -> _Container | None:
@@ -172,18 +189,19 @@ def _find_container(settings: Deploy) -> _Container | None:
     Raises:
         InputError: another program owns it.
     """
-    container_id = _docker(settings, "ps", "--all", "--filter", f"name=^/{settings.name}$", "--quiet").strip()
+    container_id = _query("ps", "--all", "--filter", f"name=^/{settings.name}$", "--quiet").strip()
     if not container_id:
         return None
-    facts: dict[str, Any] = json.loads(_docker(settings, "inspect", container_id))[0]
-    model_uri = (facts["Config"]["Labels"] or {}).get(LABEL)
-    if model_uri is None:
+    facts: dict[str, Any] = json.loads(_query("inspect", container_id))[0]
+    labels = facts["Config"]["Labels"] or {}
+    if (model_uri := labels.get(LABEL)) is None:
         raise InputError(f"name={settings.name}: another program owns the container of this name; choose another name")
     bindings = (facts["HostConfig"]["PortBindings"] or {}).get(f"{PORT}/tcp") or [{}]
-    return _Container(facts["State"]["Status"], model_uri, int(bindings[0].get("HostPort") or 0))
+    port = int(bindings[0].get("HostPort") or 0)
+    return _Container(facts["State"]["Status"], model_uri, labels.get(SOURCE_LABEL, ""), port)
 
 
-def _build(settings: Deploy, deadline: float) -> None:
+def _build(settings: Deploy, source: str, deadline: float) -> None:
     """Build the image, and print the steps of the build.
 
     Raises:
@@ -193,7 +211,7 @@ def _build(settings: Deploy, deadline: float) -> None:
         context = Path(scratch, "context")
         try:
             with client_errors_explained(settings, f"downloading {settings.model_uri}"):
-                write_context(settings.model_uri, context)
+                write_context(settings.model_uri, source, context)
         except OSError as error:
             raise DeployError(f"cannot write the build context of {settings.model_uri}: {error}") from error
         say(f"building image {_image(settings)}: the first time takes minutes, because it installs packages")
@@ -216,7 +234,7 @@ def _build(settings: Deploy, deadline: float) -> None:
     if process.returncode:
         late = time.monotonic() >= deadline
         message = f"the image was not built within timeout={settings.timeout:g} seconds" if late else ""
-        raise _failed(settings, "docker build", message or _last_lines("".join(lines), 10))
+        raise _failed(settings, f"docker build: {message or _last_lines(''.join(lines), 10)}")
 
 
 def _run(settings: Deploy) -> None:
@@ -228,7 +246,7 @@ def _run(settings: Deploy) -> None:
     if done.returncode:
         # Docker leaves a container that could not start, for example because its port is taken.
         subprocess.run(["docker", "rm", "--force", settings.name], capture_output=True, check=False)
-        raise _failed(settings, "docker run", _last_lines(done.stderr, 5))
+        raise _failed(settings, f"docker run: {_last_lines(done.stderr, 5)}")
 
 
 def _wait(settings: Deploy, deadline: float) -> None:
@@ -238,15 +256,15 @@ def _wait(settings: Deploy, deadline: float) -> None:
         DeployError: it has exited, or does not answer in time.
     """
     say("waiting for its first answer")
-    while not _answers(settings.port):
+    while not answers(settings.port):
         container = _find_container(settings)
         if container is None:
-            raise _failed(settings, "docker run", "the container was removed")
+            raise _failed(settings, "docker run: the container was removed")
         if container.state != "running":
-            raise _failed(settings, "docker run", f"the container has exited: {_container_log(settings)}")
+            raise _failed(settings, f"docker run: the container has exited: {_container_log(settings)}")
         if time.monotonic() > deadline:
             late = f"no answer within timeout={settings.timeout:g} seconds"
-            raise _failed(settings, "docker run", f"{late}: {_container_log(settings)}")
+            raise _failed(settings, f"docker run: {late}: {_container_log(settings)}")
         time.sleep(0.5)
 
 
@@ -254,13 +272,6 @@ def _container_log(settings: Deploy) -> str:
     logs = ["docker", "logs", "--tail", "5", settings.name]
     done = subprocess.run(logs, capture_output=True, text=True, check=False)
     return _last_lines(done.stdout + done.stderr, 5)
-
-
-def _answers(port: int) -> bool:
-    try:
-        return requests.get(f"http://{HOST}:{port}/ping", timeout=5).status_code == 200
-    except requests.RequestException:
-        return False
 
 
 def _running(container: _Container) -> Status:

@@ -10,22 +10,32 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import requests
-
 from carmodel.deploy.messages import command, say, undo_line
 from carmodel.deploy.status import DeployError, Status
 from carmodel.errors import InputError
 from carmodel.parameters import Deploy
-from carmodel.serving.scoring_server import HOST, require_free, start_server
+from carmodel.serving.registry import source_of
+from carmodel.serving.scoring_server import HOST, answers, require_free, start_server
+from carmodel.tracking.processes import identify, is_alive
 
 
 @dataclass(frozen=True)
 class _Server:
-    """The record of a server in its folder, ``server.json``."""
+    """The record of a server in its folder, ``server.json``.
+
+    Attributes:
+        pid: the process, which leads its own process group.
+        port: its port on this machine.
+        model_uri: the version that it serves.
+        source: what `source_of` returns for that version.
+        process: identity of the process. Empty on a system without ``/proc``.
+    """
 
     pid: int
     port: int
     model_uri: str
+    source: str
+    process: str
 
 
 def deploy(settings: Deploy) -> Status:
@@ -36,8 +46,9 @@ def deploy(settings: Deploy) -> Status:
         DeployError: the server exits, or does not answer in time. Only its log is left.
     """
     _require_own_folder(settings)
-    server, undo = _recorded(settings), ""
-    if server and (server.model_uri, server.port) == (settings.model_uri, settings.port) and _is_running(server):
+    server, undo, source = _recorded(settings), "", source_of(settings.model_uri)
+    asked = (settings.model_uri, source, settings.port)
+    if server and (server.model_uri, server.source, server.port) == asked and _is_running(server):
         state = "already serves" if _answers(server) else "is already starting to serve"
         say(f"{settings.name} {state} {settings.model_uri}")
     else:
@@ -48,7 +59,7 @@ def deploy(settings: Deploy) -> Status:
             say(f"stopping the server of {server.model_uri}\n{undo}".rstrip())
             _stop(settings, server)
         require_free(HOST, settings.port)
-        server = _start(settings)
+        server = _start(settings, source)
     deadline = time.monotonic() + settings.timeout
     while not _answers(server):
         if not _is_running(server):
@@ -107,7 +118,7 @@ def delete(settings: Deploy) -> bool:
     return server is not None
 
 
-def _start(settings: Deploy) -> _Server:
+def _start(settings: Deploy, source: str) -> _Server:
     say(f"starting MLflow's server; its log: {_log(settings)}")
     try:
         _folder(settings).mkdir(parents=True, exist_ok=True)
@@ -115,7 +126,7 @@ def _start(settings: Deploy) -> _Server:
             process = start_server(settings.model_uri, settings.port, log)
     except OSError as error:
         raise InputError(f"folder={_folder(settings).parent}: {error.strerror}; choose another one") from None
-    server = _Server(process.pid, settings.port, settings.model_uri)
+    server = _Server(process.pid, settings.port, settings.model_uri, source, identify(process.pid))
     # Written before the server answers, so that one that never answers can still be stopped.
     _record(settings).write_text(json.dumps(asdict(server)))
     return server
@@ -132,7 +143,7 @@ def _stop(settings: Deploy, server: _Server) -> None:
 
 
 def _folder(settings: Deploy) -> Path:
-    return Path(settings.folder).resolve() / f"local-{settings.name}"
+    return Path(settings.folder).expanduser().resolve() / f"local-{settings.name}"
 
 
 def _log(settings: Deploy) -> Path:
@@ -147,7 +158,7 @@ def _recorded(settings: Deploy) -> _Server | None:
     """Return the server that was started last, or None if there is no record or only a part of one."""
     try:
         return _Server(**json.loads(_record(settings).read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return None
 
 
@@ -168,14 +179,13 @@ def _status(server: _Server) -> Status:
 
 
 def _answers(server: _Server) -> bool:
-    try:
-        return _is_running(server) and requests.get(f"http://{HOST}:{server.port}/ping", timeout=5).status_code == 200
-    except requests.RequestException:
-        return False
+    return _is_running(server) and answers(server.port)
 
 
 def _is_running(server: _Server) -> bool:
     """Return whether the process is still that server, and not another process with the same id."""
+    if server.process:
+        return is_alive(server.process)
     ps = ["ps", "-ww", "-o", "args=", "-p", str(server.pid)]
     arguments = subprocess.run(ps, capture_output=True, text=True, check=False).stdout
     return "mlflow" in arguments and str(server.port) in arguments

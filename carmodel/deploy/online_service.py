@@ -29,7 +29,7 @@ SETTINGS_TAG = "carmodel.recipe"
 PROGRESS_SECONDS = 15.0
 """Time between two lines of progress."""
 POLL_SECONDS = 5.0
-CHANGING = ("Creating", "Updating", "Deleting")
+CHANGING = ("Creating", "Updating", "Scaling", "Deleting")
 
 
 def read_settings(settings: Deploy) -> "tuple[OnlineEndpoint, OnlineDeployment]":
@@ -67,7 +67,7 @@ def load(loader: Callable[..., Any], file: Path, overrides: dict[str, str]) -> A
 
     try:
         loaded = loader(file, params_override=[overrides])
-    except (MlException, ValidationError, OSError) as error:
+    except (MlException, ValidationError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: {' '.join(str(error).split())[:1000]}") from None
     content = json.dumps(yaml.safe_load(file.read_text()), sort_keys=True, default=str)
     loaded.tags = (loaded.tags or {}) | {SETTINGS_TAG: digest_of_bytes(content.encode())}

@@ -198,7 +198,10 @@ def _changed_settings(config: dict[str, Any], service: dict[str, Any], prefix: s
         name = SERVICE_NAMES.get(key, key)
         if isinstance(value, dict):
             changed += _changed_settings(value, service.get(name) or {}, f"{prefix}{key}.")
-        elif name in service and key not in ("computeType", *FILE_SETTINGS) and service[name] != value:
+        # The service lists all settings but only the tags and properties that it has.
+        elif (name in service or prefix in ("tags.", "properties.")) and (
+            key not in ("computeType", *FILE_SETTINGS) and service.get(name) != value
+        ):
             changed.append(prefix + key)
     return changed
 

@@ -72,6 +72,15 @@ def register(model_uri: str, name: str, accuracy: float, test_store: str, report
     return str(client.create_model_version(name, source, run_id, tags=tags).version)
 
 
+def source_of(model_uri: str) -> str:
+    """Return where the registry got a version, ``models:/NAME/VERSION``, from.
+
+    It differs for versions of different registries, even if their names and numbers are the same.
+    """
+    name, version = model_uri.removeprefix("models:/").rsplit("/", 1)
+    return str(MlflowClient().get_model_version(name, version).source)
+
+
 def promote(client: MlflowClient, name: str, version: str, min_accuracy: float) -> Promotion:
     """Point `candidate` at a version that `register` made, and `champion` too if it is good enough.
 

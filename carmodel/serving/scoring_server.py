@@ -42,7 +42,7 @@ def running_server(
     process = start_server(model_uri, port, log)
     address = f"http://{HOST}:{port}"
     try:
-        _wait_until_up(address, process)
+        _wait_until_up(port, process)
         yield address, process
     finally:
         stop_server(process)
@@ -78,6 +78,15 @@ def stop_server(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> 
         process.wait()
 
 
+def answers(port: int) -> bool:
+    """Return whether a server of this machine answers at a port. A proxy for HTTP is not asked."""
+    with PoolManager(retries=False, timeout=5.0) as http:
+        try:
+            return http.request("GET", f"http://{HOST}:{port}/ping").status == 200
+        except HTTPError:
+            return False
+
+
 def require_free(host: str, port: int) -> None:
     """Check that a server can listen on a port.
 
@@ -90,16 +99,12 @@ def require_free(host: str, port: int) -> None:
         raise InputError(f"{host}:{port} cannot be used ({error}); choose another port") from None
 
 
-def _wait_until_up(address: str, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_up(port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _PATIENCE
-    with PoolManager(retries=False, timeout=5.0) as http:
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                raise InputError("MLflow's server ended before it answered; see its output")
-            try:
-                if http.request("GET", f"{address}/ping").status == 200:
-                    return
-            except HTTPError:
-                pass
-            time.sleep(0.25)
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise InputError("MLflow's server ended before it answered; see its output")
+        if answers(port):
+            return
+        time.sleep(0.25)
     raise InputError(f"MLflow's server did not answer within {_PATIENCE:.0f} seconds; see its output")

@@ -49,9 +49,9 @@ def digest_of_input(uri: str) -> str:
     """
     if not uri:
         return ""
-    if path := local_path(uri):
-        return digest_of_path(path) if path.exists() else uri
     try:
+        if path := local_path(uri):
+            return digest_of_path(path) if path.exists() else uri
         if uri.startswith("runs:/"):
             run_id, name = RunsArtifactRepository.parse_runs_uri(uri)
             if record := outputs_of(mlflow.get_run(run_id)).get(name):

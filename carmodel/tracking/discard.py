@@ -3,6 +3,7 @@
 `mlflow run` ends the run that it opened after the step has ended, and fails with a traceback if the run is deleted then.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -19,19 +20,23 @@ _started: list[subprocess.Popen[bytes]] = []  # Python warns when it forgets a p
 
 def discard_later(run_id: str) -> None:
     """Delete a run after it has ended, in a process that lives longer than this one."""
-    command = [sys.executable, "-m", "carmodel.tracking.discard", run_id, mlflow.get_tracking_uri()]
+    command = [sys.executable, "-m", "carmodel.tracking.discard", run_id]
+    # Other users can read the arguments of a process, and the URI may contain a password.
+    environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
     quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, cwd=ROOT, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
+    )
     _started.append(process)
 
 
-def discard_ended(run_id: str, tracking_uri: str, wait: float = WAIT) -> None:
+def discard_ended(run_id: str, wait: float = WAIT) -> None:
     """Wait for the end of a run, and delete it."""
-    client, deadline = mlflow.MlflowClient(tracking_uri), time.monotonic() + wait
+    client, deadline = mlflow.MlflowClient(), time.monotonic() + wait
     while client.get_run(run_id).info.status == "RUNNING" and time.monotonic() < deadline:
         time.sleep(0.2)
     client.delete_run(run_id)
 
 
 if __name__ == "__main__":
-    discard_ended(run_id=sys.argv[1], tracking_uri=sys.argv[2])
+    discard_ended(run_id=sys.argv[1])

@@ -19,6 +19,8 @@ STARTED_TAG = "carmodel_started"
 OUTPUTS_TAG = "carmodel.outputs"
 SUMMARY_TAG = "carmodel.summary"
 LISTING_TAG = "carmodel.listing"
+REMOTE_TAG = "carmodel.remote"
+"""Tag of a run that was submitted to a service: the job. The service decides when its process starts."""
 PROCESS_TAG = "carmodel.process"
 
 

@@ -85,7 +85,7 @@ def _start_time(pid: int) -> str | None:
     """Return when a process started, in clock ticks since the boot, or None if there is no such process or it has ended."""
     try:
         status = (PROC / str(pid) / "stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it may end between the opening and the reading
         return None
     # The program's name, in parentheses, may hold blanks. The field after it is number 3, and the start time is number 22.
     fields = status.rpartition(")")[2].split()

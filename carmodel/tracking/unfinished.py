@@ -8,7 +8,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from carmodel.tracking.lineage import PROCESS_TAG, STARTED_TAG
+from carmodel.tracking.lineage import PROCESS_TAG, REMOTE_TAG, STARTED_TAG
 from carmodel.tracking.processes import any_process_has, has_died, identify, is_alive
 
 CHECKPOINTS = "checkpoints"
@@ -58,6 +58,8 @@ def has_checkpoint(run_id: str) -> bool:
 def _has_died(run: Run) -> bool:
     if identity := run.data.tags.get(PROCESS_TAG):
         return has_died(identity)
+    if REMOTE_TAG in run.data.tags:
+        return False
     # A step can be killed before it sets the tag. Then its main has died, too, and no process works on the run.
     if not (parent := run.data.tags.get(MLFLOW_PARENT_RUN_ID)):
         return False

@@ -143,6 +143,8 @@ def main() -> None:
     state["asked"].append(sys.argv[1:])
     commands = {"images": image_ls} | {c.__name__: c for c in (build, run, ps, inspect, rm, rmi, logs, version)}
     try:
+        if sys.argv[1] in ("ps", "rmi") and (said := state["faults"].get(sys.argv[1])):
+            sys.exit(said)
         commands[sys.argv[1]](state, sys.argv[2:])
     finally:
         file.write_text(json.dumps(state))

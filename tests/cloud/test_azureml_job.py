@@ -71,6 +71,15 @@ def test_a_step_is_a_job_whose_failure_is_explained(client: Azure) -> None:
     assert "/nowhere/my cars: no such file or directory" in str(error.value)
 
 
+def test_a_job_keeps_the_tags_of_its_file(client: Azure, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(Path(CPU).read_text() + "tags: {cost-center: '42'}\n")
+    with mlflow.start_run() as main, client.jobs.held():
+        submitted = submit_command_job("preprocess", TINY_PREPROCESS, tmp_path / "job.yaml", "0")
+    submitted.cancel()
+    kept = client.resources.kept[f"{client.workspace.scope}/jobs/{submitted.run_id}"]["properties"]
+    assert kept["tags"] == {"cost-center": "42", "mlflow.parentRunId": main.info.run_id}
+
+
 def test_a_job_can_be_cancelled(client: Azure) -> None:
     with client.jobs.held():
         submitted = submit_command_job("preprocess", TINY_PREPROCESS, Path(CPU), "0")

@@ -74,6 +74,8 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """A stand-in of the docker command; `tests.cloud.test_docker_engine` asks a real engine."""
     state = docker_cli.install(tmp_path / "bin", {})
     monkeypatch.setenv("PATH", f"{state.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(docker, "source_of", lambda uri: f"source of {uri}")  # the folders are in no registry
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing answers there, and no proxy may be asked
     yield Engine(state)
     for container in json.loads(state.read_text())["containers"].values():
         if container["pid"]:
@@ -102,9 +104,10 @@ def test_a_model_that_does_not_exist_is_named_before_the_build(
 
 
 def test_the_server_in_the_image_is_one_process_without_root(settings: Deploy, tmp_path: Path) -> None:
-    write_context(settings.model_uri, tmp_path / "context")
+    write_context(settings.model_uri, "models:/m-1", tmp_path / "context")
     lines = (tmp_path / "context" / "Dockerfile").read_text().splitlines()
     assert {"USER serving", "ENV MLFLOW_MODELS_WORKERS=1", f'LABEL carmodel.model="{settings.model_uri}"'} <= set(lines)
+    assert 'LABEL carmodel.source="models:/m-1"' in lines
 
 
 def test_a_rerun_asks_docker_for_nothing_new(
@@ -130,6 +133,32 @@ def test_another_version_replaces_the_previous_one(settings: Deploy, other: Depl
     assert docker.delete(settings) is True
     assert (engine.images, engine.containers) == (set(), set())
     assert docker.delete(settings) is False
+
+
+def test_a_version_of_another_registry_with_the_same_uri_is_built_and_served(
+    settings: Deploy, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker.deploy(settings)
+    monkeypatch.setattr(docker, "source_of", lambda uri: "another registry")
+    docker.deploy(settings)
+    assert len(engine.asked("build")) == len(engine.asked("run")) == 2
+
+
+def test_an_engine_that_refuses_a_question_is_quoted(settings: Deploy, engine: Engine) -> None:
+    engine.change(faults={"ps": "authorization denied by plugin"})
+    for act in (docker.deploy, docker.status, docker.delete):
+        with pytest.raises(DeployError, match="docker ps .*: authorization denied by plugin"):
+            act(settings)
+
+
+def test_an_old_image_that_cannot_be_removed_is_no_failure(
+    settings: Deploy, other: Deploy, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.deploy(settings)
+    docker.deploy(other)
+    engine.change(faults={"rmi": "image is being used by another container"})
+    assert docker.release(other).state == "running"
+    assert "image is being used by another container" in capsys.readouterr().out
 
 
 def test_a_container_of_another_program_is_left_alone(settings: Deploy, engine: Engine) -> None:
@@ -200,7 +229,7 @@ def test_a_port_that_is_taken_is_reported_before_the_build(settings: Deploy, eng
 
 @pytest.mark.slow
 def test_the_image_s_start_command_answers_a_photo_with_the_image_s_packages(settings: Deploy, tmp_path: Path) -> None:
-    write_context(settings.model_uri, context := tmp_path / "context")
+    write_context(settings.model_uri, "models:/m-1", context := tmp_path / "context")
     lines = (context / "Dockerfile").read_text()
     (command,) = re.findall(r"^ENTRYPOINT (\[.*\])$", lines, re.MULTILINE)
     (mlflow,) = re.findall(r"^RUN pip install (mlflow==\S+)$", lines, re.MULTILINE)

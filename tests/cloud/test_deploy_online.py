@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from azure.ai.ml import load_online_deployment, load_online_endpoint
+from azure.ai.ml._restclient.arm_ml_service.models import DeploymentProvisioningState
 
 from carmodel.deploy import online, online_service
+from carmodel.deploy.online_service import CHANGING
 from carmodel.deploy.smoke import drawn_car, smoke_test
 from carmodel.deploy.status import Status
 from carmodel.errors import InputError
@@ -283,6 +285,11 @@ def test_a_token_that_expires_midway_is_renewed(client: Client, monkeypatch: pyt
     client.act("deploy", "smoke", "release")
     assert len(identity.tokens) > known + 1
     assert client.traffic == {"blue": 100}
+
+
+def test_every_state_of_the_sdk_is_either_changing_or_final() -> None:
+    states = {state.value for state in DeploymentProvisioningState}
+    assert states - set(CHANGING) == {"Succeeded", "Failed", "Canceled"}
 
 
 @pytest.mark.parametrize("text", ["auth_mode: nobody\n", "gpus: 4\n", "- [\n"])

@@ -16,6 +16,7 @@ from carmodel.cloud.azureml_private import parse_webservice_settings
 from carmodel.deploy import webservice
 from carmodel.deploy.smoke import smoke_test
 from carmodel.deploy.status import DeployError
+from carmodel.deploy.webservice import _changed_settings
 from carmodel.errors import InputError
 from carmodel.parameters import Deploy
 from tests.cloud.azureml_cloud import Azure
@@ -152,6 +153,15 @@ def test_a_service_asks_for_keys_unless_the_settings_say_otherwise(client: Clien
     made = webservice.deploy(settings("aci", settings_file=settings_file(tmp_path, "aci", authEnabled=None)))
     assert client.sent("POST", "/services$")[0]["authEnabled"] is True
     assert made.headers
+
+
+def test_a_new_tag_is_a_change() -> None:
+    deployed = {"tags": {"copy_of": "models:/carmodel/1"}, "properties": None}
+    assert _changed_settings({"tags": {"team": "a"}, "properties": {"b": "c"}}, deployed) == [
+        "tags.team",
+        "properties.b",
+    ]
+    assert _changed_settings({"tags": {"copy_of": "models:/carmodel/1"}}, deployed) == []
 
 
 def test_a_changed_setting_updates_the_service_unless_it_is_fixed(client: Client, tmp_path: Path) -> None:

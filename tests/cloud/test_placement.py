@@ -7,16 +7,20 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
+from mlflow.exceptions import ExecutionException
 
 from carmodel.cloud.placement import Place, check_artifacts, check_placement, load_placement
+from carmodel.cloud.waiting import JobState, RemoteStep
 from carmodel.errors import InputError
 from carmodel.recipe import resolve
+from carmodel.tracking.unfinished import end_dead_runs
+from steps.pipeline import run_elsewhere
 from tests.cloud.azureml_cloud import Azure
 from tests.cloud.databricks_jobs import Workspace
 from tests.cloud.mlflow_server import Server
 from tests.cloud.stand_in import Wire
 from tests.project import environment
-from tests.tracked import new_database
+from tests.tracked import new_database, tracked_in
 
 ON_DATABRICKS = Place(backend="databricks", backend_config="backends/databricks.json")
 AZUREML = "azureml://eastus.api.azureml.ms/mlflow/v1.0/subscriptions/s/resourceGroups/g/providers/P/workspaces/w"
@@ -82,6 +86,43 @@ def test_a_missing_or_invalid_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: b: c")
     with pytest.raises(InputError, match="not valid YAML"):
         load_placement(str(tmp_path / "bad.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("x.json", '{"COMPUTE": "cpu",}', "is no valid .json file: "),
+        ("x.json", "[]", "must map names to values"),
+        ("x.yaml", "a: b: c", "is no valid .yaml file: "),
+    ],
+)
+def test_an_invalid_file_of_a_backend_is_refused_before_any_step(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    backend = {"x.json": "azureml", "x.yaml": "azureml-job"}[name]
+    place = {"backend": backend, "backend_config": str(tmp_path / name)}
+    with pytest.raises(InputError) as error:
+        load_placement(write(tmp_path, {"train": place}))
+    assert f"{tmp_path / name} {said}" in str(error.value)
+
+
+def test_a_job_whose_state_is_unknown_may_still_be_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> JobState:
+        raise PermissionError("the sign-in has expired")
+
+    def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: str) -> RemoteStep:
+        run = mlflow.MlflowClient().create_run(experiment_id)
+        return RemoteStep(run.info.run_id, "job 7", "https://page", refuse, lambda: None)
+
+    monkeypatch.setattr("carmodel.cloud.databricks.submit", submit)
+    monkeypatch.setattr("carmodel.cloud.waiting.is_transient", lambda error: False)
+    with tracked_in(tmp_path):
+        with pytest.raises(ExecutionException, match="the state of job 7 is unknown, and it may still be running"):
+            run_elsewhere("train", {}, ON_DATABRICKS, "0")
+        (run,) = mlflow.MlflowClient().search_runs(["0"])
+        assert (run.info.status, run.data.tags["carmodel.remote"]) == ("RUNNING", "job 7")
+        assert end_dead_runs("0") == []
 
 
 @pytest.mark.parametrize(
@@ -189,6 +230,7 @@ def test_an_interrupted_main_cancels_the_job(
             if "main: preprocess: " in line:
                 break
         started.send_signal(signal.SIGINT)
+        started.send_signal(signal.SIGTERM)  # as `mlflow run` does after an interrupt of the terminal
         said += started.communicate()[0]
     finally:
         started.kill()
