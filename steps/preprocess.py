@@ -81,6 +81,7 @@ def different(settings: Preprocess, stores: Path) -> str:
 
     made = open_store(stores / "train.h5").attrs
     asked = settings.model_dump(include={"image_size", "crop", "margin"})
+    asked["crop"] = asked["crop"].replace("both", "box")  # as in the attribute of the stores
     return ", ".join(f"{name}={made[name]} and not {value}" for name, value in asked.items() if made[name] != value)
 
 

@@ -37,6 +37,11 @@ def test_the_temperature_of_overconfident_answers_is_found() -> None:
     assert fit_temperature(probabilities, labels) == pytest.approx(3.0, rel=0.1)
 
 
+def test_a_few_right_answers_do_not_make_all_answers_certain() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], np.float32)
+    assert fit_temperature(probabilities, np.array([0, 1, 0])) == 1
+
+
 @pytest.mark.parametrize(
     ("confidence", "right", "threshold"),
     [

@@ -104,6 +104,15 @@ def test_a_progressive_jpeg_of_thousands_of_tiny_scans_is_refused_before_decodin
         decode(data[:-2] + 5000 * scan + data[-2:])
 
 
+def test_what_a_phone_appends_to_a_jpeg_is_not_taken_for_scans() -> None:
+    data = encoded(two_halves(), "JPEG")
+    film = np.random.default_rng(0).bytes(6_000_000)
+    assert film.count(b"\xff\xda") > 50
+    assert np.array_equal(prepare(data + film, 16), prepare(data, 16))
+    comment = b"\xff\xfe\xff\xff" + b"\xff\xda" * 32_766 + b"."
+    assert np.array_equal(prepare(data[:2] + comment + data[2:], 16), prepare(data, 16))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()

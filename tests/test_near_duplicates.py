@@ -12,9 +12,9 @@ from carmodel.data.near_duplicates import HASH_BYTES, MAX_DISTANCE, group_duplic
 
 
 def flipped(bits: list[int]) -> bytes:
-    """A hash with these bits set."""
-    hash_bits = np.zeros(8 * HASH_BYTES, np.uint8)
-    hash_bits[bits] = 1
+    """A hash in which only these bits are 0."""
+    hash_bits = np.ones(8 * HASH_BYTES, np.uint8)
+    hash_bits[bits] = 0
     return np.packbits(hash_bits).tobytes()
 
 
@@ -33,6 +33,19 @@ def test_a_changed_copy_has_a_near_hash_and_other_photos_do_not() -> None:
 def test_pairs_within_the_distance_are_found(bits: list[list[int]]) -> None:
     near = [(a, b) for a, b in combinations(range(len(bits)), 2) if len(set(bits[a]) ^ set(bits[b])) <= MAX_DISTANCE]
     assert list(zip(*near_pairs([flipped(row) for row in bits]), strict=True)) == near
+
+
+def test_different_photos_on_a_plain_background_are_not_near() -> None:
+    hashes = []
+    for seed in range(8):
+        photo = np.full((180, 240, 3), 255, np.uint8)
+        colours = np.random.default_rng(seed).integers(0, 200, (3, 4, 3), np.uint8)
+        photo[60:120, 70:170] = cv2.resize(colours, (100, 60), interpolation=cv2.INTER_CUBIC)
+        _, jpeg = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, 60])
+        hashes += [perceptual_hash(resize(photo, 64, 64)), perceptual_hash(prepare(jpeg.tobytes(), 64))]
+    words = np.frombuffer(b"".join(hashes), np.uint8).reshape(16, HASH_BYTES)
+    assert np.bitwise_count(words[0] ^ words[2]).sum() <= MAX_DISTANCE
+    assert all(b == a + 1 and a % 2 == 0 for a, b in zip(*near_pairs(hashes), strict=True))
 
 
 def test_an_opposite_hash_is_not_near() -> None:

@@ -3,15 +3,22 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from carmodel.parameter_table import parameter_page
-from carmodel.parameters import ENTRY_POINTS, LINK_OF, STEPS
+from carmodel.parameters import ENTRY_POINTS, LINK_OF, STEPS, Preprocess
 from steps.main import parse_main
 
 
 def test_the_page_of_parameters_is_current() -> None:
     command = "python -m carmodel.parameter_table > docs/parameters.md"
     assert Path("docs/parameters.md").read_text() == parameter_page(), command
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(ValidationError, match="give at least 2 classes, or 0 for all"):
+        Preprocess(classes=1)
+    assert Preprocess(classes=2).classes == 2
 
 
 def test_every_parameter_has_a_description() -> None:

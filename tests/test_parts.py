@@ -1,5 +1,6 @@
 """A store of parts: it reads as a store of one file does, moves with its parts, and names one that is missing or damaged."""
 
+import resource
 import shutil
 import time
 from collections.abc import Iterable
@@ -109,6 +110,16 @@ def test_what_lost_work_left_behind_is_removed(tmp_path: Path) -> None:
     write_part(pd.DataFrame(index=range(7)), make, buffer(), parts_folder(path))
     link_parts(StoreSpec(path, SIZE, ["a", "b"], **ATTRS), described(3), made)
     assert [file.name for file in parts_folder(path).iterdir()] == [made["part"].iloc[0]]
+
+
+def test_more_parts_than_the_soft_limit_of_open_files_can_be_read(tmp_path: Path) -> None:
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    store = linked(tmp_path / "train.h5", rows=200, batch_rows=1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100 + len(list(Path("/proc/self/fd").iterdir())), most))
+    try:
+        assert len(open_store(tmp_path / "train.h5")) == len(store) == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
 
 
 def test_it_can_be_moved_and_copied(tmp_path: Path) -> None:

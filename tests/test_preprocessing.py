@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carmodel.data.data_report import FEW, Report, small_parts
-from carmodel.data.images import decode, prepare
+from carmodel.data.images import decode, prepare, read_header
 from carmodel.data.local_engine import map_batches, rows_per_batch
 from carmodel.data.preprocessing import WHOLE, check_stores, read_boxes, write_stores
 from carmodel.data.split import hold_out, hold_out_test
@@ -24,6 +24,7 @@ from carmodel.data.stanford_cars import read
 from carmodel.data.store import StoreError, open_store
 from carmodel.data.table import CarTable
 from carmodel.errors import InputError
+from carmodel.evaluation.suspects import near_identical
 from carmodel.parameters import Preprocess
 
 
@@ -107,6 +108,26 @@ def test_with_crop_both_each_training_photo_is_there_cropped_and_whole(sample: P
     assert np.array_equal(train.take([24])[0], prepare(photo, 32))
     assert len(open_store(tmp_path / WHOLE["train"])) == 6
     assert (report["photos"], report["identical_photos"]["groups"]) == (30, 0)
+
+
+def test_crop_both_holds_out_the_photos_of_crop_box(sample: Path, tmp_path: Path) -> None:
+    held = []
+    for crop in ("box", "both"):
+        written(read(sample), tmp_path / crop, crop=crop, validation_fraction=0.15)
+        store = open_store(tmp_path / crop / "train.h5")
+        held.append(set(store.source[store.validation]))
+    assert held[0] == held[1]
+    assert len(held[0]) == 3, "one of eight photos of each class, which two rows of sixteen would round to none"
+
+
+def test_a_pair_of_photos_counts_once_with_crop_both(copied: Path, tmp_path: Path) -> None:
+    table = read(copied)
+    train = table.photos.index[table.photos["split"] == "train"][:2]
+    shutil.copy(table.photos["path"][train[0]], table.photos["path"][train[1]])
+    header = read_header(Path(table.photos["path"][train[0]]).read_bytes())
+    written(with_box(table, train, x1=0, y1=0, x2=header.width, y2=header.height), tmp_path / "out", crop="both")
+    pairs = near_identical({"train": open_store(tmp_path / "out" / "train.h5")})
+    assert len(pairs) == 1
 
 
 def test_a_bad_photo_counts_once_with_crop_both(copied: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import log_loss
 
 from carmodel.evaluation.intervals import bootstrap_intervals
+from carmodel.evaluation.metrics import summary
 from carmodel.evaluation.reliability import coverage, expected_calibration_error, reliability
 from carmodel.evaluation.wilson import wilson_interval
 
@@ -26,6 +28,14 @@ def test_figures_that_cannot_vary_have_an_interval_without_width() -> None:
     intervals = bootstrap_intervals(*predictions(50, 1.0))
     assert intervals["top1"] == intervals["top5"] == intervals["mean_class_accuracy"] == (1.0, 1.0)
     assert intervals["log_loss"] == pytest.approx((-np.log(0.8), -np.log(0.8)))
+
+
+def test_the_log_loss_lies_within_its_interval_even_if_answers_are_certain_and_wrong() -> None:
+    labels, probabilities = predictions(400, 0.9)
+    probabilities = np.where(probabilities > 0.5, 1.0, 1e-35).astype(np.float32)
+    low, high = bootstrap_intervals(labels, probabilities)["log_loss"]
+    assert low < summary(labels, probabilities)["log_loss"] < high
+    assert summary(labels, probabilities)["log_loss"] == pytest.approx(log_loss(labels, probabilities.astype(float)))
 
 
 def test_the_same_seed_gives_the_same_intervals() -> None:

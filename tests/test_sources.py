@@ -3,6 +3,8 @@
 import gzip
 import io
 import lzma
+import os
+import resource
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pytest
 
 from carmodel.data import stanford_cars
 from carmodel.data.archives import unpack
+from carmodel.data.class_folders import read_class_folders
 from carmodel.data.preprocessing import decode_batch
 from carmodel.data.sample import draw
 from carmodel.data.sources import ReadyStores, open_folder
@@ -104,6 +107,28 @@ def test_no_damage_to_an_archive_passes_unnoticed(sample: Path, tmp_path: Path, 
     with pytest.raises(InputError, match=r"cars_train\.tgz cannot be unpacked"):
         unpack(archives, tmp_path / "work" / "cars")
     assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_full_disk_is_not_called_a_damaged_archive(sample: Path, tmp_path: Path) -> None:
+    archives = archived(sample, tmp_path / "archives")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(
+            InputError, match=r"cars_train\.tgz cannot be unpacked into .*: File too large; make room there"
+        ):
+            unpack(archives, tmp_path / "work" / "cars")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    for folder in (b"Citro\xebn", b"Volvo"):
+        (made := tmp_path / os.fsdecode(folder)).mkdir()
+        for number in b"12":
+            (made / f"{number}.jpg").write_bytes(bytes([number]))
+    with pytest.raises(InputError, match=r"'Citro\\udcebn/49\.jpg': the name of .* is not UTF-8; rename it"):
+        read_class_folders(tmp_path, 0)
 
 
 def test_a_member_whose_name_cannot_be_a_file_name_is_damage(sample: Path, tmp_path: Path) -> None:

@@ -183,6 +183,9 @@ def test_a_file_that_is_no_complete_store_is_named(
             ),
             "contiguous",
         ),
+        (lambda file: file.attrs.pop("crop"), "is not a store: it has no attribute crop"),
+        (lambda file: (file.pop("labels"), file.create_group("labels")), "is not a complete HDF5 file"),
+        (lambda file: (file.pop("images"), file.create_group("images")), "is not a complete HDF5 file"),
     ],
 )
 def test_a_store_that_breaks_the_schema_is_refused(tmp_path: Path, damage: object, said: str) -> None:

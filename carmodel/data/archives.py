@@ -1,5 +1,6 @@
 """Unpack the three published archives of Stanford Cars, completely and safely or not at all."""
 
+import errno
 import lzma
 import shutil
 import tarfile
@@ -43,7 +44,11 @@ def _extract(archive: Path, target: Path) -> None:
             _read_to_end(tar)
     except InputError:
         raise
-    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise InputError(f"{archive} cannot be unpacked into {target}: {error.strerror}; make room there") from None
+        raise InputError(f"{archive} cannot be unpacked: {error}; download it again") from None
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
         raise InputError(f"{archive} cannot be unpacked: {error}; download it again") from None
 
 

@@ -6,6 +6,7 @@ the image it becomes is decoded at 1/2, 1/4 or 1/8 of its size, which the JPEG f
 """
 
 import io
+import re
 from dataclasses import dataclass
 
 import cv2
@@ -21,7 +22,9 @@ MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _NAMES = {"MPO": "JPEG", "WEBP": "WebP"}
 _END_OF_JPEG = b"\xff\xd9"
-_SCAN_OF_JPEG = b"\xff\xda"
+# Within the compressed pixels, 0xFF is followed by 0x00, or by the number of a restart (0xD0 to 0xD7).
+_MARKER_OF_JPEG = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+_START_OF_SCAN, _END_OF_IMAGE, _WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
 # Encoders write about ten scans. A scan can be 40 bytes long and is a pass over all pixels, so many take hours.
 _MAX_SCANS = 50
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap width and height
@@ -224,9 +227,25 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{width} x {height} is more than {max_pixels:,} pixels")
-    if _format(image) == "JPEG" and data.count(_SCAN_OF_JPEG) > _MAX_SCANS:
+    if _format(image) == "JPEG" and _has_too_many_scans(data):
         raise ImageError(f"a JPEG of more than {_MAX_SCANS} scans")
     return image
+
+
+def _has_too_many_scans(data: bytes) -> bool:
+    """Return whether a JPEG has more than `_MAX_SCANS` scans. What follows its end, such as a phone's film, is not read."""
+    # A scan begins with these two bytes, but they may also be a part of something else.
+    if data.count(bytes([0xFF, _START_OF_SCAN])) <= _MAX_SCANS:
+        return False
+    position, scans = 2, 0
+    while scans <= _MAX_SCANS and (found := _MARKER_OF_JPEG.search(data, position)):
+        marker, position = found[1][0], found.end()
+        if marker == _END_OF_IMAGE:
+            return False
+        scans += marker == _START_OF_SCAN
+        if marker not in _WITHOUT_LENGTH:
+            position += int.from_bytes(data[position : position + 2], "big")
+    return scans > _MAX_SCANS
 
 
 def _format(image: Image.Image) -> str:

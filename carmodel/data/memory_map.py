@@ -1,5 +1,7 @@
 """Map the images of an HDF5 store into memory, so that many threads can read them. Copy a store with its part files."""
 
+import errno
+import resource
 import shutil
 from pathlib import Path
 
@@ -72,6 +74,9 @@ def _map(path: Path, images: h5py.Dataset) -> np.ndarray:
 
 
 def _map_parts(path: Path, images: h5py.Dataset) -> list[np.ndarray]:
+    # Each map keeps its file open. The soft limit is often 1,024 files, and a program may raise it up to the hard one.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     segments: list[np.ndarray] = []
     end = 0
     for part in sorted(images.virtual_sources(), key=lambda part: part.vspace.get_select_bounds()[0][0]):
@@ -85,7 +90,8 @@ def _map_parts(path: Path, images: h5py.Dataset) -> list[np.ndarray]:
             with h5py.File(name, "r") as file:
                 rows = _map(name, file[part.dset_name])
         except (OSError, KeyError) as error:
-            raise StoreError(f"{path}: its part {name} cannot be read: {error}") from None
+            more = "; allow more open files with ulimit -n" if getattr(error, "errno", None) == errno.EMFILE else ""
+            raise StoreError(f"{path}: its part {name} cannot be read: {error}{more}") from None
         if part.src_space.get_select_type() == h5py.h5s.SEL_HYPERSLABS:
             start, stop = (bound[0] for bound in part.src_space.get_select_bounds())
             rows = rows[start : stop + 1]

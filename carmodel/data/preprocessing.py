@@ -15,7 +15,7 @@ from carmodel.data.local_engine import OUTCOME_COLUMNS, Engine, MakeImages, loca
 from carmodel.data.near_duplicates import group_duplicates, perceptual_hash
 from carmodel.data.split import digest, hold_out
 from carmodel.data.store import StoreError, open_store
-from carmodel.data.table import NO_BOX, PROBLEM_COLUMNS, CarTable
+from carmodel.data.table import NO_BOX, PHOTO_COLUMNS, PROBLEM_COLUMNS, CarTable
 from carmodel.data.writer import StoreColumns, StoreSpec
 from carmodel.errors import InputError
 from carmodel.parameters import Preprocess
@@ -107,12 +107,14 @@ def write_stores(
 
     def describe(rows: pd.DataFrame, fraction: float, outcomes: pd.DataFrame) -> StoreColumns:
         usable = rows.join(outcomes)[outcomes["problem"] == ""]
-        labels, digests = usable["label"].to_numpy(), usable["digest"].tolist()
+        labels = usable["label"].to_numpy()
+        validation = np.zeros(len(labels), np.bool_)
         if fraction:
-            groups = group_duplicates(digests, usable["perceptual_hash"].tolist())
-            validation = hold_out(labels, digests, fraction, settings.seed, groups=groups)
-        else:
-            validation = np.zeros(len(labels), np.bool_)
+            photos = usable.drop_duplicates("source")  # with crop "both" a photo has two rows, which stay together
+            digests = photos["digest"].tolist()
+            groups = group_duplicates(digests, photos["perceptual_hash"].tolist())
+            held = hold_out(photos["label"].to_numpy(), digests, fraction, settings.seed, groups=groups)
+            validation = usable["source"].isin(photos["source"][held]).to_numpy()
         measured = (validation | (usable["split"] == "test")) & ~usable["whole"]
         kept.append(usable.assign(measured=measured))
         return StoreColumns(
@@ -161,7 +163,7 @@ def _write_whole(spec: StoreSpec, decode: MakeImages, photos: pd.DataFrame, engi
     rows = np.flatnonzero(photos["measured"])
     if len(rows) == 0:
         return
-    table = photos.iloc[rows].drop(columns=[*OUTCOME_COLUMNS, "measured"]).assign(whole=True)
+    table = photos.iloc[rows][PHOTO_COLUMNS].assign(whole=True)
     labels, sources = table["label"].to_numpy(), table["source"].tolist()
     columns = StoreColumns(labels, sources, rows, np.full(len(rows), spec.path.name == WHOLE["train"]))
     engine(spec, decode, table, _raise_changed, lambda outcomes: replace(columns, aspect=outcomes["aspect"].to_numpy()))

@@ -165,6 +165,8 @@ class _File:
             raise StoreError(
                 f"{path} has schema version {version}, but this code reads version {SCHEMA_VERSION}; preprocess again"
             )
+        if missing := [name for name in ATTRIBUTES if name not in self.attrs]:
+            raise StoreError(f"{path} is not a store: it has no attribute {', '.join(missing)}")
         images = file["images"]
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
             raise StoreError(f"{path}: images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
@@ -191,7 +193,9 @@ def _read(path: Path) -> _File:
             return _File(path, file)
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
-    except OSError as error:
+    except StoreError:
+        raise
+    except (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:  # h5py raises all of them
         raise StoreError(f"{path} is not a complete HDF5 file: {error}; preprocess again") from None
 
 

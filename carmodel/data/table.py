@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from carmodel.errors import InputError
+
 PHOTO_COLUMNS = ["split", "path", "source", "label", "x1", "y1", "x2", "y2"]
 PROBLEM_COLUMNS = ["split", "source", "label", "problem", "detail"]
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
@@ -48,7 +50,16 @@ class CarTable:
 
 
 def photo_table(rows: list[PhotoRow]) -> pd.DataFrame:
-    """Build `CarTable.photos` from rows in the order of its columns, sorted by split and source."""
+    """Build `CarTable.photos` from rows in the order of its columns, sorted by split and source.
+
+    Raises:
+        InputError: the name of a file or of its folder is not UTF-8, so a store cannot contain it.
+    """
+    for _, _, source, *_ in rows:
+        try:
+            source.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{source!a}: the name of the photo or of its folder is not UTF-8; rename it") from None
     table = pd.DataFrame(rows, columns=PHOTO_COLUMNS)
     table = table.astype(dict.fromkeys(("label", "x1", "y1", "x2", "y2"), "int64"))
     return table.sort_values(["split", "source"], ignore_index=True)

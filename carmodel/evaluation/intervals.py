@@ -5,7 +5,7 @@ B. Efron, "Bootstrap methods: another look at the jackknife", 1979.
 
 import numpy as np
 
-from carmodel.evaluation.metrics import in_top_k
+from carmodel.evaluation.metrics import in_top_k, losses
 
 RESAMPLES = 1000
 QUANTILES = (0.025, 0.975)
@@ -23,7 +23,7 @@ def bootstrap_intervals(labels: np.ndarray, probabilities: np.ndarray, seed: int
     """
     rows, classes = probabilities.shape
     first, fifth = (in_top_k(labels, probabilities, k) for k in (1, 5))
-    loss = -np.log(np.maximum(probabilities[np.arange(rows), labels], np.finfo(np.float32).tiny))
+    loss = losses(labels, probabilities)
     rng = np.random.default_rng(seed)
 
     def resampled() -> tuple[float, ...]:

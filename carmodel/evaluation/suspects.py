@@ -45,6 +45,7 @@ def near_identical(stores: Mapping[str, Store]) -> pd.DataFrame:
     a, b = (photos.iloc[rows].reset_index(drop=True) for rows in near_pairs(hashes))
     pairs = a.add_suffix("_a").join(b.add_suffix("_b"))
     pairs = pairs[(a["split"] != b["split"]) | (a["source"] != b["source"])]
-    pairs = pairs.drop_duplicates(["split_a", "source_a", "split_b", "source_b"])
+    names = [pairs[f"split_{side}"] + "/" + pairs[f"source_{side}"] for side in "ab"]
+    pairs = pairs[~pd.DataFrame(np.sort(np.stack(names, axis=1), axis=1), pairs.index).duplicated()]
     pairs = pairs.assign(same_label=pairs["label_a"] == pairs["label_b"])
     return pairs.sort_values("same_label", kind="stable", ignore_index=True)

@@ -16,6 +16,7 @@ from carmodel.evaluation.intervals import bootstrap_intervals
 from carmodel.evaluation.predictions import Evaluation
 from carmodel.evaluation.reliability import coverage, expected_calibration_error, reliability
 from carmodel.evaluation.suspects import near_identical
+from carmodel.evaluation.wilson import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def numbers_of(evaluation: Evaluation, material: Material) -> dict[str, float]:
 def tables_of(evaluation: Evaluation, store: Store, material: Material) -> dict[str, pd.DataFrame]:
     """Return the tables of a report by name.
 
-    - Always: per_class, intervals (bootstrap), confused_pairs, calibration, coverage and near_identical.
+    - Always: per_class, intervals (Wilson's for top1 and top5, and the bootstrap's for the others), confused_pairs,
+      calibration, coverage and near_identical.
     - With calibrated predictions: calibration_calibrated. The coverage is then that of the calibrated probabilities.
     - If class names have a make or a body type: make, body.
     - With boxes: box_size.
@@ -82,12 +84,14 @@ def tables_of(evaluation: Evaluation, store: Store, material: Material) -> dict[
     calibrated = material.calibrated or evaluation
     summary = metrics.summary(labels, probabilities)
     stores = {"train": material.train, "test": store} if material.train else {"test": store}
+    # The bootstrap of an accuracy of 100% has no width.
+    exact = {name: wilson_interval(summary[name], len(labels)) for name in ("top1", "top5")}
     tables = {
         "per_class": metrics.per_class(labels, probabilities, names),
         "intervals": pd.DataFrame(
             [
                 {"metric": name, "value": summary[name], "low": low, "high": high}
-                for name, (low, high) in bootstrap_intervals(labels, probabilities).items()
+                for name, (low, high) in (bootstrap_intervals(labels, probabilities) | exact).items()
             ]
         ),
         "confused_pairs": confused_pairs(metrics.confusion_matrix(labels, probabilities), names),

@@ -20,11 +20,16 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the temperature with the smallest cross-entropy.
 
+    If all answers are right, that would be 0, and each answer would be called certain. Then 1 is returned.
+
     Args:
         probabilities: float (N, C).
         labels: int (N,), 0-based.
     """
     from scipy.optimize import minimize_scalar  # not needed for serving
+
+    if (probabilities.argmax(axis=1) == labels).all():
+        return 1.0
 
     def cross_entropy(log_temperature: float) -> float:
         scaled = apply_temperature(probabilities, float(np.exp(log_temperature)))

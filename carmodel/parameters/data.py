@@ -61,6 +61,13 @@ class Preprocess(OnEngine):
     sample_classes: int = Field(8, ge=2, le=8, description="built-in sample: number of classes")
     seed: Seed = Field(0, description="seed of the validation split and of the built-in sample")
 
+    @field_validator("classes")
+    @classmethod
+    def _not_one_class(cls, number: int) -> int:
+        if number == 1:
+            raise ValueError("give at least 2 classes, or 0 for all")
+        return number
+
 
 class Augment(OnEngine):
     """Write augmented copies of the training rows to augmented.h5."""
