@@ -30,7 +30,7 @@ def work(settings: Deploy, step: "StepRun") -> None:
     elif settings.action == "delete":
         step.summarise(f"{name}: {status.state}")
     else:
-        step.next = command(settings, "status")
+        step.next = "" if settings.action == "status" else command(settings, "status")
         mlflow.set_tags({"carmodel.state": status.state, "carmodel.address": status.url})
         step.summarise(f"{name}: {status.state}, {status.url or 'no URL yet'}; {status.detail}")
 

@@ -1,5 +1,6 @@
 """Run the whole pipeline, each step as an MLflow run. A step is reused if its inputs, parameters and code did not change."""
 
+import gc
 import sys
 from typing import NamedTuple
 
@@ -15,8 +16,12 @@ def main(arguments: list[str]) -> None:
     """Parse the command line, run the pipeline, and print what to do next."""
     with errors_reported("main"):
         recipe, fresh, placement, given = parse_main(arguments)
+        # Imported modules stay, so the garbage collector need not visit all of their objects again and again.
+        gc.disable()
         from steps.pipeline import run_pipeline  # imports MLflow
 
+        gc.freeze()
+        gc.enable()
         run_pipeline(recipe, fresh, placement, given)
 
 

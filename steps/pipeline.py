@@ -20,7 +20,7 @@ from carmodel.service_errors import RERUN, without_secrets
 from carmodel.serving.registry import CHAMPION, version_for_alias
 from carmodel.tracking.cache import cache_key, find_reusable
 from carmodel.tracking.digests import ROOT
-from carmodel.tracking.lineage import REMOTE_TAG, SUMMARY_TAG, command, outputs_of
+from carmodel.tracking.lineage import REMOTE_TAG, STARTED_TAG, SUMMARY_TAG, command, outputs_of
 from carmodel.tracking.unfinished import end_dead_runs, find_running, find_unfinished, process_tags
 from steps.interrupt import undisturbed_end
 
@@ -132,7 +132,7 @@ class Pipeline:
             found = None if self.fresh else find_reusable(key, self.experiment_id)
             if found is None and not self.fresh and isinstance(settings, Train) and not settings.resume:
                 settings = self.with_checkpoint(settings, key)
-            run = found or self.execute(name, settings)
+            run = found or self.execute(name, settings, key)
         verb, summary = "reused" if found else "ran", run.data.tags.get(SUMMARY_TAG, "")
         if found and name == "package_pyfunc":
             summary = describe_version(uris(run)["classifier"])
@@ -160,8 +160,19 @@ class Pipeline:
         print(f"{self.entry}: resuming the unfinished training of run {run_id}{again}", flush=True)
         return settings.model_copy(update={"resume": run_id})
 
-    def execute(self, name: str, settings: Settings) -> Run:
-        """Run a step in this environment, or on the machine that the placement names."""
+    def execute(self, name: str, settings: Settings, key: str) -> Run:
+        """Run a step in this environment, or on the machine that the placement names.
+
+        Until the step has tagged its own run, another main finds this run by the cache key, and waits.
+        """
+        mlflow.set_tag(STARTED_TAG, key)
+        try:
+            return self.start_and_wait(name, settings)
+        finally:
+            mlflow.set_tag(STARTED_TAG, "")
+
+    def start_and_wait(self, name: str, settings: Settings) -> Run:
+        """Start a step, and return its run after it has ended."""
         given = {key: str(value) for key, value in settings.model_dump().items() if str(value) != ""}
         if place := self.placement.get(name):
             return run_elsewhere(name, given, place, self.experiment_id)

@@ -129,6 +129,8 @@ def test_boxes_of_a_csv_file_go_into_the_rows(folder: Path, tmp_path: Path) -> N
     ("text", "words"),
     [
         ("file,x1,y1,x2\n", "no column y2"),
+        ("file;x1;y1;x2;y2\n", "separated by commas"),
+        ("file,x1,y1,x2,y2\na.jpg,1,2,3,4\na.jpg,1,2,3,5\n", "line 3: a.jpg has a second box"),
         ("file,x1,y1,x2,y2\na.jpg,1,2,3,\n", "line 2"),
         ("file,x1,y1,x2,y2\na.jpg,1,2,3,4.5\n", "whole numbers"),
     ],
@@ -216,6 +218,8 @@ def test_an_answer_that_is_not_the_classifiers_is_an_error_at_once(status: int, 
         (["{photos}", "{out}/answers.csv", "--endpoint", "localhost:5001"], "must begin with http:// or https://"),
         (["{photos}", "{out}/answers.csv", "--endpoint", "http://127.0.0.1:9", "--retries", "1"], "does not answer"),
         (["{photos}", "{out}/nowhere/answers.csv"], "is not a folder to write to"),
+        (["{photos}", "{out}"], "is a folder; give the name of a CSV file"),
+        (["{photos}", "{out}/answers.csv", "--boxes", "{out}/none.csv"], "none.csv does not exist"),
     ],
 )
 def test_what_cannot_be_sent_is_reported_and_leaves_no_table(

@@ -15,7 +15,7 @@ from carmodel.tracking.cache import cache_key
 from carmodel.tracking.lineage import PROCESS_TAG, STARTED_TAG
 from carmodel.tracking.processes import identify
 from carmodel.tracking.runs import step_run
-from carmodel.tracking.unfinished import CHECKPOINTS, find_running
+from carmodel.tracking.unfinished import CHECKPOINTS, find_running, process_tags
 from steps.pipeline import Pipeline, describe_version
 from tests.tracked import tracked_in
 
@@ -50,6 +50,18 @@ def test_a_step_that_still_runs_after_its_parent_was_killed_is_waited_for(experi
         Pipeline(experiment, False, {}).wait_for_running("train", "key")
         assert working.poll() is not None
     assert mlflow.get_run(run.info.run_id).info.status == "FAILED"
+
+
+def test_another_main_finds_a_step_before_the_step_has_tagged_its_own_run(
+    experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+    with mlflow.start_run(tags=process_tags()) as main:
+        pipeline = Pipeline(experiment, False, {})
+        monkeypatch.setattr(pipeline, "start_and_wait", lambda *step: seen.append(find_running("key", experiment)))
+        pipeline.execute("train", Train(), "key")
+        assert seen == [main.info.run_id]
+        assert find_running("key", experiment) is None
 
 
 def test_a_reused_classifier_is_called_what_the_registry_calls_it_now(experiment: str, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_one_pass_finds_all_bad_photos_and_suggests_a_limit_that_works(copied: P
     with pytest.raises(InputError, match=r"6 of 31 photos cannot be used, more than max_bad_fraction=0\.1") as error:
         written(table, out, max_bad_fraction=0.1)
     assert not list(out.iterdir())
-    for part in ("1 zero_area", "2 unreadable", "train/00001.jpg: missing, in cars_train_annos.mat"):
+    for part in ("1 zero_area", "2 unreadable", "00001.jpg (train): missing, in cars_train_annos.mat"):
         assert part in str(error.value)
     suggested = re.search(r"with max_bad_fraction=([\d.]+)\.", str(error.value))
     report = written(table, out, max_bad_fraction=float(suggested[1]))

@@ -208,7 +208,7 @@ def _summary_of(problems: pd.DataFrame) -> str:
         return ""
     counts = ", ".join(f"{count} {problem}" for problem, count in problems["problem"].value_counts().items())
     first = zip(*(problems[name].head(5) for name in ("split", "source", "problem", "detail")), strict=True)
-    listed = "; ".join(f"{split}/{source}: {problem}, {detail}" for split, source, problem, detail in first)
+    listed = "; ".join(f"{source} ({split}): {problem}, {detail}" for split, source, problem, detail in first)
     return f" Photos that cannot be used: {counts}. The first: {listed}"
 
 

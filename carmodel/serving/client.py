@@ -110,8 +110,11 @@ def read_boxes(source: Path, folder: Path) -> dict[Path, Box]:
         folder: the photos.
 
     Raises:
-        BoxError: neither of the two, a corner that is not a whole number, or no box belongs to a photo of the folder.
+        BoxError: neither of the two, a corner that is not a whole number, a second box of a photo, or no box belongs to a
+            photo of the folder.
     """
+    if not source.exists():
+        raise BoxError(f"{source} does not exist")
     try:
         boxes = _devkit_boxes(source) if source.is_dir() else _csv_boxes(source, folder)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -122,11 +125,13 @@ def read_boxes(source: Path, folder: Path) -> dict[Path, Box]:
 
 
 def _csv_boxes(table: Path, folder: Path) -> dict[Path, Box]:
-    boxes = {}
+    boxes: dict[Path, Box] = {}
     with table.open(newline="", encoding="utf-8-sig") as stream:
         lines = csv.DictReader(stream)
-        if missing := {"file", *CORNERS} - set(lines.fieldnames or ()):
-            raise BoxError(f"{table} has no column {', '.join(sorted(missing))}; it needs file, {', '.join(CORNERS)}")
+        if missing := [name for name in ("file", *CORNERS) if name not in (lines.fieldnames or ())]:
+            raise BoxError(
+                f"{table} has no column {', '.join(missing)}; it needs file,{','.join(CORNERS)}, separated by commas"
+            )
         for line in lines:
             corners = [line[corner] for corner in CORNERS]
             if not any(corners):
@@ -135,7 +140,10 @@ def _csv_boxes(table: Path, folder: Path) -> dict[Path, Box]:
                 x1, y1, x2, y2 = (int(corner) for corner in corners)
             except (ValueError, TypeError):
                 raise BoxError(f"{table}, line {lines.line_num}: {', '.join(CORNERS)} must be whole numbers") from None
-            boxes[(folder / line["file"]).resolve()] = (x1, y1, x2, y2)
+            photo = (folder / line["file"]).resolve()
+            if photo in boxes:
+                raise BoxError(f"{table}, line {lines.line_num}: {line['file']} has a second box")
+            boxes[photo] = (x1, y1, x2, y2)
     return boxes
 
 
@@ -242,6 +250,8 @@ def main() -> None:
         parser.error("--batch must be at least 1")
     if not given.endpoint.startswith(("http://", "https://")):
         parser.error(f"--endpoint {given.endpoint} must begin with http:// or https://")
+    if given.table.is_dir():
+        parser.error(f"{given.table} is a folder; give the name of a CSV file")
     if not given.table.parent.is_dir():
         parser.error(f"{given.table.parent} is not a folder to write to")
     # So that the partial file is removed when the process is stopped.
@@ -255,7 +265,7 @@ def main() -> None:
         parser.error(str(error))
     except KeyboardInterrupt:
         sys.exit("\nstopped; nothing is written")
-    print(f"{given.table} is written; {errors} photos have an error")
+    print(f"{given.table} is written; photos with an error: {errors}")
 
 
 if __name__ == "__main__":

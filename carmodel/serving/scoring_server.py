@@ -96,7 +96,8 @@ def require_free(host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except (OSError, OverflowError) as error:
-        raise InputError(f"{host}:{port} cannot be used ({error}); choose another port") from None
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise InputError(f"{host}:{port} cannot be used ({reason}); choose another port") from None
 
 
 def _wait_until_up(port: int, process: subprocess.Popen[bytes]) -> None:

@@ -31,6 +31,7 @@ def serve(model: str, port: int, page_host: str, page_port: int) -> None:
     Raises:
         InputError: no such model, or a port that is in use.
     """
+    require_free(HOST, port)
     require_free(page_host, page_port)
     if port == page_port:
         raise InputError(f"the endpoint and the page cannot both use port {port}; choose another port for one of them")
@@ -93,7 +94,8 @@ def main() -> None:
     try:
         serve(given.model, given.port, given.page_host, given.page_port)
     except InputError as error:
-        parser.error(str(error))
+        print(f"serve: error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         pass
 

@@ -28,9 +28,10 @@ def command(name: str, given: Mapping[str, str]) -> str:
     """Return the command that runs an entry point with these parameters, in the experiment of this process."""
     words = ["mlflow run ."] if name == "main" else [f"mlflow run . -e {name}"]
     words.append("--env-manager local")
-    experiment, default = os.environ.get("MLFLOW_EXPERIMENT_ID", "0"), os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    default = os.environ.get("MLFLOW_EXPERIMENT_NAME")
     named = mlflow.get_experiment_by_name(default) if default else None
-    if experiment != (named.experiment_id if named else "0"):
+    default_id = named.experiment_id if named else "0"
+    if (experiment := os.environ.get("MLFLOW_EXPERIMENT_ID", default_id)) != default_id:
         words.append(f"--experiment-id {experiment}")
     return " ".join([*words, *(f"-P {parameter}={shlex.quote(value)}" for parameter, value in given.items() if value)])
 
