@@ -54,6 +54,9 @@ pretrained: .venv/runtime  ## package the pretrained network of this repository:
 test: .venv/dev .venv/horovod .venv/spark .venv/azure .venv/sweep browser  ## install everything and run all tests
 	python -m pytest -n 2 --durations=10
 
+quick: .venv/dev  ## run the tests that take at most some seconds
+	python -m pytest -n 2 -m "not slow and not hosts and not engine and not recipes"
+
 # The system's Chromium, by apt where that is possible, or else the one that Playwright downloads.
 browser: .venv/dev  ## install the browser that the tests of the page need
 	@command -v chromium > /dev/null \

@@ -23,8 +23,11 @@ Use it for a name that means something else in another step, such as `crop` or `
 mlflow run . --env-manager local -P set=train.seed=1,augment.seed=2
 ```
 
-`-P` takes precedence over `set`, and `set` over the recipe. To run one step, add its name: `-e train`. `main` sets
-`store_uri`, `augmented_uri`, `model_uri` and `evaluation_uri` for each step. It has two more parameters:
+Without `config`, `main` uses the recipe `demo`, and `sweep` uses `sweep_demo`. The other entry points use the defaults
+below. `-P` takes precedence over `set`, and `set` over the recipe.
+
+To run one step, add its name: `-e train`. `main` sets `store_uri`, `augmented_uri`, `model_uri` and `evaluation_uri` for
+each step. It has two more parameters:
 
 | parameter | values | default | meaning |
 | --- | --- | --- | --- |

@@ -23,7 +23,7 @@ def work(settings: Evaluate, step: "StepRun") -> None:
 
     import steps.quiet_tensorflow  # noqa: F401
     from carmodel.data.preprocessing import WHOLE, read_boxes
-    from carmodel.data.store import content_digest, open_store
+    from carmodel.data.store import open_store
     from carmodel.evaluation.predictions import evaluate, predictor
     from carmodel.evaluation.report import write_report
     from carmodel.evaluation.tables import Material
@@ -31,7 +31,7 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     from carmodel.mlflow_model import training_parameters
     from carmodel.serving.calibration import temperature_on_stores
     from carmodel.tracking.artifacts import fetch
-    from carmodel.tracking.cache import digest_of_input
+    from steps.conditions import conditions
 
     stores = fetch(require("evaluate", "store_uri", settings.store_uri, "preprocess"))
     store = open_store(stores / "test.h5")
@@ -63,9 +63,7 @@ def work(settings: Evaluate, step: "StepRun") -> None:
     )
     report = step.folder / "report"
     numbers = write_report(report, evaluation, store, settings.mistakes, str(store.attrs["note"]), material=material)
-    used: dict[str, object] = {"image_size": settings.image_size or store.image_size, "flip": settings.flip}
-    used |= {"model": digest_of_input(settings.model_uri), "test_store": content_digest(store)}
-    (report / "settings.json").write_text(json.dumps(used) + "\n")
+    (report / "settings.json").write_text(json.dumps(conditions(settings, store)) + "\n")
     mlflow.log_metrics({f"test_{name}": value for name, value in numbers.items()})
     step.log_output(report, "report")
     without_box = f", top-1 without boxes {numbers['whole_top1']:.4f}" if "whole_top1" in numbers else ""

@@ -36,7 +36,7 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     from carmodel.serving.packaging import ACCURACY, log_classifier
     from carmodel.serving.registry import promote, register
     from carmodel.tracking.artifacts import fetch
-    from carmodel.tracking.cache import digest_of_input
+    from steps.conditions import conditions
 
     require("package_pyfunc", "model_uri", settings.model_uri, "train")
     store_uri = require("package_pyfunc", "store_uri", settings.store_uri, "preprocess")
@@ -46,9 +46,7 @@ def work(settings: PackagePyfunc, step: "StepRun") -> None:
     accuracy = {name: measured[key] for name in ACCURACY if (key := name.removeprefix("test_")) in measured}
     stores = fetch(store_uri)
     store = open_store(stores / "test.h5")
-    used: dict[str, object] = {"image_size": settings.image_size or store.image_size, "flip": settings.flip}
-    used |= {"model": digest_of_input(settings.model_uri), "test_store": content_digest(store)}
-    if note := difference(evaluation, used):
+    if note := difference(evaluation, conditions(settings, store)):
         print(f"package_pyfunc: {note}")
 
     photos = store.take(evenly_spaced(len(store), CHECKED_PHOTOS))
@@ -77,7 +75,7 @@ def difference(evaluation: "Path", used: Mapping[str, object]) -> str:
 
     Args:
         evaluation: the directory that `evaluate` logged. Those of earlier versions have no settings.json, or a shorter one.
-        used: image_size, flip, and digests of the model and of the test photos of this step.
+        used: the `conditions` of this step.
 
     Raises:
         InputError: `evaluate` measured another model, or on other photos.

@@ -53,20 +53,25 @@ def work(settings: Score, step: "StepRun") -> None:
 
 
 def pinned(uri: str) -> tuple[str, int]:
-    """Return the URI of a classifier with its version instead of an alias, and its largest number of rows per request.
+    """Return the URI of a classifier, with a version instead of an alias, "latest" or a stage, and its most rows per request.
 
     Raises:
         InputError: there is no such classifier.
     """
     import mlflow
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
 
     from carmodel.serving.about import about_model
     from carmodel.serving.registry import version_for_alias
 
     about_model(uri)
-    name, at, alias = uri.removeprefix("models:/").partition("@")
-    version = version_for_alias(mlflow.MlflowClient(), name, alias) if at else None
-    pinned_uri = f"models:/{name}/{version.version}" if version else uri
+    client, pinned_uri, name = mlflow.MlflowClient(), uri, uri.removeprefix("models:/")
+    if uri.startswith("models:/") and "@" in name:
+        name, alias = name.split("@")
+        version = version_for_alias(client, name, alias)
+        pinned_uri = f"models:/{name}/{version.version}" if version else uri
+    elif uri.startswith("models:/") and "/" in name:  # the version may be "latest" or a stage
+        pinned_uri = "/".join(["models:", *map(str, get_model_name_and_version(client, uri))])
     facts = mlflow.models.get_model_info(pinned_uri).metadata or {}
     return pinned_uri, int(facts["max_rows"])
 

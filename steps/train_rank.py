@@ -1,7 +1,7 @@
 """Train in one process: load the stores and fit. Rank 0 also logs the model, the curves and the checkpoints to MLflow."""
 
 import shutil
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +20,7 @@ from carmodel.evaluation.figures import training_curves
 from carmodel.mlflow_model import load_initial, log_network
 from carmodel.model.network import build
 from carmodel.parameters import Train
+from carmodel.service_errors import without_secrets
 from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.runs import StepRun
 from carmodel.tracking.unfinished import CHECKPOINTS
@@ -115,8 +116,12 @@ def keep_checkpoint(path: Path) -> None:
     repository = get_artifact_repository(mlflow.get_artifact_uri())
     for file in repository.list_artifacts(CHECKPOINTS):
         if not (path.parent / Path(file.path).name).exists():
-            with suppress(NotImplementedError):  # some artifact stores cannot delete
+            try:
                 repository.delete_artifacts(file.path)
+            except Exception as error:  # some artifact stores cannot delete, or do not allow it; the training goes on
+                reason = without_secrets(error) or type(error).__name__
+                print(f"train: {file.path} is no longer needed, but cannot be deleted: {reason}", flush=True)
+                return
 
 
 def fetch_stores(settings: Train, ranks: Ranks) -> list[Path]:

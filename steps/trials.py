@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 from optuna.trial import Trial, TrialState
 
+from carmodel.data.threads import cores
 from carmodel.parameters import Settings
 from carmodel.recipe import SettingsError
 from carmodel.tracking.processes import terminate_children
@@ -53,7 +54,7 @@ class Trials:
         stopped, running = self.search.unfinished(), Running()
         if self.settings.parallel > 1:  # each training uses its share of the cores, and one GPU
             os.environ[ONE_GPU] = "true"
-            share = max(1, len(os.sched_getaffinity(0)) // self.settings.parallel)
+            share = max(1, cores() // self.settings.parallel)
             os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(share))
             os.environ.setdefault("OMP_NUM_THREADS", str(share))
         with ThreadPoolExecutor(self.settings.parallel) as pool:

@@ -78,6 +78,18 @@ def test_answers_are_compared_with_the_class_of_their_photo(sample: Path) -> Non
     assert most_confused(asked).to_numpy().tolist() == [[names[1], "another", 1]]
 
 
+def test_no_request_has_more_rows_than_the_classifier_takes(sample: Path) -> None:
+    sizes: list[int] = []
+
+    def classify(request: pd.DataFrame) -> pd.DataFrame:
+        sizes.append(len(request))
+        return pd.DataFrame({"label": ["x"] * len(request)})
+
+    photos = read_test_photos(sample, sample)
+    assert len(ask(classify, KINDS[0], photos, MARGIN, batch=4)) == len(photos)
+    assert max(sizes) == 4
+
+
 def test_stores_are_refused(tmp_path: Path) -> None:
     for name in ("train.h5", "test.h5"):
         store_of(tmp_path / name, np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int64), ["a"])

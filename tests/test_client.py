@@ -125,6 +125,13 @@ def test_boxes_of_a_csv_file_go_into_the_rows(folder: Path, tmp_path: Path) -> N
     assert row_of(b"car", box) == {"image": "Y2Fy", "x1": 1, "y1": 2, "x2": 30, "y2": 40}
 
 
+def test_a_damaged_devkit_is_named(tmp_path: Path) -> None:
+    (tmp_path / "devkit").mkdir()
+    (tmp_path / "devkit" / "cars_train_annos.mat").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(BoxError, match=r"cars_train_annos\.mat cannot be read: "):
+        read_boxes(tmp_path, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -132,6 +139,7 @@ def test_boxes_of_a_csv_file_go_into_the_rows(folder: Path, tmp_path: Path) -> N
         ("file;x1;y1;x2;y2\n", "separated by commas"),
         ("file,x1,y1,x2,y2\na.jpg,1,2,3,4\na.jpg,1,2,3,5\n", "line 3: a.jpg has a second box"),
         ("file,x1,y1,x2,y2\na.jpg,1,2,3,\n", "line 2"),
+        ("x1,y1,x2,y2,file\n1,2,3,4\n", "line 2: the name of the photo is missing"),
         ("file,x1,y1,x2,y2\na.jpg,1,2,3,4.5\n", "whole numbers"),
     ],
 )

@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import mlflow
 import numpy as np
@@ -23,11 +25,11 @@ import pytest
 import urllib3
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from carmodel.data.pictures import class_examples
-from carmodel.serving.about import EXAMPLES, accuracy_sentence, draw_samples
-from carmodel.serving.page import create_page, page_url
+from carmodel.serving.about import EXAMPLES, accuracy_sentence, draw_samples, run_url
+from carmodel.serving.page import MAX_BYTES, create_page, page_url
 from carmodel.serving.registry import CHAMPION
 from tests.browsing import DESK, PHONE, chromium
 from tests.stores import store_of
@@ -210,6 +212,20 @@ def test_the_grid_is_downloaded_as_csv_and_cleared(page: Page, sample: Path, tmp
     expect(page.locator("#result")).to_be_hidden()
 
 
+def test_photos_that_were_cleared_are_not_sent(page: Page, sample: Path) -> None:
+    sent: list[Route] = []
+    page.route("**/invocations", sent.append)  # the first request is held
+    choose(page, *(drawn(sample, number) for number in range(3)))
+    expect(page.get_by_text("3 photos to go")).to_be_visible()
+    page.get_by_role("button", name="Clear").click()
+    page.wait_for_timeout(100)
+    sent[0].abort()
+    page.wait_for_timeout(300)
+    assert len(sent) == 1
+    assert page.locator("#status").text_content() == ""
+    expect(page.locator("#problem")).to_be_hidden()
+
+
 @pytest.mark.parametrize(("kind", "field"), [("Clipboard", "clipboardData"), ("Drag", "dataTransfer")])
 def test_a_photo_is_pasted_or_dropped_anywhere(page: Page, sample: Path, kind: str, field: str) -> None:
     page.evaluate(
@@ -316,6 +332,29 @@ def test_an_endpoint_with_a_fault_is_not_gone() -> None:
                 answer = urllib3.request("POST", f"{page}/invocations", body=b"{}", retries=False)
                 assert answer.status == status
         endpoint.shutdown()
+
+
+def test_a_request_that_is_too_large_is_refused_whatever_its_headers_say() -> None:
+    with running("http://127.0.0.1:9") as page, socket.create_connection(urlsplit(page).netloc.split(":")) as client:
+        head = "POST /invocations HTTP/1.1\r\nHost: page\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.sendall(head.encode())
+        piece = b"%x\r\n" % 2**20 + bytes(2**20) + b"\r\n"
+        with suppress(OSError):  # the page closes the connection
+            for _ in range(MAX_BYTES // 2**20 + 2):
+                client.sendall(piece)
+        assert client.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_the_address_of_a_run_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SimpleNamespace(info=SimpleNamespace(experiment_id="3"))
+    monkeypatch.setattr(mlflow, "get_run", lambda run_id: run)
+    for tracking, address in {
+        "https://me:word@host/base/": "https://host/base/#/experiments/3/runs/r",
+        "sqlite:///mlflow.db": "http://localhost:5000/#/experiments/3/runs/r",
+        "databricks://profile": "",
+    }.items():
+        monkeypatch.setattr(mlflow, "get_tracking_uri", lambda tracking=tracking: tracking)
+        assert run_url("r") == address
 
 
 def test_the_accuracy_has_an_interval() -> None:

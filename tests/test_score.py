@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pandas as pd
@@ -14,12 +15,14 @@ import psutil
 import pytest
 
 from carmodel.errors import InputError
+from carmodel.serving import about
 from carmodel.serving.score import FACTS, Engine, claim, count_errors, list_photos, local_engine, score
+from steps.score import pinned
 from tests.classified import BOX, photo
 from tests.project import ROOT, environment
 from tests.spark_cluster import executors, needs_spark, wait_until
 from tests.tiny import log_tiny, tiny_network
-from tests.tracked import new_database
+from tests.tracked import new_database, tracked_in
 
 PHOTOS = 12
 BROKEN = "03.jpg"
@@ -144,6 +147,21 @@ def test_csv_has_the_candidates_as_json(engine: Engine, folder: Path, tmp_path: 
     assert count_errors(tmp_path) == 1
 
 
+def test_every_name_of_a_model_that_can_move_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(about, "about_model", lambda uri: {})
+    monkeypatch.setattr(mlflow.models, "get_model_info", lambda uri: SimpleNamespace(metadata={"max_rows": 8}))
+    with tracked_in(tmp_path):
+        client = mlflow.MlflowClient()
+        client.create_registered_model("cars")
+        for _ in range(2):
+            client.create_model_version("cars", tmp_path.as_uri())
+        client.set_registered_model_alias("cars", "champion", "1")
+        assert pinned("models:/cars@champion") == ("models:/cars/1", 8)
+        assert pinned("models:/cars/latest") == ("models:/cars/2", 8)
+        assert pinned("models:/cars/1") == ("models:/cars/1", 8)
+        assert pinned("dbfs:/Users/jane@corp.com/model") == ("dbfs:/Users/jane@corp.com/model", 8)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -151,6 +169,7 @@ def test_csv_has_the_candidates_as_json(engine: Engine, folder: Path, tmp_path: 
         ("file\n", "has no photos"),
         ("file,x1,y1,x2,y2\na.jpg,1,2,3,4\nb.jpg,1.5,2,3,4\n", "x1 of b.jpg is '1.5'; give a whole number"),
         ("file,x1\na.jpg,left\n", "x1 of a.jpg is 'left'"),
+        ("file,x1\na.jpg,1e30\n", "x1 of a.jpg is '1e30'"),
     ],
 )
 def test_a_csv_file_that_cannot_be_used_is_named(text: str, message: str, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from carmodel.parameters import Augment, Train
 from carmodel.recipe import SettingsError
@@ -108,6 +110,26 @@ def test_a_training_without_a_checkpoint_is_not_resumed(experiment: str) -> None
     with pytest.raises(RuntimeError), step_run("train", Train()):
         raise RuntimeError
     assert unfinished.find_unfinished(cache_key("train", Train()), experiment) is None
+
+
+def test_a_training_goes_on_if_old_checkpoints_cannot_be_deleted(
+    experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from steps.train_rank import keep_checkpoint  # imports TensorFlow
+
+    def refuse(self: object, path: str | None = None) -> None:
+        raise MlflowException("403: you may not delete at https://me:word@host")
+
+    monkeypatch.setattr(LocalArtifactRepository, "delete_artifacts", refuse)
+    with mlflow.start_run() as run:
+        for number in (1, 2):
+            for old in tmp_path.glob("epoch-*.npz"):
+                old.unlink()
+            (path := tmp_path / f"epoch-000{number}.npz").write_bytes(b"weights")
+            keep_checkpoint(path)
+    assert len(CLIENT().list_artifacts(run.info.run_id, unfinished.CHECKPOINTS)) == 2
+    said = capsys.readouterr().out
+    assert "checkpoints/epoch-0001.npz is no longer needed, but cannot be deleted: 403" in said and "word" not in said
 
 
 def test_a_missing_input_leaves_no_run(experiment: str) -> None:

@@ -1,1 +1,1 @@
-"""Deploy a registered classifier. There is one module per target, with the functions deploy, release, status and delete."""
+"""Deploy a registered classifier. Each kind of target has a module with the functions deploy, release, status and delete."""

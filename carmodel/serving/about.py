@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import mlflow
@@ -73,15 +74,21 @@ def accuracy_sentence(facts: Mapping[str, Any]) -> str:
 
 
 def run_url(run_id: str | None) -> str:
-    """Return the URL of a run in MLflow's UI; for a local tracking store, where ``mlflow ui --port 5000`` shows it."""
+    """Return the URL of a run in MLflow's UI, without credentials; "" if that is not known.
+
+    For a tracking store on this machine, it is where ``mlflow ui --port 5000`` shows the run.
+    """
     if not run_id:
         return ""
     try:
         experiment = mlflow.get_run(run_id).info.experiment_id
     except download_errors():  # packaged on another tracking server
         return ""
-    tracking = mlflow.get_tracking_uri()
-    host = tracking.rstrip("/") if tracking.startswith(("http://", "https://")) else "http://localhost:5000"
+    tracking, host = urlsplit(mlflow.get_tracking_uri()), "http://localhost:5000"
+    if tracking.scheme in ("http", "https"):
+        host = f"{tracking.scheme}://{tracking.netloc.rpartition('@')[2]}{tracking.path.rstrip('/')}"
+    elif tracking.geturl().startswith(("databricks", "azureml")):
+        return ""
     return f"{host}/#/experiments/{experiment}/runs/{run_id}"
 
 

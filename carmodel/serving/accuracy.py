@@ -28,7 +28,7 @@ from carmodel.data.table import NO_BOX
 from carmodel.errors import InputError
 from carmodel.evaluation.reliability import expected_calibration_error
 from carmodel.evaluation.wilson import wilson_interval
-from carmodel.serving.about import about_model, with_version
+from carmodel.serving.about import about_model
 from carmodel.serving.rows import BOX_COLUMNS
 from carmodel.training.device_augmentation import FEATHER
 
@@ -41,7 +41,7 @@ SEED = 1_000_000
 """Seed of scenes and places. The calibration of a classifier uses other scenes."""
 
 BATCH = 32
-"""Photos per request."""
+"""Most photos per request."""
 
 Labelled = tuple[Path, str, Box | None]
 """A photo, its class, and the box around its car."""
@@ -98,12 +98,12 @@ def request_of(kind: str, photos: list[Labelled], margin: float, first: int = 0)
     return frame.join(pd.DataFrame(boxes, columns=BOX_COLUMNS, dtype=object))
 
 
-def ask(classify: Classify, kind: str, photos: list[Labelled], margin: float) -> pd.DataFrame:
+def ask(classify: Classify, kind: str, photos: list[Labelled], margin: float, batch: int = BATCH) -> pd.DataFrame:
     """Return the answers of a classifier, one row per photo, with the photo's class in the column `true`."""
     answers = []
     with tqdm(total=len(photos), desc=kind, unit="photo", leave=False, disable=None) as bar:
-        for first in range(0, len(photos), BATCH):
-            part = photos[first : first + BATCH]
+        for first in range(0, len(photos), batch):
+            part = photos[first : first + batch]
             answers.append(classify(request_of(kind, part, margin, first)))
             bar.update(len(part))
     return pd.concat(answers, ignore_index=True).assign(true=[name for _, name, _ in photos])
@@ -171,14 +171,14 @@ def main() -> None:
     given = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            about_model(given.model)  # refuses what is not a classifier, before photos are read
+            about = about_model(given.model)  # refuses what is not a classifier, before photos are read
             photos = read_test_photos(given.photos, Path(scratch))[:: max(given.every, 1)]
-            print(f"{with_version(given.model)} on {len(photos):,} test photos")
+            print(f"{about['model']} on {len(photos):,} test photos")
             classifier = mlflow.pyfunc.load_model(given.model)
-            margin = classifier.metadata.metadata["margin"]
+            margin, max_rows = (classifier.metadata.metadata[name] for name in ("margin", "max_rows"))
             print(f"{'':13}top-1   95% interval    top-5   95% interval    calibration error  certain  of these right")
             for kind in KINDS:
-                answers = ask(classifier.predict, kind, photos, margin)
+                answers = ask(classifier.predict, kind, photos, margin, min(BATCH, max_rows))
                 found = measures(answers)
                 top1, top5 = (with_interval(found[name], len(photos)) for name in ("top1", "top5"))
                 shares = f"{found['certain']:>7.1%}  {found['precision']:>14.1%}"

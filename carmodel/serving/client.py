@@ -136,6 +136,8 @@ def _csv_boxes(table: Path, folder: Path) -> dict[Path, Box]:
             corners = [line[corner] for corner in CORNERS]
             if not any(corners):
                 continue
+            if not line["file"]:
+                raise BoxError(f"{table}, line {lines.line_num}: the name of the photo is missing")
             try:
                 x1, y1, x2, y2 = (int(corner) for corner in corners)
             except (ValueError, TypeError):
@@ -148,17 +150,22 @@ def _csv_boxes(table: Path, folder: Path) -> dict[Path, Box]:
 
 
 def _devkit_boxes(folder: Path) -> dict[Path, Box]:
-    from scipy.io import loadmat
-
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise BoxError(f"boxes from {folder} need SciPy: pip install scipy") from None
     boxes = {}
     for split in ("train", "test"):
         for annotations in sorted(folder.glob(f"**/devkit/cars_{split}_annos.mat")):
             photos = folder / f"cars_{split}"
             nested = photos / photos.name  # as some archives unpack
-            for row in loadmat(annotations, squeeze_me=True)["annotations"].reshape(-1):
-                x1, y1, x2, y2 = (int(row[f"bbox_{corner}"]) for corner in CORNERS)
-                path = (nested if nested.is_dir() else photos) / str(row["fname"])
-                boxes[path.resolve()] = (x1 - 1, y1 - 1, x2, y2)  # the devkit counts from 1 and includes x2 and y2
+            try:
+                for row in loadmat(annotations, squeeze_me=True)["annotations"].reshape(-1):
+                    x1, y1, x2, y2 = (int(row[f"bbox_{corner}"]) for corner in CORNERS)
+                    path = (nested if nested.is_dir() else photos) / str(row["fname"])
+                    boxes[path.resolve()] = (x1 - 1, y1 - 1, x2, y2)  # the devkit counts from 1 and includes x2 and y2
+            except Exception as error:  # SciPy raises many types for a damaged file
+                raise BoxError(f"{annotations} cannot be read: {error}") from None
     if not boxes:
         raise BoxError(f"{folder} has no devkit/cars_train_annos.mat or cars_test_annos.mat")
     return boxes

@@ -26,6 +26,7 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # another model may be served at the same address later
 }
 
 
@@ -67,12 +68,14 @@ def create_page(
 
     @app.post("/invocations")
     async def classify(request: Request) -> Response:
-        if int(request.headers.get("content-length", MAX_BYTES + 1)) > MAX_BYTES:
-            raise HTTPException(413)
-        body, url = await request.body(), f"{endpoint}/invocations"
+        body, url = bytearray(), f"{endpoint}/invocations"
+        async for part in request.stream():  # a client may send more than its Content-Length says
+            body += part
+            if len(body) > MAX_BYTES:
+                raise HTTPException(413)
         headers = {"Content-Type": "application/json"}
         try:
-            answer = await asyncio.to_thread(http.request, "POST", url, body=body, headers=headers)
+            answer = await asyncio.to_thread(http.request, "POST", url, body=bytes(body), headers=headers)
         except HTTPError as error:
             answered = isinstance(getattr(error, "reason", None), ResponseError)  # with a fault, each time
             raise HTTPException(500 if answered else 502) from None

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import mlflow
 import numpy as np
@@ -21,6 +22,7 @@ from carmodel.errors import InputError
 from carmodel.serving.client import SUFFIXES, BoxError, find_photos, read_boxes
 from carmodel.serving.rows import BOX_COLUMNS
 
+LARGEST_CORNER = 1e9  # no photo has as many pixels
 PHOTO_COLUMNS = ("file", "path", *BOX_COLUMNS)
 """`file` names the photo in the answers, `path` is where it is read, and the box is Int64, or null without a box."""
 
@@ -104,7 +106,7 @@ def as_photos(table: pd.DataFrame, source: str, folder: Path) -> pd.DataFrame:
     for corner in BOX_COLUMNS:
         given = table[corner].replace("", None) if corner in table else pd.Series(None, table.index, object)
         number = pd.to_numeric(given, errors="coerce")
-        wrong = (number.isna() & given.notna()) | (number % 1 > 0)
+        wrong = (number.isna() & given.notna()) | (number % 1 > 0) | (number.abs() > LARGEST_CORNER)
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise InputError(
@@ -228,7 +230,7 @@ def write(answers: pa.Table, file: Path) -> None:
 
 def replace(file: Path, write_to: Callable[[Path], object]) -> None:
     """Write a file under a temporary name, and rename it."""
-    partial = file.with_name(f".{file.name}.partial")
+    partial = file.with_name(f".{file.name}.{uuid4().hex}.partial")  # another process may write the same file
     try:
         write_to(partial)
         partial.replace(file)

@@ -51,17 +51,22 @@ def serve(model: str, port: int, page_host: str, page_port: int) -> None:
 @contextmanager
 def ending_with(endpoint: subprocess.Popen[bytes]) -> Iterator[None]:
     """End this process if the endpoint ends within the block, so that the page never stays without it."""
-    over = threading.Event()
+    over, ended = threading.Event(), threading.Event()
 
     def watch() -> None:
         endpoint.wait()
         if not over.is_set():
+            ended.set()
             print("serve: the endpoint has ended; to start it again: make serve", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
+    except SystemExit:
+        if ended.is_set():
+            raise SystemExit(1) from None
+        raise
     finally:
         over.set()
 

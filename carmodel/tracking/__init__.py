@@ -1,1 +1,1 @@
-"""Step runs in MLflow: `runs` (outputs and lineage), `cache` (reuse), `artifacts` (reading by URI), `digests` and `paths`."""
+"""Step runs in MLflow: `runs`, `lineage` (tags, outputs), `cache` (reuse), `unfinished` (killed runs), `artifacts` (by URI)."""

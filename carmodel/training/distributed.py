@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from carmodel.data.threads import cores
 from carmodel.errors import InputError
 from carmodel.model.keras_internals import change_gradients, has_changed_gradients
 from carmodel.training.statistics import moving_statistics
@@ -51,7 +52,7 @@ class Horovod:
             tf.config.set_visible_devices(gpus[hvd.local_rank()], "GPU")
             tf.config.experimental.set_memory_growth(gpus[hvd.local_rank()], True)
         else:
-            threads = max(1, len(os.sched_getaffinity(0)) // hvd.local_size())
+            threads = max(1, cores() // hvd.local_size())
             tf.config.threading.set_intra_op_parallelism_threads(threads)
         self.rank, self.count = hvd.rank(), hvd.size()
 

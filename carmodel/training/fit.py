@@ -27,7 +27,7 @@ from carmodel.training.precision import gpus
 from carmodel.training.progress import Progress
 from carmodel.training.ranks import ALONE, Ranks
 from carmodel.training.schedule import Stage, stages
-from carmodel.training.statistics import FinalStatistics, recompute_statistics, tracking
+from carmodel.training.statistics import FinalStatistics, moving_statistics, recompute_statistics, tracking
 
 
 class Throughput(keras.callbacks.Callback):
@@ -112,6 +112,7 @@ def fit(
         history = training.run(stage, checkpoint_dir, callbacks, on_saved)
     if training.tracks_statistics and not store.validation.any():
         recompute_statistics(model, store, params, schedule[-1])
+        ranks.broadcast(moving_statistics(model))
     return history
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import queue
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from carmodel.data.threads import cores
 from carmodel.errors import InputError
 from carmodel.training.rendezvous import rendezvous
 from carmodel.training.worker import address_towards
@@ -89,6 +91,8 @@ def check(processes: int, hosts: str) -> list[Host]:
         remaining -= used[-1].slots
     used = [host for host in used if host.slots]
     remote = [host.name for host in used if not host.local]
+    if remote and shutil.which("ssh") is None:
+        raise InputError(f"hosts={hosts} needs ssh, which is not installed (apt-get install openssh-client)")
     with ThreadPoolExecutor(max(1, len(remote))) as pool:
         problems = [problem for problem in pool.map(_probe, remote) if problem]
     if problems:
@@ -111,7 +115,7 @@ def local_slots() -> int:
     import tensorflow as tf
 
     # Listing logical devices would allocate the memory of the GPUs.
-    return len(tf.config.list_physical_devices("GPU")) or len(os.sched_getaffinity(0))
+    return len(tf.config.list_physical_devices("GPU")) or cores()
 
 
 def run(
@@ -152,7 +156,8 @@ def run(
             for slot in slots:
                 host = next(host for host in hosts if host.name == slot.host)
                 # Ranks on this machine must use the network interface that the other machines reach.
-                address = address_towards(remote[0] if host.local and remote else _address(host.name))
+                own = remote[0] if remote else host.name
+                address = address_towards(own if host.local else _address(host.name))
                 server = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": address, "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port)}
                 task = {
                     "environment": common | server | slot.environment,
@@ -204,14 +209,17 @@ class _Rank:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        with (self.logs / f"rank-{self.number}.log").open("w") as log:
-            for line in self.process.stdout:
-                print(f"[{self.number}] {line}", end="", flush=True)
-                log.write(line)
-                log.flush()
-                self.last.append(line)
-        self.process.wait()
-        self.ended.put(self)
+        try:
+            with (self.logs / f"rank-{self.number}.log").open("w") as log:
+                for line in self.process.stdout:
+                    self.last.append(line)
+                    with suppress(OSError):  # a rank must not wait because the terminal is closed or the disk is full
+                        print(f"[{self.number}] {line}", end="", flush=True)
+                        log.write(line)
+                        log.flush()
+        finally:
+            self.process.wait()
+            self.ended.put(self)
 
 
 def _wait(running: int, ended: "queue.Queue[_Rank]") -> _Rank | None:

@@ -50,17 +50,21 @@ async function ask(photo) {
   return (await response.json()).predictions[0];
 }
 
+// Return whether a newer box was drawn, or the photo was removed, while the answer was computed.
+const isOld = (photo, box) => photo.box !== box || !photos.includes(photo);
+
 async function classify(photo) {
   const box = photo.box;
   photo.error = null;
   photo.gone = false;
   try {
     const answer = await ask(photo);
-    if (photo.box !== box) return; // a newer box was drawn meanwhile
+    if (isOld(photo, box)) return;
     photo.answer = answer;
     photo.error = answer.error;
     $("#problem").hidden = true;
   } catch (error) {
+    if (isOld(photo, box)) return;
     photo.answer = null;
     photo.error = error.gone ? "no answer" : error.message;
     photo.gone = Boolean(error.gone);
@@ -92,13 +96,15 @@ async function answer(list) {
   report();
   for (const photo of list) {
     if (photo.file.size > MAX_BYTES) photo.error = "The file is larger than 20 MB.";
-    else await classify(photo);
-    done += 1;
+    else if (photos.includes(photo)) await classify(photo);
     waiting -= 1;
-    render(photo);
+    if (photos.includes(photo)) {
+      done += 1;
+      render(photo);
+    }
     report();
   }
-  if (waiting === 0) {
+  if (waiting === 0 && done > 0) {
     const seconds = (performance.now() - began) / 1000;
     $("#status").textContent = `${done} ${done === 1 ? "photo" : "photos"} answered in ${seconds.toFixed(1)} s`;
   }
@@ -108,7 +114,7 @@ function report() {
   const bar = $("#progress progress");
   $("#progress").hidden = waiting === 0;
   bar.max = photos.length;
-  bar.value = photos.length - waiting;
+  bar.value = Math.max(photos.length - waiting, 0);
   if (waiting > 0) $("#status").textContent = `${waiting} ${waiting === 1 ? "photo" : "photos"} to go …`;
 }
 
@@ -120,7 +126,6 @@ function render(photo) {
   const image = make("img", { src: photo.url, alt: "", onerror: (event) => event.target.remove() });
   photo.item.replaceChildren(image, make("small", { textContent: photo.name }), text);
   $("#photos").hidden = photos.length < 2;
-  $("#download").href = URL.createObjectURL(new Blob([table()], { type: "text/csv" }));
   if (photo === shown) show(photo);
 }
 
@@ -184,6 +189,7 @@ function drawBox(box) {
 function useBox(box) {
   if (shown === null) return;
   shown.box = box;
+  shown.answer = null; // it belongs to the box before
   show(shown);
   answer([shown]);
 }
@@ -272,6 +278,10 @@ function takeFiles() {
   document.addEventListener("drop", (event) => add(event.dataTransfer.files));
   document.addEventListener("paste", (event) => add(event.clipboardData.files));
   $("#clear").addEventListener("click", clear);
+  $("#download").addEventListener("click", (event) => {
+    URL.revokeObjectURL(event.currentTarget.href); // the table of the last download
+    event.currentTarget.href = URL.createObjectURL(new Blob([table()], { type: "text/csv" }));
+  });
   $("#problem button").addEventListener("click", () => answer(photos.filter((photo) => photo.gone)));
 }
 
