@@ -142,7 +142,7 @@ def test_a_corrupt_photo_is_reported_as_the_local_engine_reports_it(
     assert reports[0] == reports[1]
     assert len(reports[0]["listed"]) == 2
     assert same(open_store(tmp_path / "a" / "train.h5"), open_store(tmp_path / "b" / "train.h5"))
-    with pytest.raises(InputError, match=r"2 of 30 .* train/00007\.jpg: unreadable, damaged image data"):
+    with pytest.raises(InputError, match=r"2 of 30 .* 00007\.jpg \(train\): unreadable, damaged image data"):
         written(table, tmp_path / "c", engine(2))
     assert not list((tmp_path / "c").iterdir())
 

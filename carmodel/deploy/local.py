@@ -46,9 +46,8 @@ def deploy(settings: Deploy) -> Status:
         DeployError: the server exits, or does not answer in time. Only its log is left.
     """
     _require_own_folder(settings)
-    server, undo, source = _recorded(settings), "", source_of(settings.model_uri)
-    asked = (settings.model_uri, source, settings.port)
-    if server and (server.model_uri, server.source, server.port) == asked and _is_running(server):
+    server, undo = _recorded(settings), ""
+    if server and _is_running(server) and _serves(server, settings):
         state = "already serves" if _answers(server) else "is already starting to serve"
         say(f"{settings.name} {state} {settings.model_uri}")
     else:
@@ -59,7 +58,7 @@ def deploy(settings: Deploy) -> Status:
             say(f"stopping the server of {server.model_uri}\n{undo}".rstrip())
             _stop(settings, server)
         require_free(HOST, settings.port)
-        server = _start(settings, source)
+        server = _start(settings)
     deadline = time.monotonic() + settings.timeout
     while not _answers(server):
         if not _is_running(server):
@@ -118,10 +117,11 @@ def delete(settings: Deploy) -> bool:
     return server is not None
 
 
-def _start(settings: Deploy, source: str) -> _Server:
+def _start(settings: Deploy) -> _Server:
     say(f"starting MLflow's server; its log: {_log(settings)}")
     try:
         _folder(settings).mkdir(parents=True, exist_ok=True)
+        source = source_of(settings.model_uri)
         with _log(settings).open("wb") as log:
             process = start_server(settings.model_uri, settings.port, log)
     except OSError as error:
@@ -130,6 +130,12 @@ def _start(settings: Deploy, source: str) -> _Server:
     # Written before the server answers, so that one that never answers can still be stopped.
     _record(settings).write_text(json.dumps(asdict(server)))
     return server
+
+
+def _serves(server: _Server, settings: Deploy) -> bool:
+    """Return whether a server has the version and the port of the settings."""
+    same = (server.model_uri, server.port) == (settings.model_uri, settings.port)
+    return same and server.source == source_of(settings.model_uri)
 
 
 def _stop(settings: Deploy, server: _Server) -> None:

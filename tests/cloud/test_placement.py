@@ -1,5 +1,6 @@
 """Steps of main on other machines: what is refused before any work, and a `main` over Databricks, Azure ML and here."""
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ from carmodel.cloud.waiting import JobState, RemoteStep
 from carmodel.errors import InputError
 from carmodel.recipe import resolve
 from carmodel.tracking.unfinished import end_dead_runs
+from steps.interrupt import signals_interrupt
 from steps.pipeline import run_elsewhere
 from tests.cloud.azureml_cloud import Azure
 from tests.cloud.databricks_jobs import Workspace
@@ -48,7 +50,7 @@ def main(
     words = [word for name, value in given.items() for word in ("-P", f"{name}={value}")]
     command = ["mlflow", "run", ".", "--env-manager", "local", *words]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=sources, env=environment, **both)
+    return subprocess.Popen(command, cwd=sources, env=environment, start_new_session=True, **both)
 
 
 def test_the_example_is_valid_and_an_empty_path_places_nothing() -> None:
@@ -176,6 +178,29 @@ def test_main_refuses_before_any_work(sources: Path, tmp_path: Path, commands: s
     assert "Running command 'python -m steps.preprocess" not in said
 
 
+def test_a_second_signal_does_not_stop_the_cancellation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled: list[bool] = []
+
+    def state() -> JobState:
+        os.kill(os.getpid(), signal.SIGINT)
+        return JobState("RUNNING")
+
+    def cancel() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        cancelled.append(True)
+
+    def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: str) -> RemoteStep:
+        run = mlflow.MlflowClient().create_run(experiment_id)
+        return RemoteStep(run.info.run_id, "job 7", "https://page", state, cancel)
+
+    monkeypatch.setattr("carmodel.cloud.databricks.submit", submit)
+    with tracked_in(tmp_path):
+        with signals_interrupt(), pytest.raises(KeyboardInterrupt):
+            run_elsewhere("train", {}, ON_DATABRICKS, "0")
+        (run,) = mlflow.MlflowClient().search_runs(["0"])
+    assert (run.info.status, cancelled) == ("FAILED", [True])
+
+
 @pytest.mark.slow
 def test_main_over_three_places_explains_a_failure_and_a_rerun_finishes(
     sources: Path,
@@ -229,8 +254,7 @@ def test_an_interrupted_main_cancels_the_job(
             said += line
             if "main: preprocess: " in line:
                 break
-        started.send_signal(signal.SIGINT)
-        started.send_signal(signal.SIGTERM)  # as `mlflow run` does after an interrupt of the terminal
+        os.killpg(started.pid, signal.SIGINT)  # as a terminal does; `mlflow run` then sends SIGTERM to main
         said += started.communicate()[0]
     finally:
         started.kill()

@@ -104,9 +104,10 @@ async function answer(list) {
     }
     report();
   }
-  if (waiting === 0 && done > 0) {
+  if (waiting === 0) {
     const seconds = (performance.now() - began) / 1000;
-    $("#status").textContent = `${done} ${done === 1 ? "photo" : "photos"} answered in ${seconds.toFixed(1)} s`;
+    const text = `${done} ${done === 1 ? "photo" : "photos"} answered in ${seconds.toFixed(1)} s`;
+    $("#status").textContent = done > 0 ? text : ""; // none if they were removed meanwhile
   }
 }
 
