@@ -15,7 +15,8 @@ from benchmarks.turns import Entry, Table
 INTRODUCTION = """# Benchmarks: results
 
 `make bench` wrote this page. [Benchmarks](../benchmarks.md) describes it. More than 1× means that carmodel is faster, or
-needs less. Relative to the limit, a rate is a fraction, and a time is a multiple.
+needs less. The last column compares carmodel with an upper limit: a rate of 0.5 reaches half of it, and a time of 2×
+takes twice as long.
 
 """
 COLORS = {"ours": "#1b6ca8", "peer": "#b8bec4", "limit": "#c0392b"}
