@@ -164,14 +164,14 @@ def gathered(images: np.ndarray) -> Iterable[Batch]:
 OURS = "carmodel: Batches of a store"
 LOADERS = {
     OURS: ours,
-    "keras.utils.image_dataset_from_directory": keras_directory,
+    "Keras's image_dataset_from_directory": keras_directory,
     "h5py, sorted rows of each batch": h5py_sorted,
     "tf.data, TFRecord of raw pixels": tfrecord,
 }
 PEERS = [name for name in LOADERS if name != OURS]
 THREADS = dict.fromkeys(LOADERS, 1) | {name: cores() for name in list(LOADERS) if "keras" in name or "tf.data" in name}
 NOTES = {
-    "keras.utils.image_dataset_from_directory": "It decodes JPEG files that have the final size, and returns float32.",
+    "Keras's image_dataset_from_directory": "It decodes JPEG files that have the final size, and returns float32.",
     "tf.data, TFRecord of raw pixels": "It shuffles within a buffer of 1,024 images, and so not the whole data set.",
 }
 
