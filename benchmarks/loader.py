@@ -169,7 +169,7 @@ LOADERS = {
     "tf.data, TFRecord of raw pixels": tfrecord,
 }
 PEERS = [name for name in LOADERS if name != OURS]
-THREADS = dict.fromkeys(LOADERS, 1) | {name: cores() for name in list(LOADERS) if "keras" in name or "tf.data" in name}
+THREADS = dict.fromkeys(LOADERS, 1) | {name: cores() for name in list(LOADERS) if "Keras" in name or "tf.data" in name}
 NOTES = {
     "Keras's image_dataset_from_directory": "It decodes JPEG files that have the final size, and returns float32.",
     "tf.data, TFRecord of raw pixels": "It shuffles within a buffer of 1,024 images, and so not the whole data set.",
