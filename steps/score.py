@@ -59,10 +59,10 @@ def pinned(uri: str) -> tuple[str, int]:
         InputError: there is no such classifier.
     """
     import mlflow
-    from mlflow.store.artifact.utils.models import get_model_name_and_version
 
     from carmodel.serving.about import about_model
     from carmodel.serving.registry import version_for_alias
+    from carmodel.tracking.cache import versioned
 
     about_model(uri)
     client, pinned_uri, name = mlflow.MlflowClient(), uri, uri.removeprefix("models:/")
@@ -71,7 +71,7 @@ def pinned(uri: str) -> tuple[str, int]:
         version = version_for_alias(client, name, alias)
         pinned_uri = f"models:/{name}/{version.version}" if version else uri
     elif uri.startswith("models:/") and "/" in name:  # the version may be "latest" or a stage
-        pinned_uri = "/".join(["models:", *map(str, get_model_name_and_version(client, uri))])
+        pinned_uri = versioned(uri)
     facts = mlflow.models.get_model_info(pinned_uri).metadata or {}
     return pinned_uri, int(facts["max_rows"])
 

@@ -235,18 +235,17 @@ def _submit(entry_point: str, parameters: dict[str, str], config: dict[str, Any]
         workspace = WorkspaceV1(names.subscription, names.resource_group, names.name, auth=auth)
         command = project.get_entry_point(entry_point).compute_command(parameters, None)
         environment = environment_of(project.env_config_path, config.get(IMAGE, "")).register(workspace=workspace)
-        try:
-            target = ComputeTarget(workspace=workspace, name=config["COMPUTE"]).name
-        except ComputeTargetException as error:
-            raise InputError(f"COMPUTE={config['COMPUTE']}: {error.message}") from None
+        target = ComputeTarget(workspace=workspace, name=config["COMPUTE"]).name
         experiment = Experiment(workspace, mlflow.get_experiment(experiment_id).name)
         with TemporaryDirectory() as folder:
             source = copy_project(Path(folder) / "carmodel", entry_point, parameters)
             job = ScriptRunConfig(source_directory=str(source), command=[command])
             job.run_config.environment, job.run_config.target = environment, target
             return experiment.submit(job)
+    # Only the messages: converting a whole error to text fails if it holds another exception.
+    except ComputeTargetException as error:
+        raise InputError(f"COMPUTE={config['COMPUTE']}: {error.message}") from None
     except AzureMLException as error:
-        # Only its message: converting the whole error to text fails if it holds another exception.
         raise InputError(f"workspace {names.name}: {error.message}") from None
 
 

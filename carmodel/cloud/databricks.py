@@ -97,8 +97,8 @@ def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: s
         run = get_or_create_run(None, str(project), experiment_id, str(project), None, step, parameters)
         run_id = run.info.run_id
         client = mlflow.MlflowClient()
-        client.set_tag(run_id, "mlflow.runName", step)
         try:
+            client.set_tag(run_id, "mlflow.runName", step)
             run_databricks_spark_job(
                 remote_run=run,
                 uri="carmodel",

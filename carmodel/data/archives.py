@@ -44,11 +44,9 @@ def _extract(archive: Path, target: Path) -> None:
             _read_to_end(tar)
     except InputError:
         raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise InputError(f"{archive} cannot be unpacked into {target}: {error.strerror}; make room there") from None
-        raise InputError(f"{archive} cannot be unpacked: {error}; download it again") from None
-    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
         raise InputError(f"{archive} cannot be unpacked: {error}; download it again") from None
 
 

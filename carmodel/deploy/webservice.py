@@ -196,12 +196,11 @@ def _changed_settings(config: dict[str, Any], service: dict[str, Any], prefix: s
     changed = []
     for key, value in config.items():
         name = SERVICE_NAMES.get(key, key)
+        # The service lists all settings, but only the tags and properties that it has.
+        listed = name in service or prefix in ("tags.", "properties.")
         if isinstance(value, dict):
             changed += _changed_settings(value, service.get(name) or {}, f"{prefix}{key}.")
-        # The service lists all settings but only the tags and properties that it has.
-        elif (name in service or prefix in ("tags.", "properties.")) and (
-            key not in ("computeType", *FILE_SETTINGS) and service.get(name) != value
-        ):
+        elif listed and key not in ("computeType", *FILE_SETTINGS) and service.get(name) != value:
             changed.append(prefix + key)
     return changed
 

@@ -26,10 +26,9 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
         probabilities: float (N, C).
         labels: int (N,), 0-based.
     """
-    from scipy.optimize import minimize_scalar  # not needed for serving
-
     if (probabilities.argmax(axis=1) == labels).all():
         return 1.0
+    from scipy.optimize import minimize_scalar  # not needed for serving
 
     def cross_entropy(log_temperature: float) -> float:
         scaled = apply_temperature(probabilities, float(np.exp(log_temperature)))

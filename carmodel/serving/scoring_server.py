@@ -95,9 +95,9 @@ def require_free(host: str, port: int) -> None:
     """
     try:
         socket.create_server((host, port)).close()
+    except socket.gaierror as error:
+        raise InputError(f"{host} is no address of this machine ({error.strerror})") from None
     except (OSError, OverflowError) as error:
-        if isinstance(error, socket.gaierror):
-            raise InputError(f"{host} is no address of this machine ({error.strerror})") from None
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise InputError(f"{host}:{port} cannot be used ({reason}); choose another port") from None
 

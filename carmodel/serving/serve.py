@@ -51,12 +51,11 @@ def serve(model: str, port: int, page_host: str, page_port: int) -> None:
 @contextmanager
 def ending_with(endpoint: subprocess.Popen[bytes]) -> Iterator[None]:
     """End this process if the endpoint ends within the block, so that the page never stays without it."""
-    over, ended = threading.Event(), threading.Event()
+    over = threading.Event()
 
     def watch() -> None:
         endpoint.wait()
         if not over.is_set():
-            ended.set()
             print("serve: the endpoint has ended; to start it again: make serve", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -64,7 +63,7 @@ def ending_with(endpoint: subprocess.Popen[bytes]) -> Iterator[None]:
     try:
         yield
     except SystemExit:
-        if ended.is_set():
+        if endpoint.poll() is not None:  # `watch` has ended this process, which is a failure
             raise SystemExit(1) from None
         raise
     finally:

@@ -57,11 +57,18 @@ def digest_of_input(uri: str) -> str:
             if record := outputs_of(mlflow.get_run(run_id)).get(name):
                 return record["digest"]
         if uri.startswith("models:/"):
-            # A logged model or a version never changes. An alias, a stage or "latest" may name another version later.
-            return "/".join(["models:", *map(str, get_model_name_and_version(mlflow.MlflowClient(), uri))])
+            return versioned(uri)
         return f"{uri} {listing(uri)}"
     except download_errors() as error:
         raise InputError(f"{uri}: cannot be read: {explain_uri(uri, error)}") from None
+
+
+def versioned(uri: str) -> str:
+    """Return the URI of a registered or logged model, ``models:/…``, with its version.
+
+    A logged model or a version never changes. An alias, a stage or "latest" may name another version later.
+    """
+    return "/".join(["models:", *map(str, get_model_name_and_version(mlflow.MlflowClient(), uri))])
 
 
 def input_digests(settings: Settings) -> dict[str, str]:

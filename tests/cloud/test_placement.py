@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -51,6 +52,18 @@ def main(
     command = ["mlflow", "run", ".", "--env-manager", "local", *words]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=sources, env=environment, start_new_session=True, **both)
+
+
+def submitted(
+    monkeypatch: pytest.MonkeyPatch, state: Callable[[], JobState], cancel: Callable[[], None] = lambda: None
+) -> None:
+    """Let Databricks accept each step as job 7, whose state and cancellation are these functions."""
+
+    def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: str) -> RemoteStep:
+        run = mlflow.MlflowClient().create_run(experiment_id)
+        return RemoteStep(run.info.run_id, "job 7", "https://page", state, cancel)
+
+    monkeypatch.setattr("carmodel.cloud.databricks.submit", submit)
 
 
 def test_the_example_is_valid_and_an_empty_path_places_nothing() -> None:
@@ -113,11 +126,7 @@ def test_a_job_whose_state_is_unknown_may_still_be_running(tmp_path: Path, monke
     def refuse() -> JobState:
         raise PermissionError("the sign-in has expired")
 
-    def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: str) -> RemoteStep:
-        run = mlflow.MlflowClient().create_run(experiment_id)
-        return RemoteStep(run.info.run_id, "job 7", "https://page", refuse, lambda: None)
-
-    monkeypatch.setattr("carmodel.cloud.databricks.submit", submit)
+    submitted(monkeypatch, refuse)
     monkeypatch.setattr("carmodel.cloud.waiting.is_transient", lambda error: False)
     with tracked_in(tmp_path):
         with pytest.raises(ExecutionException, match="the state of job 7 is unknown, and it may still be running"):
@@ -189,11 +198,7 @@ def test_a_second_signal_does_not_stop_the_cancellation(tmp_path: Path, monkeypa
         os.kill(os.getpid(), signal.SIGTERM)
         cancelled.append(True)
 
-    def submit(step: str, parameters: dict[str, str], config: Path, experiment_id: str) -> RemoteStep:
-        run = mlflow.MlflowClient().create_run(experiment_id)
-        return RemoteStep(run.info.run_id, "job 7", "https://page", state, cancel)
-
-    monkeypatch.setattr("carmodel.cloud.databricks.submit", submit)
+    submitted(monkeypatch, state, cancel)
     with tracked_in(tmp_path):
         with signals_interrupt(), pytest.raises(KeyboardInterrupt):
             run_elsewhere("train", {}, ON_DATABRICKS, "0")
