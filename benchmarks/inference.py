@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -28,7 +29,6 @@ from carmodel.parameters import PackagePyfunc
 from carmodel.serving.forward import Forward
 from carmodel.serving.onnx_engine import OnnxEngine, open_session
 from carmodel.serving.packaging import log_classifier
-from carmodel.serving.score import list_photos, local_engine
 from carmodel.tracking.digests import ROOT
 from carmodel.tracking.paths import PRETRAINED
 from tests.endpoint import Server, serve
@@ -36,10 +36,9 @@ from tests.endpoint import Server, serve
 TITLE = "Inference"
 BATCHES = (1, 8, 32)
 SIZE = 224
-OURS, PLAIN, SCORE, FORWARD, OPENVINO, LIMIT = (
+OURS, PLAIN, FORWARD, OPENVINO, LIMIT = (
     "carmodel",
     "plain pyfunc",
-    "carmodel: score, from files",
     "carmodel: Forward",
     "OpenVINO",
     "one call of ONNX Runtime",
@@ -89,11 +88,15 @@ def of_network(
         return Competitor(name, role, cores(), {f"batch {rows}": rows_rate(answer, rows) for rows in BATCHES})
 
     with ExitStack() as stack:
-        servers = {name: stack.enter_context(serve(model, fresh(folder, name))) for name, model in models.items()}
+        # Both servers start at the same time.
+        with ThreadPoolExecutor() as pool:
+            waiting = {
+                name: pool.submit(stack.enter_context, serve(model, fresh(folder, name)))
+                for name, model in models.items()
+            }
+        servers = {name: future.result() for name, future in waiting.items()}
         http = [competitor(f"{name}, HTTP", "ours", partial(ask, server, texts)) for name, server in servers.items()]
-        score = score_engine(models[OURS], files, folder)
-        local = [competitor(SCORE, "ours", score)]
-        local += [competitor(f"{name}, pyfunc", "ours", partial(ask_here, loaded[name], texts)) for name in loaded]
+        local = [competitor(f"{name}, pyfunc", "ours", partial(ask_here, loaded[name], texts)) for name in loaded]
         alone = [
             competitor(FORWARD, "ours", lambda rows: forward(images[:rows])),
             competitor(subject.peer_name, "peer", lambda rows: subject.peer(images[:rows])),
@@ -104,13 +107,12 @@ def of_network(
     limit = replace(measured[FORWARD], name="forward pass of prepared photos", role="limit")
     photo = f"photos of {np.mean([len(data) for data in files]) / 1e3:.0f} kB to {images.shape[1]} px"
 
-    def table(where: str, kind: str, headline: str, *others: str) -> Table:
-        pair = [measured[f"{OURS}, {kind}"], replace(measured[f"{PLAIN}, {kind}"], role="peer"), limit]
-        entries = [pair[0], *(measured[other] for other in others), *pair[1:]]
+    def table(where: str, kind: str, headline: str) -> Table:
+        entries = [measured[f"{OURS}, {kind}"], replace(measured[f"{PLAIN}, {kind}"], role="peer"), limit]
         return Table(f"{subject.name} {where}, {photo}", "rows/s", entries, remarks[:1], headline, "batch 32")
 
     return [
-        table("over HTTP, Base64", "HTTP", f"{subject.name} over HTTP, 32 rows", SCORE),
+        table("over HTTP, Base64", "HTTP", f"{subject.name} over HTTP, 32 rows"),
         table("in process, Base64", "pyfunc", ""),
         Table(
             f"{subject.name} alone, prepared photos of {images.shape[1]} px",
@@ -203,15 +205,6 @@ def ask(server: Server, texts: list[str], rows: int) -> None:
 def ask_here(model: mlflow.pyfunc.PyFuncModel, texts: list[str], rows: int) -> pd.DataFrame:
     """Answer the first rows in this process."""
     return model.predict(pd.DataFrame({"image": texts[:rows]}))
-
-
-def score_engine(model: str, files: list[bytes], folder: Path) -> Answer:
-    """Return a function that answers the first rows as the entry point `score` does: the files are on disk."""
-    (saved := folder / "photos").mkdir()
-    for row, data in enumerate(files):
-        (saved / f"{row:03}.jpg").write_bytes(data)
-    table, classify = list_photos(saved), local_engine(model, max(BATCHES))
-    return lambda rows: classify(table.head(rows))
 
 
 def check_plain(loaded: dict[str, mlflow.pyfunc.PyFuncModel], images: np.ndarray) -> list[str]:

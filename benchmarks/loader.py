@@ -22,7 +22,7 @@ from carmodel.data.threads import cores
 from carmodel.training.batches import Batches
 
 TITLE = "Loader"
-PHOTOS, QUICK_PHOTOS = 2000, 200
+PHOTOS, QUICK_PHOTOS = 1500, 200
 BATCH = 128
 TIMES = 8
 """The memory of an epoch is measured on the photos, and on this many times as many."""

@@ -24,7 +24,7 @@ from carmodel.data.threads import cores
 from carmodel.parameters import Preprocess
 
 TITLE = "Preprocess"
-SIDES = {320: (4000, 100), 700: (1200, 50)}
+SIDES = {320: (2500, 100), 700: (800, 50)}
 """The longer side of the photos in pixels: the number of photos, and with --quick."""
 CHECKED = 50
 """Number of photos whose pixels are compared."""

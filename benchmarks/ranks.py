@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -22,14 +21,14 @@ RANKS = 2
 SIDE = 128
 BATCH, QUICK_BATCH = 32, 8
 """Images of a step, of all ranks together."""
-STEPS, QUICK_STEPS = 3, 2
-"""Steps of a turn. The time of the first one is not used."""
+STEPS = 2
+"""Steps of a turn. The first one is not timed."""
 OURS, ALONE, LIMIT = "carmodel: 2 ranks", "1 process", "2 processes that exchange nothing"
 
 
 def measure(given: Given) -> list[Table]:
     """Measure all ways in one job of two ranks, which also starts the one process and waits while it trains."""
-    sizes = [given.rounds(), given.size(BATCH, QUICK_BATCH), given.size(STEPS, QUICK_STEPS)]
+    sizes = [given.rounds(), given.size(BATCH, QUICK_BATCH)]
     run(
         "benchmarks.ranks:turns",
         [str(given.folder), json.dumps(sizes)],
@@ -56,7 +55,7 @@ def turns(folder: str, sizes: str) -> None:
     from carmodel.training.distributed import Horovod, SynchronizeRanks, distribute
 
     ranks = Horovod()
-    rounds, batch, steps = json.loads(sizes)
+    rounds, batch = json.loads(sizes)
     share = batch // ranks.count
     network, apart = Trainer(share, ranks.rank), Trainer(share, ranks.rank)
     average = distribute(network.model.optimizer)
@@ -65,18 +64,18 @@ def turns(folder: str, sizes: str) -> None:
 
     def together(kind: str) -> float:
         before, began = float(average.seconds), time.perf_counter()
-        rate = network.rate(kind, steps, [synchronize]) * ranks.count
+        rate = network.rate(kind, [synchronize]) * ranks.count
         spent.append((float(average.seconds) - before) / (time.perf_counter() - began))
         return rate
 
     def separately(kind: str) -> float:
         ranks.gather(np.zeros(1))  # waits for the other rank
-        return apart.rate(kind, steps, []) * ranks.count
+        return apart.rate(kind, []) * ranks.count
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start_alone, initargs=(batch,)) as pool:
 
         def alone(kind: str) -> float:
-            rate = pool.submit(rate_alone, kind, steps).result() if ranks.rank == 0 else 0.0
+            rate = pool.submit(rate_alone, kind).result() if ranks.rank == 0 else 0.0
             ranks.gather(np.zeros(1))  # waits for the other rank
             return rate
 
@@ -121,8 +120,8 @@ class Trainer:
         self.images = numbers.integers(0, 256, (batch, SIDE, SIDE, 3), np.uint8)
         self.labels = numbers.integers(0, 196, batch)
 
-    def rate(self, kind: str, steps: int, callbacks: list) -> float:
-        """Train for some steps, and return images per second, from the median time of a step after the first one."""
+    def rate(self, kind: str, callbacks: list) -> float:
+        """Train for some steps, and return images per second without the first one."""
         import keras
         import tensorflow as tf
 
@@ -137,9 +136,9 @@ class Trainer:
             times.append(time.perf_counter())
 
         clock = keras.callbacks.LambdaCallback(on_train_batch_end=tick)
-        data = untuned(tf.data.Dataset.from_tensors((self.images, self.labels)).repeat(steps))
+        data = untuned(tf.data.Dataset.from_tensors((self.images, self.labels)).repeat(STEPS))
         self.model.fit(data, epochs=1, shuffle=False, verbose=0, callbacks=[clock, *callbacks])
-        return len(self.images) / median(after - before for before, after in pairwise(times))
+        return len(self.images) * (STEPS - 1) / (times[-1] - times[0])
 
 
 alone_trainer: Trainer | None = None
@@ -151,7 +150,7 @@ def start_alone(batch: int) -> None:
     alone_trainer = Trainer(batch, 0)
 
 
-def rate_alone(kind: str, steps: int) -> float:
+def rate_alone(kind: str) -> float:
     """Train in the one process, and return images per second."""
     assert alone_trainer
-    return alone_trainer.rate(kind, steps, [])
+    return alone_trainer.rate(kind, [])

@@ -25,7 +25,7 @@ from carmodel.training.optimizer import make_optimizer
 
 TITLE = "Training"
 CLASSES = 196
-BATCH = 16
+BATCH = 8
 STORE_SIDE = 128
 """Side of the images of the training from a store, in pixels. Reading and computing take time in proportion to the pixels."""
 STORE_STEPS, QUICK_STORE_STEPS = 6, 2

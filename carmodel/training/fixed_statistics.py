@@ -6,7 +6,7 @@ import keras
 from keras import layers, ops
 
 from carmodel.model.folding import foldable_chains, gain_and_offset, with_replaced_chains
-from carmodel.training.depthwise import depthwise_convolution
+from carmodel.training.convolution import conv, depthwise_conv
 
 
 class NormalizedConvolution(layers.Layer):
@@ -41,7 +41,7 @@ class NormalizedConvolution(layers.Layer):
         # A depthwise kernel is (height, width, input channels, multiplier), and its output channels have the same order.
         kernel = convolution.kernel * (ops.reshape(gain, convolution.kernel.shape[2:]) if depthwise else gain)
         x, kernel = ops.cast(x, self.compute_dtype), ops.cast(kernel, self.compute_dtype)
-        convolve = depthwise_convolution if depthwise else ops.conv
+        convolve = depthwise_conv if depthwise else conv
         y = convolve(
             x,
             kernel,

@@ -1,4 +1,6 @@
-"""The depthwise convolution of the training."""
+"""The convolutions of the training."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -7,32 +9,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from carmodel.training.depthwise import depthwise_convolution
+from carmodel.training.convolution import conv, depthwise_conv
+
+CONVOLUTIONS = {conv: ops.conv, depthwise_conv: ops.depthwise_conv}
 
 
-@settings(max_examples=25)
+@settings(max_examples=50)
 @given(
+    convolve=st.sampled_from(list(CONVOLUTIONS)),
     height=st.integers(5, 12),
     width=st.integers(5, 12),
     side=st.sampled_from([1, 3, 5]),
-    multiplier=st.integers(1, 2),
+    outputs=st.integers(1, 2),
     stride=st.integers(1, 2),
     padding=st.sampled_from(["same", "valid"]),
 )
 def test_answers_and_gradients_are_those_of_keras(
-    *, height: int, width: int, side: int, multiplier: int, stride: int, padding: str
+    *, convolve: Callable, height: int, width: int, side: int, outputs: int, stride: int, padding: str
 ) -> None:
     numbers = np.random.default_rng(0)
     x = tf.constant(numbers.normal(size=(2, height, width, 3)), tf.float32)
-    kernel = tf.constant(numbers.normal(size=(side, side, 3, multiplier)), tf.float32)
+    kernel = tf.constant(numbers.normal(size=(side, side, 3, outputs)), tf.float32)
     seen = []
-    for convolve in (depthwise_convolution, ops.depthwise_conv):
+    for way in (convolve, CONVOLUTIONS[convolve]):
 
         @tf.function
-        def work(x: tf.Tensor, kernel: tf.Tensor, convolve=convolve) -> list[tf.Tensor]:
+        def work(x: tf.Tensor, kernel: tf.Tensor, way=way) -> list[tf.Tensor]:
             with tf.GradientTape() as tape:
                 tape.watch([x, kernel])
-                y = convolve(x, kernel, strides=(stride, stride), padding=padding, dilation_rate=(1, 1))
+                y = way(x, kernel, strides=(stride, stride), padding=padding, dilation_rate=(1, 1))
                 loss = tf.reduce_sum(y * tf.sin(y))
             return [y, *tape.gradient(loss, [x, kernel])]
 
@@ -44,7 +49,7 @@ def test_answers_and_gradients_are_those_of_keras(
 @pytest.mark.parametrize(("size", "dilation_rate"), [(None, (1, 1)), (9, (2, 2))], ids=["any size", "dilation"])
 def test_other_convolutions_are_those_of_keras(size: int | None, dilation_rate: tuple[int, int]) -> None:
     convolution = {"strides": (1, 1), "padding": "same", "dilation_rate": dilation_rate}
-    work = tf.function(lambda x, kernel: depthwise_convolution(x, kernel, **convolution))
+    work = tf.function(lambda x, kernel: depthwise_conv(x, kernel, **convolution))
     traced = work.get_concrete_function(tf.TensorSpec((None, size, size, 3)), tf.TensorSpec((3, 3, 3, 1)))
     x, kernel = tf.random.normal((2, 9, 9, 3)), tf.random.normal((3, 3, 3, 1))
     np.testing.assert_allclose(traced(x, kernel), ops.depthwise_conv(x, kernel, **convolution), atol=1e-5)

@@ -1,4 +1,4 @@
-"""A depthwise convolution whose training is fast on CPUs."""
+"""Convolutions whose training is fast on CPUs."""
 
 from typing import Any
 
@@ -8,9 +8,41 @@ from keras import ops
 from carmodel.training.precision import gpus
 
 
-def depthwise_convolution(
-    x: Any, kernel: Any, strides: tuple[int, int], padding: str, dilation_rate: tuple[int, int]
-) -> Any:
+def conv(x: Any, kernel: Any, strides: tuple[int, int], padding: str, dilation_rate: tuple[int, int]) -> Any:
+    """Return the convolution of images, as `keras.ops.conv` does.
+
+    On CPUs, the gradient of a 1 x 1 kernel is computed as a matrix product, which is faster than oneDNN's gradient.
+
+    Args:
+        x: (B, H, W, C).
+        kernel: (height, width, C, D), of the same dtype.
+        strides: step in pixels, down and across.
+        padding: "same" or "valid".
+        dilation_rate: distance between the pixels that the kernel covers, down and across.
+
+    Returns:
+        (B, h, w, D).
+    """
+    pointwise = tuple(kernel.shape[:3]) == (1, 1, x.shape[-1]) and tuple(strides) == (1, 1)
+    if not (pointwise and _on_tensorflow_cpu()):
+        return ops.conv(x, kernel, strides=strides, padding=padding, dilation_rate=dilation_rate)
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def convolve(x: tf.Tensor, kernel: tf.Tensor) -> Any:
+        def gradients(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            dx = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, strides=[1, 1, 1, 1], padding="VALID"
+            )
+            pixels, dpixels = (tf.reshape(each, (-1, each.shape[-1])) for each in (x, dy))
+            return dx, tf.reshape(tf.matmul(pixels, dpixels, transpose_a=True), kernel.shape)
+
+        return tf.raw_ops.Conv2D(input=x, filter=kernel, strides=[1, 1, 1, 1], padding="VALID"), gradients
+
+    return convolve(x, kernel)
+
+
+def depthwise_conv(x: Any, kernel: Any, strides: tuple[int, int], padding: str, dilation_rate: tuple[int, int]) -> Any:
     """Return the depthwise convolution of images, as `keras.ops.depthwise_conv` does.
 
     On CPUs, the gradient of the kernel is computed by TensorFlow's own operation, which is faster than that of oneDNN. All
@@ -26,7 +58,7 @@ def depthwise_convolution(
     Returns:
         (B, h, w, C * multiplier).
     """
-    if keras.backend.backend() != "tensorflow" or None in x.shape[1:3] or tuple(dilation_rate) != (1, 1) or gpus():
+    if None in x.shape[1:3] or tuple(dilation_rate) != (1, 1) or not _on_tensorflow_cpu():
         return ops.depthwise_conv(x, kernel, strides=strides, padding=padding, dilation_rate=dilation_rate)
     import tensorflow as tf
 
@@ -55,6 +87,10 @@ def depthwise_convolution(
         return y, gradients
 
     return convolve(x, kernel)
+
+
+def _on_tensorflow_cpu() -> bool:
+    return keras.backend.backend() == "tensorflow" and not gpus()
 
 
 def _padding(x: Any, kernel: Any, strides: tuple[int, int], padding: str, axis: int) -> tuple[int, int]:
