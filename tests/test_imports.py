@@ -29,7 +29,13 @@ USERS = {
     "azureml": {"cloud", "deploy"},
     "azure": {"cloud", "deploy"},
     "mlflow": {"cloud", "deploy", "serving", "tracking", "mlflow_model.py", "service_errors.py"},
-    "tensorflow": {"evaluation/grad_cam.py", "quiet_tensorflow.py", "serving/tensorflow_engine.py", "training"},
+    "tensorflow": {
+        "evaluation/grad_cam.py",
+        "quiet_tensorflow.py",
+        "serving/onnx_export.py",
+        "serving/tensorflow_engine.py",
+        "training",
+    },
 }
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -31,6 +32,7 @@ def package_pretrained() -> str:
     client, digest = MlflowClient(), digest_of_bytes(" ".join([digest_of_init("pretrained"), *code]).encode())
     if uri := _packaged(client, digest):
         return uri
+    print("pretrained: packaging takes about a minute", file=sys.stderr, flush=True)
     from carmodel.serving.pretrained_files import package  # imports TensorFlow
 
     version = package(json.loads(facts_file.read_text()))
