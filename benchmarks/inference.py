@@ -88,13 +88,12 @@ def of_network(
         return Competitor(name, role, cores(), {f"batch {rows}": rows_rate(answer, rows) for rows in BATCHES})
 
     with ExitStack() as stack:
-        # Both servers start at the same time.
-        with ThreadPoolExecutor() as pool:
-            waiting = {
-                name: pool.submit(stack.enter_context, serve(model, fresh(folder, name)))
-                for name, model in models.items()
-            }
-        servers = {name: future.result() for name, future in waiting.items()}
+
+        def start(name: str) -> Server:
+            return stack.enter_context(serve(models[name], fresh(folder, name)))
+
+        with ThreadPoolExecutor() as pool:  # at the same time
+            servers = dict(zip(models, pool.map(start, models), strict=True))
         http = [competitor(f"{name}, HTTP", "ours", partial(ask, server, texts)) for name, server in servers.items()]
         local = [competitor(f"{name}, pyfunc", "ours", partial(ask_here, loaded[name], texts)) for name in loaded]
         alone = [

@@ -4,6 +4,7 @@ import carmodel.quiet_tensorflow  # noqa: F401
 
 # isort: split
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -16,19 +17,21 @@ import tensorflow as tf
 from benchmarks.given import Given
 from benchmarks.memory import Memory, in_new_process
 from benchmarks.photos import IMAGE_SIZE, on_all_cores, store_of
-from benchmarks.turns import Competitor, Entry, Table, Work, rate, take_turns
+from benchmarks.turns import Competitor, Entry, Role, Table, Work, rate, take_turns
 from carmodel.data.store import Store, open_store
 from carmodel.data.threads import cores
 from carmodel.training.batches import Batches
+from carmodel.training.dataset import as_dataset, untuned
 
 TITLE = "Loader"
-PHOTOS, QUICK_PHOTOS = 1500, 200
+PHOTOS, QUICK_PHOTOS = 1536, 256
+"""Multiples of `BATCH`, because training drops an incomplete batch."""
 BATCH = 128
 TIMES = 8
 """The memory of an epoch is measured on the photos, and on this many times as many."""
 JPEG_QUALITY = 95
 EPOCHS = 10
-"""Epochs per turn of the two ways that read an epoch in less than a tenth of a second."""
+"""Epochs per turn of the ways that read an epoch in a tenth of a second."""
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Images (B, H, W, 3) and labels."""
@@ -47,8 +50,8 @@ def measure(given: Given) -> list[Table]:
         return {"": rate(times * len(store), lambda: [consume(epoch) for _ in range(times)])}
 
     competitors = [
-        Competitor(OURS, "ours", THREADS[OURS], work(epochs[OURS], EPOCHS)),
-        *(Competitor(name, "peer", THREADS[name], work(epochs[name], 1), NOTES.get(name, "")) for name in PEERS),
+        Competitor(name, loader.role, loader.threads, work(epochs[name], loader.epochs), loader.note)
+        for name, loader in LOADERS.items()
     ]
     gather = Competitor("NumPy gather in RAM", "limit", 1, work(partial(gathered, images), EPOCHS))
     speed = Table(
@@ -58,16 +61,17 @@ def measure(given: Given) -> list[Table]:
         [*remarks, "All files are in the page cache. Every loader makes labels, too."],
         headline=f"Loader: batches of {BATCH} at {IMAGE_SIZE} px",
     )
-    return [speed, memory(sources, prepare(store, given.folder / "more", TIMES), len(store))]
+    more = store_of(given, TIMES * number, given.folder / "more-store")
+    return [speed, memory(sources, prepare(more, given.folder / "more", TIMES), len(store))]
 
 
 def memory(once: Path, more: Path, number: int) -> Table:
     """Measure the additional memory of one epoch, in new processes, on both sizes of the data set."""
     sizes = {f"{number:,} photos": once, f"{TIMES * number:,} photos": more}
     entries = []
-    for name in LOADERS:
+    for name, loader in LOADERS.items():
         values = {size: [in_new_process(peak, name, folder)] for size, folder in sizes.items()}
-        entries.append(Entry(name, "ours" if name == OURS else "peer", THREADS[name], values))
+        entries.append(Entry(name, loader.role, loader.threads, values))
     remark = "The peak during one epoch in a new process, less what it used before. Mapped files do not count. Measured once."
     return Table("Memory of an epoch", "MB", entries, [remark])
 
@@ -81,10 +85,13 @@ def peak(name: str, sources: Path) -> float:
 
 
 def prepare(store: Store, folder: Path, times: int) -> Path:
-    """Write the same images, each `times` times, for all loaders: a store, JPEG files, an HDF5 file, a TFRecord file."""
+    """Write the same images for all loaders: a store, JPEG files, an HDF5 file, a TFRecord file.
+
+    The first images of the store are written `times` times to the other files.
+    """
     (folder / "photos" / "car").mkdir(parents=True)
     (folder / "photos" / "truck").mkdir()  # Keras wants two classes
-    images = store.take(np.arange(len(store)))
+    images = store.take(np.arange(len(store) // times))
 
     def write_jpeg(row: int) -> None:
         names = [folder / "photos" / "car" / f"{row + copy * len(images):06d}.jpg" for copy in range(times)]
@@ -103,7 +110,7 @@ def prepare(store: Store, folder: Path, times: int) -> Path:
         for image in (image for _ in range(times) for image in images):
             feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image.tobytes()]))
             file.write(tf.train.Example(features=tf.train.Features(feature={"image": feature})).SerializeToString())
-    (folder / "store.txt").write_text("\n".join([str(path) for path in store.paths] * times))
+    (folder / "store.txt").write_text("\n".join(map(str, store.paths)))
     return folder
 
 
@@ -121,12 +128,20 @@ def ours(sources: Path, shuffle: bool = True) -> Iterable[Batch]:
 
 
 @cache
+def ours_as_tensors(sources: Path, shuffle: bool = True) -> Iterable[Batch]:
+    """Read the same batches with tf.data, which copies them into tensors. The data set is made once, as in training."""
+    store = opened(sources / "store.txt")
+    return as_dataset(Batches(store, np.arange(len(store)), BATCH, seed=0 if shuffle else None))
+
+
+@cache
 def keras_directory(sources: Path, shuffle: bool = True) -> Iterable[Batch]:
     """Read JPEG files with Keras, as its guides do. The data set is made once, and read in each epoch."""
     size = (IMAGE_SIZE, IMAGE_SIZE)
-    return keras.utils.image_dataset_from_directory(
+    data = keras.utils.image_dataset_from_directory(
         sources / "photos", image_size=size, batch_size=BATCH, shuffle=shuffle, seed=0, verbose=False
-    ).prefetch(tf.data.AUTOTUNE)
+    )
+    return untuned(data.prefetch(2))
 
 
 def h5py_sorted(sources: Path, shuffle: bool = True) -> Iterable[Batch]:
@@ -151,7 +166,7 @@ def tfrecord(sources: Path, shuffle: bool = True) -> Iterable[Batch]:
 
     records = tf.data.TFRecordDataset(str(sources / "images.tfrecord"))
     records = records.shuffle(1024, seed=0) if shuffle else records
-    return records.batch(BATCH).map(parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return untuned(records.batch(BATCH).map(parse, num_parallel_calls=cores()).prefetch(2))
 
 
 def gathered(images: np.ndarray) -> Iterable[Batch]:
@@ -161,24 +176,50 @@ def gathered(images: np.ndarray) -> Iterable[Batch]:
         yield np.take(images, order[start : start + BATCH], axis=0), order
 
 
-OURS = "carmodel: Batches of a store"
+@dataclass(frozen=True)
+class Loader:
+    """A way to read shuffled batches.
+
+    Attributes:
+        read: returns an iterable over the batches of an epoch, from a directory of `prepare`.
+        role: "ours" or "peer".
+        threads: number of threads.
+        epochs: epochs per turn.
+        exact: whether it stores pixels, and not JPEG files.
+        note: what is different about it.
+    """
+
+    read: Callable[..., Iterable[Batch]]
+    role: Role
+    threads: int
+    epochs: int = 1
+    exact: bool = True
+    note: str = ""
+
+
 LOADERS = {
-    OURS: ours,
-    "Keras's image_dataset_from_directory": keras_directory,
-    "h5py, sorted rows of each batch": h5py_sorted,
-    "tf.data, TFRecord of raw pixels": tfrecord,
-}
-PEERS = [name for name in LOADERS if name != OURS]
-THREADS = dict.fromkeys(LOADERS, 1) | {name: cores() for name in list(LOADERS) if "Keras" in name or "tf.data" in name}
-NOTES = {
-    "Keras's image_dataset_from_directory": "It decodes JPEG files that have the final size, and returns float32.",
-    "tf.data, TFRecord of raw pixels": "It shuffles within a buffer of 1,024 images, and so not the whole data set.",
+    "carmodel: Batches of a store": Loader(ours, "ours", 1, EPOCHS),
+    "carmodel: the same as tensors, as in fit": Loader(ours_as_tensors, "ours", 1, EPOCHS),
+    "Keras's image_dataset_from_directory": Loader(
+        keras_directory,
+        "peer",
+        cores(),
+        exact=False,
+        note="It decodes JPEG files that have the final size, and returns float32.",
+    ),
+    "h5py, sorted rows of each batch": Loader(h5py_sorted, "peer", 1),
+    "tf.data, TFRecord of raw pixels": Loader(
+        tfrecord,
+        "peer",
+        cores(),
+        note="It shuffles within a buffer of 1,024 images, and so not the whole data set.",
+    ),
 }
 
 
 def epoch_of(name: str, sources: Path) -> Callable[..., Iterable[Batch]]:
     """Return a function that makes an iterator over the batches of an epoch."""
-    return partial(LOADERS[name], sources)
+    return partial(LOADERS[name].read, sources)
 
 
 def consume(epoch: Callable[[], Iterable[Batch]]) -> int:
@@ -198,7 +239,7 @@ def check(epochs: dict[str, Callable[..., Iterable[Batch]]], images: np.ndarray)
         difference = np.abs(seen.astype(np.float32) - images)
         if difference.max() == 0:
             remarks.append(f"{name}: the same pixels.")
-        elif "directory" in name:
+        elif not LOADERS[name].exact:
             remarks.append(f"{name}: JPEG changes a value by {difference.mean():.1f} of 255 on average.")
         else:
             raise RuntimeError(f"{name} returns other pixels than the store has")

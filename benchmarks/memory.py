@@ -23,7 +23,7 @@ class Memory:
         return self
 
     def _watch(self) -> None:
-        while not self._done.wait(0.05):
+        while not self._done.wait(0.005):
             self.peak = max(self.peak, used())
 
     def __exit__(self, *_: object) -> None:

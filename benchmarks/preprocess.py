@@ -1,7 +1,6 @@
 """Turn photos into images of one size: this project's local engine beside the usual loop, and tf.data with HDF5."""
 
 import shutil
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import tensorflow as tf
 
 from benchmarks.given import Given
 from benchmarks.photos import CORNERS, IMAGE_SIZE, on_all_cores, photos, scaled
-from benchmarks.turns import Competitor, Table, rate, take_turns
+from benchmarks.turns import Competitor, Table, Work, rate, take_turns
 from carmodel.data.images import resize
 from carmodel.data.local_engine import Engine, local_engine
 from carmodel.data.preprocessing import write_stores
@@ -22,9 +21,10 @@ from carmodel.data.store import open_store
 from carmodel.data.table import CarTable
 from carmodel.data.threads import cores
 from carmodel.parameters import Preprocess
+from carmodel.training.dataset import untuned
 
 TITLE = "Preprocess"
-SIDES = {320: (2500, 100), 700: (800, 50)}
+SIDES = {320: (4000, 100), 700: (1200, 50)}
 """The longer side of the photos in pixels: the number of photos, and with --quick."""
 CHECKED = 50
 """Number of photos whose pixels are compared."""
@@ -39,16 +39,19 @@ def at_side(given: Given, side: int, number: int) -> Table:
     """Measure all ways on photos whose longer side has `side` pixels."""
     table = scaled(photos(given, number), side, given.folder / f"{side}")
     out = given.folder / f"out-{side}"
-    works: dict[str, Callable[[], object]] = {
-        LOOP: lambda: loop(table.photos, fresh(out)),
-        TF_DATA: lambda: tf_data(table.photos, fresh(out)),
-        LIMIT: lambda: bare(table.photos),
-    }
+
+    def into_fresh(write: Callable[[pd.DataFrame, Path], None]) -> Work:
+        def work() -> float:
+            fresh(out)
+            return rate(number, lambda: write(table.photos, out))()
+
+        return work
+
     competitors = [
-        Competitor(OURS, "ours", cores(), {"": partial(stores_rate, table, out, local_engine)}, COUNTED),
-        Competitor(LOOP, "peer", 1, {"": rate(number, works[LOOP])}, "It writes JPEG files."),
-        Competitor(TF_DATA, "peer", cores(), {"": rate(number, works[TF_DATA])}),
-        Competitor(LIMIT, "limit", cores(), {"": rate(number, works[LIMIT])}, "It keeps nothing."),
+        Competitor(OURS, "ours", cores(), {"": partial(stores_rate, table, out, local_engine)}, EXTRA),
+        Competitor(LOOP, "peer", 1, {"": into_fresh(loop)}, "It writes JPEG files."),
+        Competitor(TF_DATA, "peer", cores(), {"": into_fresh(tf_data)}),
+        Competitor(LIMIT, "limit", cores(), {"": rate(number, lambda: bare(table.photos))}, "It keeps nothing."),
     ]
     remarks = check(table, out)  # also warms up all ways
     entries = take_turns(competitors, given.rounds(), warm_up=0)
@@ -60,10 +63,9 @@ OURS = "carmodel: preprocess, local engine"
 LOOP = "loop: cv2 read, crop, resize, write"
 TF_DATA = "tf.data decode and resize, to HDF5"
 LIMIT = "decode and resize alone"
-COUNTED = (
-    "It writes HDF5 stores with checksums, digests and perceptual hashes. Images of whole photos, which it writes for "
-    "validation and test, count too. It decodes JPEGs of more than twice the final width and height at half their size, "
-    "which the other ways do not."
+EXTRA = (
+    "It writes HDF5 stores with checksums, digests and perceptual hashes. It decodes JPEGs of more than twice the final width "
+    "and height at half their size, which the other ways do not."
 )
 
 
@@ -75,12 +77,10 @@ def fresh(folder: Path) -> Path:
 
 
 def stores_rate(table: CarTable, out: Path, engine: Engine) -> float:
-    """Write the stores, and return images per second."""
+    """Write the stores, without a validation part, and return photos per second."""
     fresh(out)
-    began = time.perf_counter()
-    write_stores(table, out, Preprocess(image_size=IMAGE_SIZE), engine=engine)
-    seconds = time.perf_counter() - began
-    return sum(len(open_store(file)) for file in out.glob("*.h5")) / seconds
+    settings = Preprocess(image_size=IMAGE_SIZE, validation_fraction=0.0)
+    return rate(len(table.photos), lambda: write_stores(table, out, settings, engine=engine))()
 
 
 def loop(table: pd.DataFrame, out: Path) -> None:
@@ -98,16 +98,15 @@ def tf_data(table: pd.DataFrame, out: Path) -> None:
 
     def prepared(path: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
         photo = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
-        if boxes[0, 0] >= 0:
-            photo = photo[box[1] : box[3], box[0] : box[2]]
+        photo = tf.cond(box[0] >= 0, lambda: photo[box[1] : box[3], box[0] : box[2]], lambda: photo)
         resized = tf.image.resize(photo, (IMAGE_SIZE, IMAGE_SIZE), tf.image.ResizeMethod.AREA)
         return tf.cast(tf.round(resized), tf.uint8)
 
-    data = tf.data.Dataset.from_tensor_slices((paths, boxes)).map(prepared, num_parallel_calls=tf.data.AUTOTUNE)
+    data = tf.data.Dataset.from_tensor_slices((paths, boxes)).map(prepared, num_parallel_calls=cores())
     with h5py.File(out / "images.h5", "w") as file:
         images = file.create_dataset("images", (len(paths), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
         end = 0
-        for batch in data.batch(64).prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+        for batch in untuned(data.batch(64).prefetch(2)).as_numpy_iterator():
             images[end : end + len(batch)] = batch
             end += len(batch)
 

@@ -62,7 +62,7 @@ def compare(given: Given, table: CarTable, spark: Engine, rounds: int, same: str
         "images/s",
         take_turns(competitors, given.rounds(rounds), warm_up=0),
         remarks,
-        headline=f"Preprocess with engine=spark: {number:,} photos",
+        headline=f"Preprocess with engine=spark: {number:,} photos" + ("" if several else ", one round"),
     )
 
 

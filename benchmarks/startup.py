@@ -10,6 +10,7 @@ from benchmarks.first_step import BATCH, NETWORK
 from benchmarks.given import Given
 from benchmarks.photos import store_of
 from benchmarks.turns import Competitor, Table, seconds, take_turns
+from carmodel.data.threads import cores
 from carmodel.parameters import STEPS
 from carmodel.tracking.digests import ROOT
 from tests.project import Project, environment, happened
@@ -63,8 +64,8 @@ def first_step(given: Given, project: Project, rounds: int) -> Table:
     store = str(store_of(given, 4 * BATCH, given.folder / "store").paths[0])
     script = ("python", "-m", "benchmarks.first_step")
     competitors = [
-        Competitor("carmodel: fit", "ours", "all", {"": command(project, *script, "carmodel", store)}),
-        Competitor("a plain Keras script", "peer", "all", {"": command(project, *script, "keras", store)}),
+        Competitor("carmodel: fit", "ours", cores(), {"": command(project, *script, "carmodel", store)}),
+        Competitor("a plain Keras script", "peer", cores(), {"": command(project, *script, "keras", store)}),
         Competitor("import tensorflow", "limit", 1, {"": command(project, "python", "-c", "import tensorflow")}),
     ]
     title = f"From the start of Python to the first training step of {NETWORK}, batch {BATCH}"
@@ -87,7 +88,7 @@ def cached(given: Given, project: Project, rounds: int) -> Table:
     main()  # runs every step
     nothing = command(project, "mlflow", "run", str(empty), "--env-manager", "local", "--experiment-name", "Default")
     competitors = [
-        Competitor("carmodel: main, all steps reused", "ours", "all", {"": seconds(reused)}),
+        Competitor("carmodel: main, all steps reused", "ours", cores(), {"": seconds(reused)}),
         Competitor("mlflow run of a project that does nothing", "peer", 1, {"": nothing}),
         Competitor("import mlflow", "limit", 1, {"": command(project, "python", "-c", "import mlflow")}),
     ]

@@ -25,7 +25,7 @@ class Competitor:
     Attributes:
         name: what the tables call it.
         role: "ours", "peer", or "limit", which no way is expected to beat.
-        threads: number of threads, or the text "all".
+        threads: number of threads, or a text such as "2 × 1".
         works: the work in each setting, such as ``{"batch 1": …, "batch 8": …}``. Empty if it cannot be measured here.
         note: what is different about it, or why it cannot be measured.
     """
