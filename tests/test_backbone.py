@@ -11,9 +11,10 @@ import pytest
 
 from carmodel.errors import InputError
 from carmodel.model.backbone import application, load_network, saved_backbone, without_top
+from carmodel.model.folding import fold
 from carmodel.model.half_precision import save_in_half_precision
 from carmodel.model.head import features_of, logits_of
-from carmodel.model.network import check_sizes
+from carmodel.model.network import check_sizes, with_classes
 from carmodel.model.resnet import resnet
 from carmodel.parameters.applications import APPLICATIONS
 
@@ -88,6 +89,41 @@ def test_a_saved_network_becomes_the_layers_below_the_head(trunk: Path, photos: 
     assert {"stem_conv", "stem_bn", "head_dropout", "logits"} <= {layer.name for layer in model.layers}
     expected = predict(load_network(trunk), photos.astype("float32")).mean(axis=(1, 2))
     np.testing.assert_allclose(predict(features_of(model), photos), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_that_normalises_its_input_as_it_has_seen_it_keeps_that(tmp_path: Path, photos: np.ndarray) -> None:
+    normalise = keras.layers.Normalization()
+    normalise.adapt(photos.astype(np.float32))
+    x = image = keras.Input((None, None, 3))
+    for layer in (normalise, keras.layers.Conv2D(8, 3), keras.layers.BatchNormalization()):
+        x = layer(x)
+    own = keras.Model(image, x)
+    own.save(tmp_path / "own.keras")
+    expected = predict(own, photos.astype(np.float32)).mean(axis=(1, 2))
+    network = saved_backbone(tmp_path / "own.keras", 5)
+    network.save(tmp_path / "network.keras")
+    others = with_classes(network, ["a"] * 5, ["b", "c"]), fold(network), load_network(tmp_path / "network.keras")
+    for copy in (network, *others):
+        np.testing.assert_allclose(predict(features_of(copy), photos), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_efficientnet_from_a_file_is_the_one_that_keras_downloads(tmp_path: Path) -> None:
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    published = without_top("EfficientNetB0")
+    published.get_layer(normalization_of(published)).set_weights([mean, deviation**2, np.array(0)])
+    published.save_weights(file := tmp_path / "efficientnetb0_notop.weights.h5")
+    loaded = without_top("EfficientNetB0", str(file))
+    name = normalization_of(loaded)
+    seen = keras.Model(loaded.input, loaded.get_layer(name).output)
+    pixels = np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 3)).astype(np.float32)
+    # Keras has a further layer for this if it downloads the weights.
+    expected = (pixels / 255 - mean) / deviation / np.sqrt(deviation)
+    np.testing.assert_allclose(predict(seen, pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+def normalization_of(network: keras.Model) -> str:
+    (name,) = [layer.name for layer in network.layers if isinstance(layer, keras.layers.Normalization)]
+    return name
 
 
 def test_a_dropout_within_a_saved_network_is_not_that_of_the_head(tmp_path: Path, photos: np.ndarray) -> None:

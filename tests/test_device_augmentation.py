@@ -5,6 +5,7 @@ from functools import cache
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
@@ -18,6 +19,7 @@ from carmodel.training.device_augmentation import (
     DeviceAugmentation,
     draw,
     mix_labels,
+    resize,
     with_augmentation,
 )
 
@@ -62,6 +64,13 @@ def test_outside_training_photos_are_only_resized(photos: np.ndarray) -> None:
     assert np.array_equal(look(photos, *changes, training=False), photos)
     halves = look(photos, *changes, training=False, size=SIDE // 2)
     assert halves.shape == (3, 6, 6, 3) and abs(float(halves.mean()) - float(photos.mean())) < 5
+
+
+@pytest.mark.parametrize("size", [5, 20])
+def test_xla_can_compile_the_resize_for_gpus(size: int, photos: np.ndarray) -> None:
+    compiled = tf.function(lambda images: resize(images, size), jit_compile=True)
+    expected = keras.ops.image.resize(photos.astype(np.float32), (size, size), antialias=True)
+    np.testing.assert_allclose(compiled(tf.constant(photos)), expected, atol=0.01)
 
 
 def test_a_negative_width_is_a_mirror_image(photos: np.ndarray) -> None:

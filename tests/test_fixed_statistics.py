@@ -61,3 +61,19 @@ def test_frozen_layers_stay_frozen_and_the_network_can_be_saved(network: keras.M
     network.save(tmp_path / "network.keras")
     loaded = keras.saving.load_model(tmp_path / "network.keras")
     np.testing.assert_allclose(loaded(photos), network(photos), atol=1e-6)
+
+
+def test_under_mixed_precision_the_offset_is_not_rounded_before_it_is_added() -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        image = keras.Input((1, 1, 1))
+        x = keras.layers.BatchNormalization(epsilon=0.0)(keras.layers.Conv2D(1, 1, use_bias=False)(image))
+        network = keras.Model(image, x)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    convolution, normalization = network.layers[1:]
+    convolution.set_weights([np.ones((1, 1, 1, 1))])
+    # 1.00390625 lies between two bfloat16 numbers: rounded first, -1 + 1 is 0.
+    normalization.set_weights([np.ones(1), np.array([1.00390625]), np.zeros(1), np.ones(1)])
+    answer = with_fixed_statistics(network)(np.full((1, 1, 1, 1), -1.0, np.float32), training=True)
+    assert float(answer[0, 0, 0, 0]) == 0.00390625

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from carmodel.errors import InputError
 from carmodel.model.backbone import without_top
 from carmodel.model.head import features_of
 from carmodel.model.pretrained import copy_weights, load_resnet_weights
@@ -81,6 +82,12 @@ def test_another_depth_or_width_is_refused_and_nothing_is_copied() -> None:
             copy_weights(source, target)
         for old, new in zip(before, target.get_weights(), strict=True):
             np.testing.assert_array_equal(new, old)
+
+
+def test_a_network_with_other_strides_is_refused() -> None:
+    target = resnet(50, 4, stride_in_3x3=True)
+    with pytest.raises(InputError, match="stride_in_3x3=false"):
+        copy_weights(keras.applications.ResNet50(weights=None, classes=4), target)
 
 
 @pytest.mark.parametrize(("form", "top"), [("legacy", True), ("weights", False), ("keras", True)])

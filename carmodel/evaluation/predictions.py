@@ -14,7 +14,6 @@ from carmodel.data.images import resize_squares
 from carmodel.data.store import Store
 from carmodel.errors import InputError
 from carmodel.evaluation.temperature import apply_temperature
-from carmodel.model.folding import fold
 from carmodel.model.head import with_mirror_image
 
 
@@ -74,8 +73,7 @@ def predictor(model: keras.Model, image_size: int = 0, *, flip: bool = False) ->
         image_size: side in pixels to which the photos are resized; 0 keeps their size.
         flip: average the probabilities of each photo and its mirror image.
     """
-    folded = fold(model)  # faster, with the same answers apart from rounding
-    network = with_mirror_image(folded) if flip else folded
+    network = with_mirror_image(model) if flip else model
 
     def predict(photos: np.ndarray) -> np.ndarray:
         return network.predict_on_batch(resize_squares(photos, image_size))

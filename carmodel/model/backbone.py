@@ -10,6 +10,7 @@ import numpy as np
 from keras import KerasTensor, layers
 
 from carmodel.errors import InputError
+from carmodel.model.folding import set_weights
 from carmodel.model.head import head
 
 
@@ -69,7 +70,8 @@ def put_head(image: KerasTensor, features: KerasTensor, classes: int, dropout: f
     network = keras.Model(image, head(features, classes, dropout), name=name)
     # The layers from `apply_flat` also belong to the graph of an intermediate model. Those of a clone do not.
     clone = keras.models.clone_model(network)
-    clone.set_weights(network.get_weights())
+    for layer in network.layers:
+        set_weights(clone.get_layer(layer.name), layer.get_weights())
     return clone
 
 
@@ -124,7 +126,7 @@ def apply_flat(network: keras.Model, x: KerasTensor) -> KerasTensor:
     keras.models.clone_model(network, input_tensors=x, clone_function=clone, call_function=call)
     for layer, copy in copies:
         if isinstance(layer, keras.Layer):
-            copy.set_weights(layer.get_weights())
+            set_weights(copy, layer.get_weights())
     # Operations are called in the order of the graph, so the output of the network comes last.
     return outputs[-1]
 
@@ -158,7 +160,20 @@ def without_top(name: str, weights: str = "none") -> keras.Model:
         ) from error
     if weights not in ("none", "imagenet"):
         load_file(backbone, weights)
+        if name.startswith("EfficientNetB"):
+            _divide_by_root_of_deviation(backbone)
     return backbone
+
+
+def _divide_by_root_of_deviation(backbone: keras.Model) -> None:
+    """Make an EfficientNetB0 to B7 also divide its normalised input by the root of the standard deviation.
+
+    The ImageNet weights need this, and Keras adds the division for ``weights="imagenet"`` only. Without ImageNet weights,
+    the variance is 1, and stays 1.
+    """
+    layer = next(layer for layer in backbone.layers if isinstance(layer, layers.Normalization))
+    mean, variance, count = layer.get_weights()
+    set_weights(layer, [mean, variance**1.5, count])
 
 
 def load_file(model: keras.Model, weights: str) -> None:

@@ -95,8 +95,19 @@ def _copy(
     copy = keras.models.clone_model(model, clone_function=clone, call_function=call, recursive=True)
     for original, twin in pairs:
         if isinstance(original, layers.Layer):
-            twin.set_weights(weights(original))
+            set_weights(twin, weights(original))
     return copy
+
+
+def set_weights(layer: layers.Layer, weights: list[np.ndarray]) -> None:
+    """Set the weights of a layer, and what it derives from them.
+
+    The networks EfficientNetB0 to B7 contain a `Normalization` that has seen data. It normalises with numbers that it
+    derives from its weights, and Keras derives them only when a model is loaded.
+    """
+    layer.set_weights(weights)
+    if isinstance(layer, layers.Normalization):
+        layer.finalize_state()
 
 
 def _graphs(model: keras.Model) -> list[keras.Model]:

@@ -55,7 +55,7 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
         target: a network of `carmodel.model.resnet.resnet` of the same depth, with the standard width of 64.
 
     Raises:
-        InputError: the two networks have different blocks or channels. Nothing is copied.
+        InputError: the two networks have different blocks, channels or strides. Nothing is copied.
     """
     twins = {layer.name: _twin(layer.name) for layer in target.layers if isinstance(layer, keras.layers.Conv2D)}
     theirs = {layer.name for layer in source.layers if isinstance(layer, keras.layers.Conv2D)}
@@ -63,6 +63,8 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
         raise InputError(f"{source.name} and {target.name} have different blocks")
     if source.get_layer("conv1_conv").filters != target.get_layer(_FIRST).filters:
         raise InputError(f"{source.name} and {target.name} have different widths; use width=64")
+    if any(target.get_layer(name).strides != source.get_layer(f"{twin}_conv").strides for name, twin in twins.items()):
+        raise InputError(f"{source.name} has its strides in the 1x1 convolutions; use stride_in_3x3=false")
     for name, twin in twins.items():
         kernel, bias = source.get_layer(f"{twin}_conv").get_weights()
         gamma, beta, mean, variance = source.get_layer(f"{twin}_bn").get_weights()

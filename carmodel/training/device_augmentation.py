@@ -214,11 +214,16 @@ class DeviceAugmentation(keras.layers.Layer):
 
 
 def resize(images: Any, size: int) -> Any:
-    """Resize a batch (B, H, W, 3) to float32 (B, size, size, 3), with antialiasing."""
+    """Resize a batch (B, H, W, 3) to float32 (B, size, size, 3), with antialiasing.
+
+    Under TensorFlow, XLA cannot compile `keras.ops.image.resize` with antialiasing, and Keras compiles for GPUs with XLA.
+    """
     images = ops.cast(images, "float32")
     if images.shape[1] == images.shape[2] == size:
         return images
-    return ops.image.resize(images, (size, size), interpolation="bilinear", antialias=True)
+    start, extent = ops.zeros(1), ops.ones(1)
+    down, across = (_resampling(start, extent, side, size)[0][0] for side in images.shape[1:3])
+    return ops.einsum("xj,nyjc->nyxc", across, ops.einsum("yi,nijc->nyjc", down, images))
 
 
 def with_augmentation(network: keras.Model, size: int, image_size: int, params: Train) -> keras.Model:

@@ -49,7 +49,8 @@ class NormalizedConvolution(layers.Layer):
             padding=convolution.padding,
             dilation_rate=convolution.dilation_rate,
         )
-        return y + ops.cast(offset, self.compute_dtype)
+        # 16 bits would round the offset.
+        return ops.cast(ops.cast(y, self.variable_dtype) + offset, self.compute_dtype)
 
     def compute_output_spec(self, x: Any) -> keras.KerasTensor:
         """Return the shape and dtype of the output."""
