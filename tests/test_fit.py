@@ -342,6 +342,15 @@ def test_it_trains_under_jax_without_tensorflow(tmp_path: Path) -> None:
     assert "loss fell" in done.stdout
 
 
+@pytest.mark.parametrize("batch_norm", ["train", "inference"])
+def test_xla_can_compile_a_training_as_keras_does_on_gpus(
+    batch_norm: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keras.Model, "jit_compile", property(lambda model: True, lambda model, value: None))
+    params = Train(**EVERYTHING.model_dump() | {"head_init": "lda", "batch_norm": batch_norm, "epochs": "24x1"})
+    assert np.isfinite(fit(network(params), store, params, tmp_path)["val_loss"]).all()
+
+
 def test_only_kernels_decay_in_every_network() -> None:
     for params in (Train(**SMALL), Train(backbone="MobileNetV2")):
         spared = {v.path.rpartition("/")[2] for v in network(params).trainable_variables if not decays(v)}
