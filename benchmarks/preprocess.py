@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from benchmarks.given import Given
 from benchmarks.photos import CORNERS, IMAGE_SIZE, on_all_cores, photos, scaled
-from benchmarks.turns import Competitor, Table, Work, rate, take_turns
+from benchmarks.turns import Competitor, Table, rate, take_turns
 from carmodel.data.images import resize
 from carmodel.data.local_engine import Engine, local_engine
 from carmodel.data.preprocessing import write_stores
@@ -39,19 +39,12 @@ def at_side(given: Given, side: int, number: int) -> Table:
     """Measure all ways on photos whose longer side has `side` pixels."""
     table = scaled(photos(given, number), side, given.folder / f"{side}")
     out = given.folder / f"out-{side}"
-
-    def into_fresh(write: Callable[[pd.DataFrame, Path], None]) -> Work:
-        def work() -> float:
-            fresh(out)
-            return rate(number, lambda: write(table.photos, out))()
-
-        return work
-
+    works = {LOOP: partial(loop, table.photos, out), TF_DATA: partial(tf_data, table.photos, out)}
     competitors = [
         Competitor(OURS, "ours", cores(), {"": partial(stores_rate, table, out, local_engine)}, EXTRA),
-        Competitor(LOOP, "peer", 1, {"": into_fresh(loop)}, "It writes JPEG files."),
-        Competitor(TF_DATA, "peer", cores(), {"": into_fresh(tf_data)}),
-        Competitor(LIMIT, "limit", cores(), {"": rate(number, lambda: bare(table.photos))}, "It keeps nothing."),
+        Competitor(LOOP, "peer", 1, {"": partial(fresh_rate, out, number, works[LOOP])}, "It writes JPEG files."),
+        Competitor(TF_DATA, "peer", cores(), {"": partial(fresh_rate, out, number, works[TF_DATA])}),
+        Competitor(LIMIT, "limit", cores(), {"": rate(number, partial(bare, table.photos))}, "It keeps nothing."),
     ]
     remarks = check(table, out)  # also warms up all ways
     entries = take_turns(competitors, given.rounds(), warm_up=0)
@@ -76,11 +69,16 @@ def fresh(folder: Path) -> Path:
     return folder
 
 
+def fresh_rate(out: Path, number: int, write: Callable[[], object]) -> float:
+    """Write to an empty directory, and return photos per second, without the time of emptying it."""
+    fresh(out)
+    return rate(number, write)()
+
+
 def stores_rate(table: CarTable, out: Path, engine: Engine) -> float:
     """Write the stores, without a validation part, and return photos per second."""
-    fresh(out)
     settings = Preprocess(image_size=IMAGE_SIZE, validation_fraction=0.0)
-    return rate(len(table.photos), lambda: write_stores(table, out, settings, engine=engine))()
+    return fresh_rate(out, len(table.photos), partial(write_stores, table, out, settings, engine=engine))
 
 
 def loop(table: pd.DataFrame, out: Path) -> None:

@@ -24,6 +24,7 @@ from carmodel.parameters import Evaluate
 from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.runs import step_run
 from steps.evaluate import work
+from tests.policy import mixed_bfloat16
 from tests.stores import store_of
 from tests.tracked import tracked_in
 
@@ -123,11 +124,8 @@ def test_a_network_trained_in_bfloat16_is_evaluated_in_float32_on_a_cpu(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
+    with mixed_bfloat16():
         network = resnet(14, 3, width=4)
-    finally:
-        keras.config.set_dtype_policy("float32")
     with tracked_in(tmp_path):
         with mlflow.start_run():
             uri = log_network(network, store.take([0]), {"class_names": NAMES}, {}).model_uri

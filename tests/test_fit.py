@@ -28,6 +28,7 @@ from carmodel.training.features import Features, initialise_head
 from carmodel.training.fit import fit
 from carmodel.training.optimizer import decays
 from carmodel.training.progress import line
+from tests.policy import mixed_bfloat16
 from tests.stores import store_of
 from tests.tracked import tracked_in
 
@@ -227,11 +228,8 @@ def test_a_frozen_networks_head_is_fitted_on_its_features_within_the_whole_netwo
 
 
 def test_features_are_float32_under_mixed_precision(store: Store) -> None:
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
+    with mixed_bfloat16():
         features = Features(network(Train(**SMALL)), store, 8, SIDE, verbose=0)
-    finally:
-        keras.config.set_dtype_policy("float32")
     assert features.values.dtype == np.float32
 
 

@@ -10,6 +10,7 @@ from carmodel.model.head import logits_of
 from carmodel.model.network import build
 from carmodel.parameters import Train
 from carmodel.training.fixed_statistics import with_fixed_statistics
+from tests.policy import mixed_bfloat16
 
 NETWORKS = {"scale": {"depth": 14, "width": 4}, "depthwise": {"backbone": "MobileNetV2"}}
 
@@ -64,13 +65,10 @@ def test_frozen_layers_stay_frozen_and_the_network_can_be_saved(network: keras.M
 
 
 def test_under_mixed_precision_the_offset_is_not_rounded_before_it_is_added() -> None:
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
+    with mixed_bfloat16():
         image = keras.Input((1, 1, 1))
         x = keras.layers.BatchNormalization(epsilon=0.0)(keras.layers.Conv2D(1, 1, use_bias=False)(image))
         network = keras.Model(image, x)
-    finally:
-        keras.config.set_dtype_policy("float32")
     convolution, normalization = network.layers[1:]
     convolution.set_weights([np.ones((1, 1, 1, 1))])
     # 1.00390625 lies between two bfloat16 numbers: rounded first, -1 + 1 is 0.

@@ -15,6 +15,7 @@ from carmodel.model.backbone import application
 from carmodel.model.folding import fold, in_float32
 from carmodel.model.resnet import resnet
 from carmodel.model.scale import Scale
+from tests.policy import mixed_bfloat16
 
 AFFINE = (layers.BatchNormalization, Scale)
 
@@ -131,11 +132,8 @@ def test_an_output_that_is_used_twice_or_activated_is_left_as_it_is() -> None:
 
 
 def test_a_network_trained_in_bfloat16_is_copied_to_float32_with_its_weights() -> None:
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
+    with mixed_bfloat16():
         model = randomised(resnet(14, 5, width=4), 6)
-    finally:
-        keras.config.set_dtype_policy("float32")
     exact = in_float32(model)
     assert {layer.compute_dtype for layer in exact.layers} == {"float32"}
     np.testing.assert_allclose(predict(exact, photos(32)), predict(model, photos(32)), atol=0.05)

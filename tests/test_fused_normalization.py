@@ -9,6 +9,7 @@ from carmodel.model.head import logits_of
 from carmodel.model.network import build
 from carmodel.parameters import Train
 from carmodel.training.fused_normalization import FusedNormalization, batch_normalizations, with_fused_normalization
+from tests.policy import mixed_bfloat16
 from tests.test_fixed_statistics import gradients
 
 NETWORKS = {"scale": {"depth": 14, "width": 4}, "gamma and beta": {"backbone": "MobileNetV2"}}
@@ -72,12 +73,9 @@ def test_the_network_can_be_folded_after_it_was_trained(network: keras.Model) ->
 
 
 def test_mixed_precision_normalises_in_float32() -> None:
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
+    with mixed_bfloat16():
         image = keras.Input((4, 4, 3))
         plain = keras.Model(image, keras.layers.BatchNormalization()(image))
-    finally:
-        keras.config.set_dtype_policy("float32")
     photos = np.random.default_rng(0).normal(100, 1, (64, 4, 4, 3)).astype("float32")
     seen = with_fused_normalization(plain)(photos, training=True)
     assert seen.dtype == "bfloat16"

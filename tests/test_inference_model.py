@@ -8,6 +8,7 @@ from carmodel.model.resnet import resnet
 from carmodel.model.scale import Scale
 from carmodel.serving.inference_model import BFLOAT16_BOUND, build_inference_model, judge_bfloat16
 from carmodel.training.precision import fast_bfloat16
+from tests.policy import mixed_bfloat16
 
 SIZE = 32
 
@@ -128,11 +129,8 @@ def test_bfloat16_that_moves_a_probability_or_an_answer_too_far_is_not_used() ->
 
 
 def test_a_network_trained_in_bfloat16_is_served_in_float32(photos: np.ndarray) -> None:
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
+    with mixed_bfloat16():
         trained = resnet(14, 6, width=4)
-    finally:
-        keras.config.set_dtype_policy("float32")
     for folded in (True, False):
         served = build_inference_model(trained, photos, folded, "float32")
         assert served.folded == folded

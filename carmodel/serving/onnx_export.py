@@ -4,6 +4,7 @@ import logging
 from tempfile import TemporaryDirectory
 
 import keras
+import tensorflow as tf
 
 from carmodel.quiet_tensorflow import stderr_hidden
 
@@ -27,8 +28,6 @@ def to_onnx(network: keras.Model, image_size: int) -> bytes:
     Raises:
         Exception: tf2onnx cannot convert an operation of the network. It raises exceptions of several types.
     """
-    import tensorflow as tf
-
     module = tf.Module()
     module.weights = [variable.value for variable in network.variables]
     call = tf.function(lambda image: network(image, training=False), autograph=False)

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import keras
 from keras import ops
 
-from carmodel.training.precision import gpus
+from carmodel.training.precision import tensorflow_on_cpu
 
 
 def conv(x: Any, kernel: Any, strides: tuple[int, int], padding: str, dilation_rate: tuple[int, int]) -> Any:
@@ -24,7 +23,7 @@ def conv(x: Any, kernel: Any, strides: tuple[int, int], padding: str, dilation_r
         (B, h, w, D).
     """
     pointwise = tuple(kernel.shape[:3]) == (1, 1, x.shape[-1]) and tuple(strides) == (1, 1)
-    if not (pointwise and _on_tensorflow_cpu()):
+    if not (pointwise and tensorflow_on_cpu()):
         return ops.conv(x, kernel, strides=strides, padding=padding, dilation_rate=dilation_rate)
     import tensorflow as tf
 
@@ -58,7 +57,7 @@ def depthwise_conv(x: Any, kernel: Any, strides: tuple[int, int], padding: str, 
     Returns:
         (B, h, w, C * multiplier).
     """
-    if None in x.shape[1:3] or tuple(dilation_rate) != (1, 1) or not _on_tensorflow_cpu():
+    if None in x.shape[1:3] or tuple(dilation_rate) != (1, 1) or not tensorflow_on_cpu():
         return ops.depthwise_conv(x, kernel, strides=strides, padding=padding, dilation_rate=dilation_rate)
     import tensorflow as tf
 
@@ -87,10 +86,6 @@ def depthwise_conv(x: Any, kernel: Any, strides: tuple[int, int], padding: str, 
         return y, gradients
 
     return convolve(x, kernel)
-
-
-def _on_tensorflow_cpu() -> bool:
-    return keras.backend.backend() == "tensorflow" and not gpus()
 
 
 def _padding(x: Any, kernel: Any, strides: tuple[int, int], padding: str, axis: int) -> tuple[int, int]:

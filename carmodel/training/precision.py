@@ -19,6 +19,11 @@ def gpus() -> int:
     return sum(device.startswith("gpu") for device in keras.distribution.list_devices())
 
 
+def tensorflow_on_cpu() -> bool:
+    """Return whether Keras computes with TensorFlow, and sees no GPU."""
+    return keras.backend.backend() == "tensorflow" and not gpus()
+
+
 def cpu_fields(cpuinfo: Path = CPUINFO) -> dict[str, str]:
     """Return Linux's description of the processor, such as its "vendor_id" and "flags". Empty on other systems."""
     text = cpuinfo.read_text() if cpuinfo.exists() else ""

@@ -4,9 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import keras
-
-from carmodel.training.precision import gpus
+from carmodel.training.precision import tensorflow_on_cpu
 
 
 def compiled_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -15,7 +13,7 @@ def compiled_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     XLA combines many small operations into few, which makes augmentation about twice as fast. On GPUs, and under other
     backends, Keras compiles the whole step where it can, so the function is returned as it is.
     """
-    if keras.backend.backend() != "tensorflow" or gpus():
+    if not tensorflow_on_cpu():
         return function
     import tensorflow as tf
 
