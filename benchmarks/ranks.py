@@ -18,6 +18,8 @@ from carmodel.training.launch import Host, run
 
 TITLE = "Two ranks"
 RANKS = 2
+DEPTH = 26
+"""Layers of the residual network. Depth 50 has 1.7 times the weights and the computation, so the ratios are the same."""
 SIDE = 128
 BATCH, QUICK_BATCH = 32, 8
 """Images of a step, of all ranks together."""
@@ -37,7 +39,7 @@ def measure(given: Given) -> list[Table]:
     )
     measured = json.loads((given.folder / "measured.json").read_text())
     entries = [Entry(**entry) for entry in measured["entries"]]
-    title = f"ResNet-50, {SIDE} px, {sizes[1]} images per step of all processes together"
+    title = f"Residual network of depth {DEPTH}, {SIDE} px, {sizes[1]} images per step of all processes together"
     remarks = [
         f"A step sends {measured['megabytes']:.0f} MB, and takes {measured['share']:.1%} of its time between gradients and "
         "averages, in which a rank also waits for the slower one.",
@@ -104,7 +106,7 @@ def turns(folder: str, sizes: str) -> None:
 
 
 class Trainer:
-    """ResNet-50 and random photos.
+    """The residual network and random photos.
 
     Args:
         batch: images per step of this process.
@@ -118,7 +120,7 @@ class Trainer:
         from carmodel.model.resnet import resnet
         from carmodel.training.fused_normalization import with_fused_normalization
 
-        self.model = with_fused_normalization(resnet(50, 196))
+        self.model = with_fused_normalization(resnet(DEPTH, 196))
         self.model.compile(
             keras.optimizers.SGD(0.001, momentum=0.9), "sparse_categorical_crossentropy", jit_compile=False
         )

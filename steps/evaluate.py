@@ -78,12 +78,17 @@ def work(settings: Evaluate, step: "StepRun") -> None:
 def load(uri: str, parameter: str = "model_uri") -> "tuple[keras.Model, list[str] | None]":
     """Load the network that a parameter names, and its class names, which are not known for models of other projects."""
     from carmodel.mlflow_model import load_network
-    from carmodel.model.folding import in_float32
+    from carmodel.model.folding import fold, in_float32
     from carmodel.training.precision import gpus
 
     network, metadata = load_network(uri, parameter)
-    # On a CPU, bfloat16 is slower and gives other predictions than the served model, which is in float32.
-    return network if gpus() else in_float32(network), metadata.get("class_names")
+    names = metadata.get("class_names")
+    if not gpus():
+        # On a CPU, bfloat16 is slower and gives other predictions than the served model, which is in float32.
+        network = in_float32(network)
+        if names:  # Networks of other projects need not be functional models, which can be folded.
+            network = fold(network)
+    return network, names
 
 
 if __name__ == "__main__":
