@@ -71,22 +71,6 @@ def test_each_stage_learns_at_a_fraction_of_the_rate_of_the_one_above() -> None:
     assert rate_factors(network, layer_decay=1) == {}
 
 
-def test_kernels_with_a_large_fan_in_learn_in_inverse_proportion_to_it() -> None:
-    network = build(Train(backbone="MobileNetV2", weights="none"), ["a", "b"])
-    factors = rate_factors(network, fan_in=64)
-    shapes = {variable.path: variable.shape for variable in network.trainable_variables}
-    assert shapes["block_1_project/kernel"] == (1, 1, 96, 24)
-    assert factors["block_1_project/kernel"] == pytest.approx(64 / 96)
-    assert shapes["Conv_1/kernel"] == (1, 1, 320, 1280)
-    assert factors["Conv_1/kernel"] == pytest.approx(64 / 320)
-    small = {"Conv1/kernel": (3, 3, 3, 32), "block_1_depthwise/kernel": (3, 3, 96, 1)}
-    assert {path: shapes[path] for path in small} == small and not small.keys() & factors.keys()
-    assert {shapes[path] for path in factors if not path.endswith("kernel")} == set()
-    assert "logits/kernel" not in factors
-    both = rate_factors(network, layer_decay=0.5, fan_in=64)
-    assert both["Conv_1/kernel"] == pytest.approx(0.5 * 64 / 320) and both["Conv_1_bn/gamma"] == pytest.approx(0.5)
-
-
 @pytest.mark.parametrize(("backbone", "last"), [("EfficientNetV2B0", "top_conv"), ("MobileNetV3Small", "conv_1")])
 def test_squeeze_and_excitation_belongs_to_the_stage_of_its_block(backbone: str, last: str) -> None:
     network = build(Train(backbone=backbone, weights="none"), ["a", "b"])

@@ -64,12 +64,6 @@ class Train(Settings):
         le=1.0,
         description="learning rate of each stage as a fraction of the learning rate of the next stage",
     )
-    fan_in: int = Field(
-        0,
-        ge=0,
-        description="kernels below the classifier whose outputs sum over more inputs than this learn more slowly, in "
-        "proportion; for AdamW (0: off)",
-    )
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="momentum of SGD")
     weight_decay: float = Field(
         5e-3,

@@ -102,8 +102,7 @@ def fit(
     verbose = int(ranks.rank == 0 and sys.stdout.isatty())
     schedule = stages(params.epochs, store.image_size)
     check_sizes(model, {stage.size for stage in schedule})
-    factors = rate_factors(model, params.layer_decay, params.fan_in)
-    training = _Training(model, store, params, ranks, schedule, factors, verbose)
+    training = _Training(model, store, params, ranks, schedule, rate_factors(model, params.layer_decay), verbose)
     if params.head_init == "lda" and not ranks.from_rank_0(checkpoint.latest(checkpoint_dir) is not None):
         accuracy = initialise_head(model, training.features(schedule[0].size))
         if ranks.rank == 0:

@@ -7,7 +7,6 @@ from typing import Any
 import keras
 from keras import Variable
 
-from carmodel.model.head import head_layers
 from carmodel.model.keras_internals import index_of
 from carmodel.parameters import Train
 from carmodel.training.schedule import warmup_cosine
@@ -92,36 +91,19 @@ def decays(variable: Variable) -> bool:
     return len(variable.shape) > 1
 
 
-def rate_factors(network: keras.Model, layer_decay: float = 1.0, fan_in: int = 0) -> dict[str, float]:
-    """Return the factor of the learning rate for each variable below the head whose factor is not 1, by its path.
+def rate_factors(network: keras.Model, layer_decay: float) -> dict[str, float]:
+    """Return the factor of the learning rate for each variable below the head, by its path.
 
-    The factor is the product of two. The head always has 1.
-
-    - By stage: a layer that is k stages below the last one has ``layer_decay ** (k + 1)``. A stage consists of the layers
-      whose outputs have the same size: the side of the image divided by 2, 4, 8 and so on. Layers with outputs of 1 x 1,
-      such as those of squeeze and excitation, belong to the stage of the layers before them.
-    - By fan-in, the number of inputs that each output of a kernel sums over: a kernel with a fan-in of n has
-      ``min(1, fan_in / n)``. Adam changes all weights by about the same amount, whatever the size of the kernel, so the
-      change of an output grows with the fan-in (Yang et al. 2022, https://arxiv.org/abs/2203.03466).
+    A layer that is k stages below the last one has the factor ``layer_decay ** (k + 1)``, and the head has 1. A stage
+    consists of the layers whose outputs have the same size: the side of the image divided by 2, 4, 8 and so on. Layers
+    with outputs of 1 x 1, such as those of squeeze and excitation, belong to the stage of the layers before them.
 
     Args:
         network: the network.
-        layer_decay: factor between two stages.
-        fan_in: largest fan-in that has the full learning rate. With 0, the fan-in does not matter.
+        layer_decay: factor between two stages. With 1, the result is empty.
     """
-    by_stage = _stage_factors(network, layer_decay) if layer_decay < 1 else {}
-    head = head_layers(network)
-    factors = {
-        variable.path: by_stage.get(layer.name, 1.0) * (min(1.0, fan_in / _fan_in(layer, variable)) if fan_in else 1.0)
-        for layer in network.layers
-        if layer not in head
-        for variable in layer.trainable_variables
-    }
-    return {path: factor for path, factor in factors.items() if factor != 1}
-
-
-def _stage_factors(network: keras.Model, layer_decay: float) -> dict[str, float]:
-    """Return the factor of each layer that belongs to a stage, by its name."""
+    if layer_decay == 1:
+        return {}
     sized = keras.models.clone_model(network, input_tensors=keras.Input((FULL_SIDE, FULL_SIDE, 3), dtype="uint8"))
     halvings, stage = {}, 0
     for layer in filter(_is_map, sized.layers):
@@ -129,14 +111,12 @@ def _stage_factors(network: keras.Model, layer_decay: float) -> dict[str, float]
             stage = round(math.log2(FULL_SIDE / side))
         halvings[layer.name] = stage
     last = max(halvings.values())
-    return {name: layer_decay ** (last - stage + 1) for name, stage in halvings.items()}
-
-
-def _fan_in(layer: keras.Layer, variable: Variable) -> int:
-    """Return the fan-in of a kernel. Biases, gamma and beta have 1."""
-    if isinstance(layer, keras.layers.DepthwiseConv2D) or variable.name == "depthwise_kernel":
-        return math.prod(variable.shape[:2])
-    return math.prod(variable.shape[:-1])
+    return {
+        variable.path: layer_decay ** (last - halvings[layer.name] + 1)
+        for layer in network.layers
+        for variable in layer.trainable_variables
+        if layer.name in halvings
+    }
 
 
 def _is_map(layer: keras.Layer) -> bool:
