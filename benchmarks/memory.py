@@ -47,7 +47,8 @@ def used() -> float:
 def in_new_process(module: str, work: Callable[..., float], *arguments: object) -> float:
     """Call a function of a module in a new process, and return its result.
 
-    The process is a copy of one that has imported the module, which saves the time of the imports.
+    The module of the first call is imported once. All processes are copies of the process that imported it, so the
+    imports take time only once.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([module])

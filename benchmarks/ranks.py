@@ -19,7 +19,7 @@ from carmodel.training.launch import Host, run
 TITLE = "Two ranks"
 RANKS = 2
 DEPTH = 26
-"""Layers of the residual network. Depth 50 has 1.7 times the weights and the computation, so the ratios are the same."""
+"""Layers of the residual network. Depth 50 has 1.7 times the weights and the computation, and takes too long here."""
 SIDE = 128
 BATCH, QUICK_BATCH = 32, 8
 """Images of a step, of all ranks together."""

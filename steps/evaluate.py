@@ -76,7 +76,7 @@ def work(settings: Evaluate, step: "StepRun") -> None:
 
 
 def load(uri: str, parameter: str = "model_uri") -> "tuple[keras.Model, list[str] | None]":
-    """Load the network that a parameter names, and its class names, which are not known for models of other projects."""
+    """Load the network that a parameter names, prepared for this device, and its class names (None for other projects)."""
     from carmodel.mlflow_model import load_network
     from carmodel.model.folding import fold, in_float32
     from carmodel.training.precision import gpus
@@ -86,7 +86,9 @@ def load(uri: str, parameter: str = "model_uri") -> "tuple[keras.Model, list[str
     if not gpus():
         # On a CPU, bfloat16 is slower and gives other predictions than the served model, which is in float32.
         network = in_float32(network)
-        if names:  # Networks of other projects need not be functional models, which can be folded.
+        # Folding is faster, and exact apart from rounding. Only functional models can be folded, and models without class
+        # names, which `train` did not log, may be of another kind.
+        if names:
             network = fold(network)
     return network, names
 

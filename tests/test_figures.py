@@ -20,10 +20,11 @@ from carmodel.evaluation.tables import Material
 from carmodel.mlflow_model import log_network
 from carmodel.model.folding import in_float32
 from carmodel.model.resnet import resnet
+from carmodel.model.scale import Scale
 from carmodel.parameters import Evaluate
 from carmodel.tracking.artifacts import fetch
 from carmodel.tracking.runs import step_run
-from steps.evaluate import work
+from steps.evaluate import load, work
 from tests.policy import mixed_bfloat16
 from tests.stores import store_of
 from tests.tracked import tracked_in
@@ -140,6 +141,32 @@ def test_a_network_trained_in_bfloat16_is_evaluated_in_float32_on_a_cpu(
 
     assert measured == pytest.approx(log_loss(in_float32(network)), rel=1e-6)
     assert measured != pytest.approx(log_loss(network), rel=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Subclassed(keras.Model):
+    """A model that is not functional, so Keras cannot copy it."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.convolution, self.norm = keras.layers.Conv2D(2, 3), keras.layers.BatchNormalization()
+
+    def call(self, images: object) -> object:
+        return self.norm(self.convolution(images))
+
+
+def test_networks_of_train_are_folded_and_models_of_other_projects_are_not(store: Store, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    network, other = resnet(14, 3, width=4), Subclassed()
+    other(np.zeros((1, SIZE, SIZE, 3), np.float32))
+    with tracked_in(tmp_path), mlflow.start_run():
+        ours = log_network(network, store.take([0]), {"class_names": NAMES}, {}).model_uri
+        theirs = mlflow.tensorflow.log_model(other, name="other").model_uri
+        (folded, names), (unchanged, unknown) = load(ours), load(theirs)
+    kinds = [type(layer) for layer in folded.layers]
+    assert names == NAMES and not {Scale, keras.layers.BatchNormalization} & set(kinds)
+    np.testing.assert_allclose(folded(store.take([0, 1])), network(store.take([0, 1])), atol=1e-5)
+    assert unknown is None and isinstance(unchanged, Subclassed) and unchanged.norm.built
 
 
 def test_evaluate_compares_two_models_on_the_same_photos(store: Store, colour_model: Callable, tmp_path: Path) -> None:
