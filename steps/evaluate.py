@@ -82,15 +82,12 @@ def load(uri: str, parameter: str = "model_uri") -> "tuple[keras.Model, list[str
     from carmodel.training.precision import gpus
 
     network, metadata = load_network(uri, parameter)
-    names = metadata.get("class_names")
-    if not gpus():
-        # On a CPU, bfloat16 is slower and gives other predictions than the served model, which is in float32.
-        network = in_float32(network)
-        # Folding is faster, and exact apart from rounding. Only functional models can be folded, and models without class
-        # names, which `train` did not log, may be of another kind.
-        if names:
-            network = fold(network)
-    return network, names
+    # Only functional models, which have `operations`, can be copied. Models of other projects may be of another kind.
+    if not gpus() and hasattr(network, "operations"):
+        # On a CPU, bfloat16 is slower and gives other predictions than the served model, which is in float32. Folding is
+        # faster, and exact apart from rounding.
+        network = fold(in_float32(network))
+    return network, metadata.get("class_names")
 
 
 if __name__ == "__main__":

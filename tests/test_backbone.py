@@ -50,7 +50,15 @@ def test_photos_are_preprocessed_as_the_network_requires_also_after_saving(
 
 
 def test_the_settings_know_the_names_of_keras() -> None:
-    assert list(APPLICATIONS) == sorted(name for name in dir(keras.applications) if name[0].isupper())
+    fixed_size = {"NASNetLarge", "NASNetMobile"}
+    networks = {name for name in dir(keras.applications) if name[0].isupper()}
+    assert fixed_size < networks and list(APPLICATIONS) == sorted(networks - fixed_size)
+
+
+def test_keras_builds_nasnet_for_a_fixed_image_size_only() -> None:
+    network = keras.applications.NASNetMobile(weights=None, include_top=False, input_shape=(None, None, 3))
+    with pytest.raises(Exception, match="Incompatible shapes"):
+        network(np.zeros((1, 96, 96, 3), np.float32))
 
 
 def test_an_image_too_small_for_a_network_is_an_error_that_names_both() -> None:

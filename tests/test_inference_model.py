@@ -54,6 +54,17 @@ def test_the_answers_to_a_photo_and_its_mirror_image_are_averaged(trained: keras
     assert served.folded
 
 
+def test_a_network_is_converted_whose_optimization_fails_without_copies(photos: np.ndarray) -> None:
+    image = keras.Input((SIZE, SIZE, 3), dtype="uint8")
+    x = keras.layers.Conv2D(4, 3)(keras.layers.Rescaling(1 / 255)(image))
+    # One of tf2onnx's optimizations cannot move a scalar that is added to a convolution.
+    x = keras.layers.GlobalAveragePooling2D()(keras.activations.hard_sigmoid(x))
+    network = keras.Model(image, keras.layers.Dense(3, activation="softmax")(x))
+    served = build_inference_model(network, photos, folded=True, precision="float32")
+    assert served.engine == "onnxruntime" and served.notes == []
+    np.testing.assert_allclose(served.forward(photos), network(photos), atol=1e-4)
+
+
 def test_tensorflow_runs_a_network_that_cannot_be_converted(photos: np.ndarray) -> None:
     image = keras.Input((SIZE, SIZE, 3), dtype="uint8")
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1.0)(image))
