@@ -70,7 +70,7 @@ def memory(once: Path, more: Path, number: int) -> Table:
     sizes = {f"{number:,} photos": once, f"{TIMES * number:,} photos": more}
     entries = []
     for name, loader in LOADERS.items():
-        values = {size: [in_new_process(__name__, peak, name, folder)] for size, folder in sizes.items()}
+        values = {size: [in_new_process(peak, name, folder)] for size, folder in sizes.items()}
         entries.append(Entry(name, loader.role, loader.threads, values))
     remark = "The peak during one epoch in a new process, less what it used before. Mapped files do not count. Measured once."
     return Table("Memory of an epoch", "MB", entries, [remark])

@@ -44,13 +44,12 @@ def used() -> float:
     return total / 1e6
 
 
-def in_new_process(module: str, work: Callable[..., float], *arguments: object) -> float:
-    """Call a function of a module in a new process, and return its result.
+def in_new_process(work: Callable[..., float], *arguments: object) -> float:
+    """Call a function in a new process, and return its result.
 
-    The module of the first call is imported once. All processes are copies of the process that imported it, so the
-    imports take time only once.
+    All processes are copies of one that has imported the module of the first function, so its imports take time only once.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload([module])
+    context.set_forkserver_preload([work.__module__])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(work, *arguments).result()

@@ -78,12 +78,12 @@ def work(settings: Evaluate, step: "StepRun") -> None:
 def load(uri: str, parameter: str = "model_uri") -> "tuple[keras.Model, list[str] | None]":
     """Load the network that a parameter names, prepared for this device, and its class names (None for other projects)."""
     from carmodel.mlflow_model import load_network
-    from carmodel.model.folding import fold, in_float32
+    from carmodel.model.folding import fold, in_float32, is_functional
     from carmodel.training.precision import gpus
 
     network, metadata = load_network(uri, parameter)
-    # Only functional models, which have `operations`, can be copied. Models of other projects may be of another kind.
-    if not gpus() and hasattr(network, "operations"):
+    # Models of other projects need not be functional.
+    if not gpus() and is_functional(network):
         # On a CPU, bfloat16 is slower and gives other predictions than the served model, which is in float32. Folding is
         # faster, and exact apart from rounding.
         network = fold(in_float32(network))

@@ -131,6 +131,26 @@ def test_an_output_that_is_used_twice_or_activated_is_left_as_it_is() -> None:
         )
 
 
+class Subclassed(keras.Model):
+    """A model that is not functional."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.normalization = layers.BatchNormalization()
+
+    def call(self, x: object) -> object:
+        return self.normalization(x)
+
+
+def test_a_model_inside_that_is_not_functional_is_left_as_it_is() -> None:
+    image = keras.Input((32, 32, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(4, 3)(image))
+    model = randomised(keras.Model(image, Subclassed()(x)), 7)
+    folded = fold(model)
+    assert [type(layer) for layer in folded.layers] == [layers.InputLayer, layers.Conv2D, Subclassed]
+    np.testing.assert_allclose(predict(folded, photos(32)), predict(model, photos(32)), rtol=1e-4, atol=1e-4)
+
+
 def test_a_network_trained_in_bfloat16_is_copied_to_float32_with_its_weights() -> None:
     with mixed_bfloat16():
         model = randomised(resnet(14, 5, width=4), 6)

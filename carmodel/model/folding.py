@@ -110,10 +110,15 @@ def set_weights(layer: layers.Layer, weights: list[np.ndarray]) -> None:
         layer.finalize_state()
 
 
+def is_functional(model: keras.Model) -> bool:
+    """Return whether a model is a graph of operations, which Keras can copy with changes."""
+    return hasattr(model, "operations")
+
+
 def _graphs(model: keras.Model) -> list[keras.Model]:
     """Return the model and the functional models inside it, at any depth."""
     inner = [layer for layer in model.layers if isinstance(layer, keras.Model)]
-    own = [] if isinstance(model, keras.Sequential) else [model]
+    own = [model] if is_functional(model) else []
     return own + [graph for each in inner for graph in _graphs(each)]
 
 
