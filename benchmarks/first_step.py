@@ -5,6 +5,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,7 +28,15 @@ def carmodel(store: str) -> None:
 
 
 def keras(store: str) -> None:
-    """Train as a plain Keras script does: all images in memory, a network of `keras.applications`, `fit`."""
+    """Train as a plain Keras script does: all images in memory, a network of `keras.applications`, `fit`.
+
+    Print the seconds of importing TensorFlow.
+    """
+    began = time.perf_counter()
+    import tensorflow  # noqa: F401
+
+    print(time.perf_counter() - began, flush=True)
+    # isort: split
     import h5py
     import keras
 

@@ -47,6 +47,9 @@ def test_an_empty_value_counts_as_not_given(tmp_path: Path) -> None:
         ("train.backbone=vgg16", "train.backbone='vgg16': not resnet, FILE.keras or one of ConvNeXtBase"),
         ("train.weights=no/such.h5", "train.weights='no/such.h5'"),
         ("train.backbone=pretrained/efficientnet_lite2.keras,train.weights=imagenet", "lite2.keras; use weights=none"),
+        ("train.weights=imagenet,train.stride_in_3x3=true", "use stride_in_3x3=false"),
+        ("train.backbone=MobileNetV2,train.drop_path=0.1", "drop_path is for backbone=resnet, not for MobileNetV2"),
+        ("train.backbone=MobileNetV2,train.stride_in_3x3=true", "not for MobileNetV2; use stride_in_3x3=false"),
         ("train.init=none.keras", "train.init='none.keras': not pretrained, a URI or an existing FILE.keras"),
     ],
 )
