@@ -35,7 +35,7 @@ help:  ## list the targets
 	backends/install_horovod.sh $(BIN)/python .
 	touch $@
 
-# The other extras of pyproject.toml: dev, spark, azure, sweep.
+# The other extras of pyproject.toml: dev, spark, azure, sweep, gpu.
 .venv/%: .venv/runtime
 	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock -r pyproject.toml --extra $*
 	touch $@

@@ -130,8 +130,8 @@ def load_network(uri: str, parameter: str = "model_uri") -> tuple[keras.Model, d
                 f"{parameter}={uri} is a packaged classifier; give the network that it contains: {trained}"
             )
         return mlflow.tensorflow.load_model(str(folder)), metadata
-    except (OSError, KeyError, MlflowException) as error:
-        raise InputError(f"{parameter}={uri!r} is not a logged Keras model: {error}") from None
+    except (OSError, KeyError, TypeError, ValueError, MlflowException) as error:
+        raise InputError(f"{parameter}={uri!r} is not a logged Keras model that can be loaded: {error}") from None
 
 
 def training_parameters(uri: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Measure a logged model on the test store, and write a report as one HTML page with its tables and pictures."""
 
 import json
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -82,11 +83,12 @@ def load(uri: str, parameter: str = "model_uri") -> "tuple[keras.Model, list[str
     from carmodel.training.precision import gpus
 
     network, metadata = load_network(uri, parameter)
-    # Models of other projects need not be functional.
+    # Models of other projects need not be functional, and Keras cannot copy layers whose functions only MLflow knows.
     if not gpus() and is_functional(network):
-        # On a CPU, bfloat16 is slower and gives other predictions than the served model, which is in float32. Folding is
-        # faster, and exact apart from rounding.
-        network = fold(in_float32(network))
+        with suppress(TypeError, ValueError):
+            # On a CPU, bfloat16 is slower and gives other predictions than the served model, which is in float32. Folding
+            # is faster, and exact apart from rounding.
+            network = fold(in_float32(network))
     return network, metadata.get("class_names")
 
 

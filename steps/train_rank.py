@@ -22,6 +22,8 @@ from carmodel.model.network import build
 from carmodel.parameters import Train
 from carmodel.service_errors import without_secrets
 from carmodel.tracking.artifacts import fetch
+from carmodel.tracking.cache import versioned
+from carmodel.tracking.paths import initial_file
 from carmodel.tracking.runs import StepRun
 from carmodel.tracking.unfinished import CHECKPOINTS
 from carmodel.training import precision
@@ -63,7 +65,13 @@ def train(settings: Train, step: StepRun, ranks: Ranks = ALONE) -> None:
         shutil.copytree(fetch_checkpoints(settings.resume), checkpoints)
         mlflow.log_artifacts(str(checkpoints), CHECKPOINTS)
     history = fit(
-        network, store, settings, checkpoints, ranks=ranks, callbacks=[autologging()], on_saved=keep_checkpoint
+        network,
+        store,
+        with_fixed_start(settings),
+        checkpoints,
+        ranks=ranks,
+        callbacks=[autologging()],
+        on_saved=keep_checkpoint,
     )
 
     if accuracies := history.get("val_accuracy"):
@@ -81,6 +89,17 @@ def train(settings: Train, step: StepRun, ranks: Ranks = ALONE) -> None:
         f"{network.count_params():,} weights, {epochs} epoch{'s' * (epochs > 1)}, loss {history['loss'][-1]:.3f}, "
         f"{history['images_per_second'][-1]:.0f} images/s"
     )
+
+
+def with_fixed_start(settings: Train) -> Train:
+    """Return the settings with `init` as the path of a file, or with its version.
+
+    An alias may name another version when the training is resumed, and pretrained may be another network.
+    """
+    init = settings.init
+    if file := initial_file(init):
+        return settings.model_copy(update={"init": str(file)})
+    return settings.model_copy(update={"init": versioned(init)}) if init.startswith("models:/") else settings
 
 
 def autologging() -> keras.callbacks.Callback:

@@ -176,6 +176,25 @@ def test_functional_models_are_folded_and_others_are_not_changed(store: Store, t
     assert [type(model) for model, _ in unchanged] == [Subclassed, keras.Sequential]
 
 
+def test_a_model_with_a_function_that_only_mlflow_knows_is_not_changed(tmp_path: Path) -> None:
+    def doubled(x: object) -> object:
+        return 2 * x
+
+    network = keras.Sequential(
+        [
+            keras.Input((SIZE, SIZE, 3)),
+            keras.layers.Conv2D(2, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Activation(doubled),
+        ]
+    )
+    image = np.ones((1, SIZE, SIZE, 3), np.float32)
+    with tracked_in(tmp_path), mlflow.start_run():
+        known = {"custom_objects": {"doubled": doubled}}
+        loaded, _ = load(mlflow.tensorflow.log_model(network, name="other", **known).model_uri)
+    np.testing.assert_allclose(loaded(image), network(image), rtol=1e-5)
+
+
 def test_evaluate_compares_two_models_on_the_same_photos(store: Store, colour_model: Callable, tmp_path: Path) -> None:
     good, poor = colour_model(), colour_model()
     poor.layers[-1].set_weights([np.eye(3)[[1, 0, 2]], np.zeros(3)])

@@ -167,6 +167,26 @@ def test_resuming_needs_the_same_files_at_any_place(store: Store, trained: Train
     assert settings("a.keras", b"one") == settings("b.keras", b"one") != settings("b.keras", b"other")
 
 
+def test_resuming_needs_the_version_that_an_alias_named(store: Store, trained: Training, tmp_path: Path) -> None:
+    from steps.train_rank import with_fixed_start  # imports TensorFlow
+
+    def settings(init: str) -> checkpoint.Settings:
+        return checkpoint.settings_of(with_fixed_start(trained.params.model_copy(update={"init": init})), store)
+
+    with tracked_in(tmp_path):
+        client = mlflow.MlflowClient()
+        client.create_registered_model("cars")
+        seen = []
+        for version in ("1", "2"):
+            client.create_model_version("cars", f"{tmp_path}/{version}")
+            client.set_registered_model_alias("cars", "champion", version)
+            seen.append(settings("models:/cars@champion"))
+            assert seen[-1] == settings(f"models:/cars/{version}")
+    assert seen[0] != seen[1]
+    # The network in pretrained/ may be replaced, too.
+    assert settings("pretrained")["init"] != "pretrained"
+
+
 def test_resuming_with_other_rows_is_refused(trained: Training, tmp_path: Path) -> None:
     other = write_store(tmp_path / "other.h5")
     other.labels[0] = (other.labels[0] + 1) % CLASSES

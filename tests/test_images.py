@@ -251,6 +251,18 @@ def test_a_large_jpeg_becomes_the_same_image_whether_or_not_it_is_decoded_whole(
     assert aspect == pytest.approx(np.divide(*crop_to_box(decode(data), box, 0.1).shape[1::-1]))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("boxed", [False, True])
+def test_a_turned_jpeg_is_not_shifted_when_it_is_decoded_at_a_fraction(orientation: int, boxed: bool) -> None:
+    ramp = np.add.outer(np.linspace(0, 120, 1001), np.linspace(0, 120, 1303))  # 7 and 1 pixels less than multiples of 8
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(np.stack([ramp] * 3, -1).astype(np.uint8)), "JPEG", exif=exif)
+    box = (80, 96, 960, 976) if boxed else None
+    expected = resize(crop_to_box(decode(data), box, 0), 96, 96).astype(int)
+    assert (prepare(data, 96, box) - expected).mean() == pytest.approx(0, abs=0.25)
+
+
 def test_a_damaged_png_is_an_error_for_prepare_too() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     data = bytearray(encoded(Image.fromarray(noise), "PNG"))

@@ -90,6 +90,15 @@ def test_a_network_with_other_strides_is_refused() -> None:
         copy_weights(keras.applications.ResNet50(weights=None, classes=4), target)
 
 
+def test_a_saved_network_of_this_project_with_other_strides_is_refused(tmp_path: Path) -> None:
+    source, target = resnet(14, 4, 4), resnet(14, 4, 4, stride_in_3x3=True)
+    source.save(tmp_path / "w.keras")
+    source.save_weights(tmp_path / "w.weights.h5")
+    with pytest.raises(InputError, match="use stride_in_3x3=false"):
+        load_resnet_weights(target, 14, str(tmp_path / "w.keras"))
+    load_resnet_weights(target, 14, str(tmp_path / "w.weights.h5"))  # it does not contain the strides
+
+
 @pytest.mark.parametrize(("form", "top"), [("legacy", True), ("weights", False), ("keras", True)])
 def test_files_of_keras_applications_load_with_or_without_top(
     form: str, top: bool, photos: np.ndarray, tmp_path: Path

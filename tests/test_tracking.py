@@ -218,6 +218,15 @@ def test_an_initial_network_and_its_classes_count_but_not_the_notes_beside_it(
     assert cache.digest_of_init(init) == digests[-1]
 
 
+def test_a_folder_with_the_name_of_a_value_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Train(backbone="resnet", weights="imagenet")
+    before = cache.input_digests(settings)
+    for name in ("resnet", "imagenet"):
+        (tmp_path / name).mkdir()
+    assert cache.input_digests(settings) == before
+
+
 def test_bytecode_that_python_writes_beside_the_code_of_a_model_does_not_count(tmp_path: Path) -> None:
     (code := tmp_path / "model" / "code").mkdir(parents=True)
     (code / "layer.py").write_text("x = 1")

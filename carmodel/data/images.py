@@ -28,6 +28,8 @@ _START_OF_SCAN, _END_OF_IMAGE, _WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
 # Encoders write about ten scans. A scan can be 40 bytes long and is a pass over all pixels, so many take hours.
 _MAX_SCANS = 50
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright, 5 to 8 swap width and height
+# Whether the displayed columns and rows run against the stored ones, by orientation.
+_REVERSED = {2: (True, False), 3: (True, True), 4: (False, True), 6: (True, False), 7: (True, True), 8: (False, True)}
 _FLAG_OF_DIVISOR = {  # OpenCV's names say grey, but IMREAD_COLOR_RGB keeps the colours
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -174,19 +176,31 @@ def prepare_with_aspect(
     pixels = None if _format(image) == "JPEG" else _decode(image, data, 1)
     width, height = _displayed_size(image) if pixels is None else pixels.shape[1::-1]
     x1, y1, x2, y2 = add_margin(box or (0, 0, width, height), margin if box else 0, width, height)
-    divisor = 1
+    divisor, across, down = 1, 0, 0
     if pixels is None:
         divisor = _divisor(min(x2 - x1, y2 - y1), size)
+        across, down = _padding(image, width, height, divisor)
         pixels = _decode(image, data, divisor)
         if pixels.shape[:2] != (-(-height // divisor), -(-width // divisor)):
             raise ImageError("the photo's size differs from that in its header")
-    left, top, right, bottom = (round(edge / divisor) for edge in (x1, y1, x2, y2))
+    left, right = (round((edge + across) / divisor) for edge in (x1, x2))
+    top, bottom = (round((edge + down) / divisor) for edge in (y1, y2))
     return resize(pixels[top:bottom, left:right], size, size, out=out), (x2 - x1) / (y2 - y1)
 
 
 def _divisor(side: int, size: int) -> int:
     """Return the largest of 1, 2, 4 and 8 by which a side can be divided and still be larger than `size`."""
     return max(divisor for divisor in _FLAG_OF_DIVISOR if divisor == 1 or side >= divisor * (size + 1))
+
+
+def _padding(image: Image.Image, width: int, height: int, divisor: int) -> tuple[int, int]:
+    """Return how many pixels lie before the photo's first column and row when it is decoded at 1 / divisor of its size.
+
+    The decoder fills the last column and row of the stored picture. The orientation may move them to the other side.
+    """
+    reversed_axes = _REVERSED.get(_orientation(image), (False, False))
+    across, down = (-side % divisor * back for side, back in zip((width, height), reversed_axes, strict=True))
+    return across, down
 
 
 def resize(image: np.ndarray, width: int, height: int, *, out: np.ndarray | None = None) -> np.ndarray:

@@ -34,7 +34,7 @@ def load_resnet_weights(model: keras.Model, depth: int, weights: str) -> None:
         _published(depth, "imagenet")
         source = without_top(f"ResNet{depth}", "imagenet")
     else:
-        source = _read(Path(weights), depth, model.get_layer(_FIRST).filters)
+        source = _read(Path(weights), depth, model)
     try:
         (_copy_own if _FIRST in _names(source) else copy_weights)(source, model)
     except ValueError as error:
@@ -90,15 +90,19 @@ def _published(depth: int, what: str) -> None:
         raise InputError(f"weights: {what!r} needs one of the depths {depths}, but depth={depth}")
 
 
-def _read(path: Path, depth: int, width: int) -> keras.Model:
-    """Load a file into a network of the kind and the number of classes that it was saved from."""
+def _read(path: Path, depth: int, target: keras.Model) -> keras.Model:
+    """Load a file into a network of the kind and the number of classes that it was saved from.
+
+    A weights file of this project's network does not contain its strides. It gets those of `target`.
+    """
     if not path.is_file():
         raise InputError(f"weights: no file {str(path)!r}; give none, imagenet, or the path of a Keras weights file")
     if path.suffix == ".keras":
         return load_network(path)
     own, classes = _inspect(path)
     if own:
-        source = resnet(depth, classes or 1, width)
+        width, in_3x3 = target.get_layer(_FIRST).filters, _strides_in_3x3(target)
+        source = resnet(depth, classes or 1, width, stride_in_3x3=in_3x3)
     else:
         _published(depth, str(path))
         if classes is None:
@@ -132,8 +136,16 @@ def _copy_own(source: keras.Model, target: keras.Model) -> None:
         name: _shapes(layer.get_weights()) for name, layer in ours.items()
     }:
         raise InputError(f"{source.name} and {target.name} have different blocks or channels")
+    if _strides_in_3x3(source) != (ours_in_3x3 := _strides_in_3x3(target)):
+        raise InputError(
+            f"{source.name} has its strides in other layers; use stride_in_3x3={str(not ours_in_3x3).lower()}"
+        )
     for name, layer in ours.items():
         layer.set_weights(theirs[name])
+
+
+def _strides_in_3x3(network: keras.Model) -> bool:
+    return network.get_layer("stage3_block1_conv2").strides != (1, 1)
 
 
 def _shapes(weights: list[np.ndarray]) -> list[tuple[int, ...]]:

@@ -146,23 +146,19 @@ class Train(Settings):
         raise ValueError("not pretrained, a URI or an existing FILE.keras")
 
     @model_validator(mode="after")
-    def _weights_fit_the_network(self) -> Self:
-        if (
-            self.backbone == "resnet"
-            and self.weights == "imagenet"
-            and (self.depth not in PUBLISHED or self.width != 64)
-        ):
-            raise ValueError(f"weights=imagenet needs width=64 and one of the depths {', '.join(map(str, PUBLISHED))}")
-        if self.backbone == "resnet" and self.weights == "imagenet" and self.stride_in_3x3 and not self.init:
-            raise ValueError("weights=imagenet has its strides in the 1x1 convolutions; use stride_in_3x3=false")
-        if self.backbone.endswith(".keras") and self.weights != "none" and not self.init:
+    def _parameters_fit_the_network(self) -> Self:
+        if self.init:  # it replaces these parameters
+            return self
+        if self.backbone.endswith(".keras") and self.weights != "none":
             raise ValueError(f"weights={self.weights} cannot replace the weights of {self.backbone}; use weights=none")
-        return self
-
-    @model_validator(mode="after")
-    def _only_the_residual_network_has_these(self) -> Self:
-        if self.backbone != "resnet" and not self.init:
+        if self.backbone != "resnet":
             for name, off in {"stride_in_3x3": "false", "drop_path": "0"}.items():
                 if getattr(self, name):
                     raise ValueError(f"{name} is for backbone=resnet, not for {self.backbone}; use {name}={off}")
+        elif self.weights == "imagenet":
+            if self.depth not in PUBLISHED or self.width != 64:
+                depths = ", ".join(map(str, PUBLISHED))
+                raise ValueError(f"weights=imagenet needs width=64 and one of the depths {depths}")
+            if self.stride_in_3x3:
+                raise ValueError("weights=imagenet has its strides in the 1x1 convolutions; use stride_in_3x3=false")
         return self

@@ -6,6 +6,7 @@ contents of its inputs.
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import mlflow
 from mlflow.entities import Run
@@ -74,7 +75,14 @@ def versioned(uri: str) -> str:
 def input_digests(settings: Settings) -> dict[str, str]:
     """Return the digest of each input of a step, by parameter."""
     inputs = {name: str(value) for name, value in settings.model_dump().items() if name in INPUTS}
-    return {name: digest_of_init(uri) if name == "init" else digest_of_input(uri) for name, uri in inputs.items()}
+    return {name: _digest_of(name, value) for name, value in inputs.items()}
+
+
+def _digest_of(name: str, value: str) -> str:
+    if name == "init":
+        return digest_of_init(value)
+    # Their other values are words such as imagenet. A folder may have such a name.
+    return value if name in ("backbone", "weights") and not Path(value).is_file() else digest_of_input(value)
 
 
 def digest_of_init(init: str) -> str:

@@ -1,8 +1,9 @@
 """Augment uint8 batches on the device: crop, zoom-out, flip, colours, random erasing, mixup and CutMix.
 
-The host draws the random numbers that decide how an image changes from (seed, epoch, row), see `draw`. Training is
-therefore reproducible on any device, with any number of threads, and after a resume. Batches travel to the device as
-uint8, and the device does the work. The numbers of an image are one row with the columns `COLUMNS`.
+The host draws the random numbers that decide how an image changes, from the seed, the epoch, the row and the number of
+rows, see `draw`. Training is therefore reproducible on any device, with any number of threads, and after a resume.
+Batches travel to the device as uint8, and the device does the work. The numbers of an image are one row with the columns
+`COLUMNS`.
 """
 
 from typing import Any
@@ -51,8 +52,9 @@ def draw(rows: int, rng: np.random.Generator, params: Train) -> np.ndarray:
 
     - A crop has an area uniform in [random_crop, 1] and an aspect ratio log-uniform in [3/4, 4/3] (Szegedy et al. 2015,
       https://arxiv.org/abs/1409.4842). The ratio is limited so that the window stays inside the photo.
-    - With probability `zoom_out` the window is larger than the photo, by up to a factor of two on each side. Part of
-      another photo fills the background, and the edge is blended.
+    - With probability `zoom_out` the window has one to four times the area of the photo. The aspect ratio is drawn as for
+      a crop, so one side may be up to 13% shorter than that of the photo. Part of another photo fills the background, and
+      the edge is blended.
     - Colours follow TrivialAugment (Müller & Hutter 2021, https://arxiv.org/abs/2103.10158). Each image gets one
       operation of uniform strength: none, brightness, contrast, saturation, posterize, solarize or autocontrast.
     - Random erasing (Zhong et al. 2017, https://arxiv.org/abs/1708.04896) fills 2% to 25% of the area with the mean.
