@@ -74,11 +74,12 @@ def next_steps(classifier: str, experiment_id: str) -> str:
     page = f"http://localhost:5000/#/experiments/{experiment_id}/runs"
     runs = f"mlflow ui --port 5000, then open {page}" if local else without_secrets(uri)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    experiment = f"; export MLFLOW_EXPERIMENT_NAME={shlex.quote(name)}" if name else ""
+    exports = {"MLFLOW_EXPERIMENT_NAME": name, "MLFLOW_TRACKING_URI": "" if local else without_secrets(uri)}
+    before = "".join(f"; export {variable}={shlex.quote(value)}" for variable, value in exports.items() if value)
     return (
         f"  serve {classifier}:  make serve MODEL={classifier}\n"
         f"  see all runs and pictures:  {runs}\n"
-        f"  before other mlflow or python commands:  source .venv/bin/activate{experiment}\n"
+        f"  before other mlflow or python commands:  source .venv/bin/activate{before}\n"
     )
 
 

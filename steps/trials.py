@@ -131,7 +131,9 @@ class Trials:
                 accuracy = training.data.metrics["val_accuracy"]
                 mlflow.log_metric("val_accuracy", accuracy, step=rung)
                 self.search.report(trial, accuracy, rung, epochs)
-                print(f"sweep: trial {trial.number}: validation accuracy {accuracy:.4f} with {epochs}", flush=True)
+                print(
+                    f"sweep: trial {trial.number}: validation accuracy {accuracy:.4f} with epochs={epochs}", flush=True
+                )
                 # The first trial competes with the others, but has the recipe's own values, so it is never pruned.
                 if rung + 1 < len(schedules) and trial.should_prune() and trial.number > 0:
                     return TrialState.PRUNED

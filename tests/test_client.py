@@ -16,7 +16,16 @@ from typing import Any
 import pytest
 
 from carmodel.data.stanford_cars import read
-from carmodel.serving.client import BoxError, EndpointError, ask, classify_folder, connect, read_boxes, row_of
+from carmodel.serving.client import (
+    BoxError,
+    EndpointError,
+    ask,
+    classify_folder,
+    connect,
+    note_on_unused,
+    read_boxes,
+    row_of,
+)
 from tests.tiny import free_port
 
 Respond = Callable[[BaseHTTPRequestHandler, list[dict[str, Any]]], None]
@@ -160,6 +169,14 @@ def test_boxes_that_would_be_ignored_are_refused(folder: Path, tmp_path: Path, c
     (table := tmp_path / "boxes.csv").write_bytes(content)
     with pytest.raises(BoxError, match=words):
         read_boxes(table, folder)
+
+
+def test_boxes_of_a_csv_file_that_belong_to_no_photo_are_counted(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "boxes.csv"
+    table.write_text("file,x1,y1,x2,y2\na.jpg,1,2,30,40\n")
+    assert note_on_unused(table, read_boxes(table, folder), folder) == ""
+    table.write_text("file,x1,y1,x2,y2\na.jpg,1,2,30,40\nother.jpg,1,2,30,40\n")
+    assert "1 of 2 boxes of" in note_on_unused(table, read_boxes(table, folder), folder)
 
 
 def test_the_boxes_of_a_devkit_are_those_that_preprocess_reads(sample: Path) -> None:

@@ -291,9 +291,9 @@ def test_serving_prints_the_version_and_its_addresses_and_an_interrupt_stops_bot
 
 
 @contextmanager
-def running(endpoint: str) -> Iterator[str]:
+def running(endpoint: str, *, crops: bool = True) -> Iterator[str]:
     """The address of a page in front of an endpoint."""
-    about = {"model": "none", "accuracy": "", "run": "", "run_url": "", "classes": NAMES}
+    about = {"model": "none", "accuracy": "", "run": "", "run_url": "", "classes": NAMES, "crops": crops}
     config = uvicorn.Config(create_page(endpoint, about, {}, []), port=(port := free_port()), log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -314,6 +314,17 @@ def test_when_the_endpoint_is_gone_the_page_says_what_to_do(browser: Browser, sa
         choose(page, drawn(sample))
         expect(page.get_by_role("alert")).to_contain_text("make serve")
         expect(page.get_by_role("button", name="Try again")).to_be_visible()
+        page.close()
+
+
+@pytest.mark.parametrize("crops", [True, False])
+def test_boxes_are_offered_only_if_the_classifier_uses_them(crops: bool, browser: Browser) -> None:
+    with running("http://127.0.0.1:9", crops=crops) as address:
+        page = browser.new_page()
+        page.goto(address)
+        expect(page.locator("#classes summary")).to_contain_text(str(len(NAMES)))
+        hidden = page.locator("#result .hint[hidden], #result details[hidden]")
+        expect(hidden).to_have_count(0 if crops else 2)
         page.close()
 
 

@@ -67,6 +67,14 @@ def test_stores_contain_each_photo_as_the_classifier_sees_it(sample: Path, tmp_p
     assert (report["settings"]["image_size"], report["bad_fraction"], report["notes"]) == (32, 0, [])
 
 
+def test_a_photo_in_two_classes_is_named(sample: Path, tmp_path: Path) -> None:
+    table = read(sample)
+    again = table.photos.head(1).assign(source="again.jpg", label=(table.photos["label"].iloc[0] + 1) % 3)
+    report = written(replace(table, photos=pd.concat([table.photos, again], ignore_index=True)), tmp_path)
+    (note,) = (note for note in report["notes"] if "several labels" in note)
+    assert all(name in note for name in ("right: 1. ", "again.jpg", table.photos["source"].iloc[0]))
+
+
 def test_parts_too_small_to_measure_an_accuracy_are_named(sample: Path, tmp_path: Path) -> None:
     report = written(read(sample), tmp_path, validation_fraction=0)
     assert small_parts(report) == ["Only 6 test photos: an accuracy measured on them may be off by 40 points."]

@@ -61,6 +61,12 @@ def scored(photos: pd.DataFrame, output: Path, engine: Engine, format: str = "pa
     return score(photos, output, lambda: engine, format=format, rows_per_file=rows)
 
 
+def test_an_output_that_cannot_be_a_directory_is_refused(tmp_path: Path) -> None:
+    (file := tmp_path / "answers").write_text("")
+    with pytest.raises(InputError, match=r"output=.*answers.*: .*; name a directory that can be written"):
+        claim(file, pd.DataFrame({"file": ["a.jpg"]}), {})
+
+
 def read_answers(output: Path) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(file) for file in sorted(output.glob("part-*"))], ignore_index=True)
 

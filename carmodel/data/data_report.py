@@ -106,7 +106,7 @@ def report_on_photos(
     groups = group_duplicates(photos["digest"].tolist(), photos["perceptual_hash"].tolist())
     report["identical_photos"] = _count_groups(photos, photos["digest"], "row")
     report["near_identical_photos"] = _count_groups(photos, groups, "digest")
-    report["notes"] += _notes_on(report)
+    report["notes"] += [*_note_on_labels(photos, groups), *_notes_on(report)]
     report["settings"] = settings.model_dump()
     return report
 
@@ -132,6 +132,17 @@ def _count_groups(photos: pd.DataFrame, groups: np.ndarray | pd.Series, differin
         "groups_with_two_labels": int((several["label"] > 1).sum()),
         "groups_in_train_and_test": int((several["split"] > 1).sum()),
     }
+
+
+def _note_on_labels(photos: pd.DataFrame, groups: np.ndarray) -> list[str]:
+    """Return a note that names the pictures that have several labels, or nothing."""
+    by_group = photos.groupby(groups)
+    wrong = by_group["source"].agg(list)[by_group["label"].nunique() > 1].tolist()
+    if not wrong:
+        return []
+    first = "; ".join(" and ".join(map(str, sources)) for sources in wrong[:5])
+    more = "; …" if len(wrong) > 5 else ""
+    return [f"Pictures with several labels, of which at most one can be right: {len(wrong)}. {first}{more}."]
 
 
 def _notes_on(report: Report) -> list[str]:

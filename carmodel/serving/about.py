@@ -31,8 +31,8 @@ def about_model(model: str) -> dict[str, Any]:
         model: URI, such as models:/NAME@ALIAS.
 
     Returns:
-        For JSON: `model` (the URI, with the version), `accuracy` (a sentence, or ""), `run` (run id), `run_url`, and
-        `classes` (names).
+        For JSON: `model` (the URI, with the version), `accuracy` (a sentence, or ""), `run` (run id), `run_url`,
+        `classes` (names), and `crops` (whether it crops photos to boxes).
 
     Raises:
         InputError: there is no such model, or another project made it.
@@ -50,6 +50,7 @@ def about_model(model: str) -> dict[str, Any]:
         "run": info.run_id,
         "run_url": run_url(info.run_id),
         "classes": facts["class_names"],
+        "crops": facts["crop"] == "box",
     }
 
 

@@ -124,6 +124,19 @@ def read_boxes(source: Path, folder: Path) -> dict[Path, Box]:
     return boxes
 
 
+def note_on_unused(source: Path, boxes: dict[Path, Box], folder: Path) -> str:
+    """Return a sentence if some boxes of a CSV file belong to no photo of the folder, or "".
+
+    The layout of Stanford Cars also has the boxes of other folders.
+    """
+    unused = len(boxes.keys() - {photo.resolve() for photo in find_photos(folder)})
+    return (
+        f"{unused} of {len(boxes)} boxes of {source} belong to no photo in {folder}"
+        if unused and source.is_file()
+        else ""
+    )
+
+
 def _csv_boxes(table: Path, folder: Path) -> dict[Path, Box]:
     boxes: dict[Path, Box] = {}
     with table.open(newline="", encoding="utf-8-sig") as stream:
@@ -265,6 +278,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         boxes = read_boxes(given.boxes, given.folder) if given.boxes else {}
+        if boxes and (note := note_on_unused(given.boxes, boxes, given.folder)):
+            print(note)
         errors = classify_folder(
             given.folder, given.table, given.endpoint, batch=given.batch, retries=given.retries, boxes=boxes
         )

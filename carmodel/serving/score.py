@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from carmodel.errors import InputError
-from carmodel.serving.client import SUFFIXES, BoxError, find_photos, read_boxes
+from carmodel.serving.client import SUFFIXES, BoxError, find_photos, note_on_unused, read_boxes
 from carmodel.serving.rows import BOX_COLUMNS
 
 LARGEST_CORNER = 1e9  # no photo has as many pixels
@@ -78,6 +78,8 @@ def list_photos(source: Path, boxes: Path | None = None) -> pd.DataFrame:
         known = read_boxes(boxes, source) if boxes else {}
     except (BoxError, OSError) as error:
         raise InputError(f"boxes={boxes}: {error}") from None
+    if boxes and (note := note_on_unused(boxes, known, source)):
+        print(f"score: {note}")
     corners = [known.get(file.resolve(), (None,) * 4) for file in files]
     table = pd.DataFrame(corners, columns=BOX_COLUMNS, dtype=object)
     table["file"] = [file.relative_to(source).as_posix() for file in files]
@@ -212,7 +214,10 @@ def claim(output: Path, photos: pd.DataFrame, facts: dict[str, Any]) -> None:
                 f"output={output} has answers to something else: {', '.join(changed)}. Name another directory, or delete it"
             )
         return
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output={output}: {error.strerror}; name a directory that can be written") from None
     if list(output.glob("part-*")):
         raise InputError(f"output={output} has files of answers, but no {FACTS}. Name another directory, or delete it")
     replace(file, lambda partial: partial.write_text(json.dumps(facts, indent=1) + "\n"))

@@ -30,7 +30,8 @@ def fetch(uri: str) -> Path:
     """
     if path := local_path(uri):
         if not path.exists():
-            raise InputError(f"{uri}: no such file or directory")
+            here = "" if ":/" in uri or uri.startswith(("/", "~")) else f" in {Path.cwd()}"
+            raise InputError(f"{uri}: no such file or directory{here}")
         return path
     try:
         # MLflow copies the artifacts of a `runs:/` URI, even from a local directory. It does not copy the directory itself.

@@ -9,7 +9,7 @@ const MARKS = { certain: "certain", likely: "likely", unsure: "not sure" };
 const photos = []; // {name, file, url, box, answer, error, item}
 let shown = null; // the photo in the large view
 let waiting = 0; // photos that are still to be answered
-let about = { classes: [], examples: [] };
+let about = { classes: [], examples: [], crops: true };
 
 // Make an element: make("li", {className: "x"}, child, "text").
 function make(tag, properties = {}, ...children) {
@@ -212,7 +212,7 @@ function letBoxBeDrawn() {
     x2: Math.max(start.x, end.x), y2: Math.max(start.y, end.y),
   });
   frame.addEventListener("pointerdown", (event) => {
-    if (image.naturalWidth === 0 || event.button !== 0) return;
+    if (image.naturalWidth === 0 || event.button !== 0 || !about.crops) return;
     event.preventDefault();
     frame.setPointerCapture(event.pointerId);
     start = place(event);
@@ -302,6 +302,7 @@ async function tellAboutModel() {
     $("#samples ul").append(make("li", {}, button));
   }
   $("#samples").hidden = about.samples === 0;
+  for (const part of ["#result .hint", "#result details"]) $(part).hidden = !about.crops;
   $("#classes summary").textContent = `The ${about.classes.length} models it knows`;
   const items = about.classes.map((name) => make("li", { textContent: name }));
   $("#classes ul").append(...items);
