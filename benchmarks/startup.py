@@ -96,6 +96,7 @@ def cached(given: Given, project: Project, rounds: int) -> Table:
     competitors = [
         Competitor("carmodel: main, all steps reused", "ours", cores(), {"": seconds(reused)}),
         Competitor("mlflow run of a project that does nothing", "peer", 1, {"": nothing}),
+        Competitor("import mlflow", "limit", 1, {"": command(project, "python", "-c", "import mlflow")}),
     ]
     return Table(
         "mlflow run . with every step reused",
