@@ -116,7 +116,7 @@ def load_network(uri: str, parameter: str = "model_uri") -> tuple[keras.Model, d
     """Load a logged Keras model and its metadata (class_names, image_size …; empty for models of other projects).
 
     Args:
-        uri: the model.
+        uri: the model, or a classifier of this project. For a classifier, its network before folding is loaded.
         parameter: the parameter that names it, for the error.
 
     Raises:
@@ -126,20 +126,22 @@ def load_network(uri: str, parameter: str = "model_uri") -> tuple[keras.Model, d
     try:
         metadata = _metadata(folder)
         if trained := metadata.get("trained_model"):
-            raise InputError(
-                f"{parameter}={uri} is a packaged classifier; give the network that it contains: {trained}"
-            )
+            return load_network(trained, parameter)
         return mlflow.tensorflow.load_model(str(folder)), metadata
+    except InputError:
+        raise
     except (OSError, KeyError, TypeError, ValueError, MlflowException) as error:
         raise InputError(f"{parameter}={uri!r} is not a logged Keras model that can be loaded: {error}") from None
 
 
 def training_parameters(uri: str) -> dict[str, str]:
-    """Return the parameters of the run that logged a model; {} if they are not known here."""
+    """Return the parameters of the run that trained a model or a classifier; {} if they are not known here."""
     unknown: tuple[type[Exception], ...] = (*download_errors(), OSError)
     try:
-        run_id = mlflow.models.get_model_info(uri).run_id
-        return dict(mlflow.get_run(run_id).data.params) if run_id else {}
+        info = mlflow.models.get_model_info(uri)
+        if trained := (info.metadata or {}).get("trained_model"):
+            return training_parameters(trained)
+        return dict(mlflow.get_run(info.run_id).data.params) if info.run_id else {}
     except unknown:
         return {}
 
@@ -166,9 +168,6 @@ def load_initial(init: str) -> tuple[keras.Model, list[str]]:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"init={init}: {facts} has no class_names that can be read: {error!r}") from None
         return _with_names(init, network, class_names)
-    folder = fetch(init)
-    if trained := _metadata(folder).get("trained_model"):
-        return load_initial(trained)
     network, metadata = load_network(init, "init")
     if "class_names" not in metadata:
         raise InputError(f"init={init}: the model's metadata has no class_names; give a model logged by train")

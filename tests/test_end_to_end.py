@@ -18,7 +18,7 @@ from mlflow.entities import Run
 
 from carmodel.data import stanford_cars
 from carmodel.data.store import open_store
-from carmodel.mlflow_model import load_network
+from carmodel.mlflow_model import load_network, training_parameters
 from carmodel.parameters import STEPS
 from carmodel.serving.calibration import apply_temperature
 from carmodel.tracking.artifacts import fetch
@@ -238,6 +238,23 @@ def test_a_training_continues_from_a_registered_classifier(
     assert after.count_params() == before.count_params()
     for old, new in zip(before.trainable_variables, after.trainable_variables, strict=True):
         np.testing.assert_allclose(new, old, atol=1e-5, err_msg=old.path)
+
+
+@pytest.mark.usefixtures("tracked")
+def test_a_registered_classifier_is_evaluated_as_its_network(
+    project: Local, first: tuple[dict[str, str], list[Run]]
+) -> None:
+    made = {run.info.run_name: run for run in first[1]}
+    given = {
+        "store_uri": outputs_of(made["preprocess"])["data"]["uri"],
+        "model_uri": "models:/tiny/1",
+        "compare_uri": outputs_of(made["train"])["model"]["uri"],
+    }
+    succeeded(project.run("python", "-m", "steps.evaluate", *(f"--{name}={value}" for name, value in given.items())))
+    metrics = project.newest("evaluate").data.metrics
+    assert metrics["test_log_loss"] == pytest.approx(made["evaluate"].data.metrics["test_log_loss"])
+    assert (metrics["test_gained"], metrics["test_lost"]) == (0, 0)
+    assert training_parameters("models:/tiny/1") == made["train"].data.params
 
 
 def test_a_step_runs_from_a_git_url(commands: str, tmp_path: Path) -> None:

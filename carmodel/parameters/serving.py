@@ -12,7 +12,8 @@ class Evaluate(Settings):
 
     store_uri: str = Field("", description="directory with test.h5: the `data` output of preprocess")
     model_uri: str = Field(
-        "", description="any logged Keras model, such as the `model` output of train: runs:/RUN/model"
+        "",
+        description="any logged Keras model, such as runs:/RUN/model, or a classifier of package_pyfunc: models:/NAME/VERSION",
     )
     compare_uri: str = Field(
         "", description="another logged Keras model, to compare with this one in the report (empty: none)"

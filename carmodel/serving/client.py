@@ -129,12 +129,10 @@ def note_on_unused(source: Path, boxes: dict[Path, Box], folder: Path) -> str:
 
     The layout of Stanford Cars also has the boxes of other folders.
     """
-    unused = len(boxes.keys() - {photo.resolve() for photo in find_photos(folder)})
-    return (
-        f"{unused} of {len(boxes)} boxes of {source} belong to no photo in {folder}"
-        if unused and source.is_file()
-        else ""
-    )
+    unused = boxes.keys() - {photo.resolve() for photo in find_photos(folder)}
+    if not unused or source.is_dir():
+        return ""
+    return f"{len(unused)} of {len(boxes)} boxes of {source} belong to no photo in {folder}"
 
 
 def _csv_boxes(table: Path, folder: Path) -> dict[Path, Box]:
