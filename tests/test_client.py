@@ -22,6 +22,7 @@ from carmodel.serving.client import (
     ask,
     classify_folder,
     connect,
+    find_photos,
     note_on_unused,
     read_boxes,
     row_of,
@@ -174,9 +175,9 @@ def test_boxes_that_would_be_ignored_are_refused(folder: Path, tmp_path: Path, c
 def test_boxes_of_a_csv_file_that_belong_to_no_photo_are_counted(folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "boxes.csv"
     table.write_text("file,x1,y1,x2,y2\na.jpg,1,2,30,40\n")
-    assert note_on_unused(table, read_boxes(table, folder), folder) == ""
+    assert note_on_unused(table, read_boxes(table, folder), find_photos(folder)) == ""
     table.write_text("file,x1,y1,x2,y2\na.jpg,1,2,30,40\nother.jpg,1,2,30,40\n")
-    assert "1 of 2 boxes of" in note_on_unused(table, read_boxes(table, folder), folder)
+    assert "1 of 2 boxes of" in note_on_unused(table, read_boxes(table, folder), find_photos(folder))
 
 
 def test_the_boxes_of_a_devkit_are_those_that_preprocess_reads(sample: Path) -> None:

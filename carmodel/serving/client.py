@@ -11,7 +11,7 @@ import csv
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +124,15 @@ def read_boxes(source: Path, folder: Path) -> dict[Path, Box]:
     return boxes
 
 
-def note_on_unused(source: Path, boxes: dict[Path, Box], folder: Path) -> str:
-    """Return a sentence if some boxes of a CSV file belong to no photo of the folder, or "".
+def note_on_unused(source: Path, boxes: dict[Path, Box], photos: Iterable[Path]) -> str:
+    """Return a sentence if some boxes of a CSV file belong to none of the photos, or "".
 
     The layout of Stanford Cars also has the boxes of other folders.
     """
-    unused = boxes.keys() - {photo.resolve() for photo in find_photos(folder)}
+    unused = boxes.keys() - {photo.resolve() for photo in photos}
     if not unused or source.is_dir():
         return ""
-    return f"{len(unused)} of {len(boxes)} boxes of {source} belong to no photo in {folder}"
+    return f"{len(unused)} of {len(boxes)} boxes of {source} belong to no photo"
 
 
 def _csv_boxes(table: Path, folder: Path) -> dict[Path, Box]:
@@ -276,7 +276,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         boxes = read_boxes(given.boxes, given.folder) if given.boxes else {}
-        if boxes and (note := note_on_unused(given.boxes, boxes, given.folder)):
+        if boxes and (note := note_on_unused(given.boxes, boxes, find_photos(given.folder))):
             print(note)
         errors = classify_folder(
             given.folder, given.table, given.endpoint, batch=given.batch, retries=given.retries, boxes=boxes

@@ -78,7 +78,7 @@ def list_photos(source: Path, boxes: Path | None = None) -> pd.DataFrame:
         known = read_boxes(boxes, source) if boxes else {}
     except (BoxError, OSError) as error:
         raise InputError(f"boxes={boxes}: {error}") from None
-    if boxes and (note := note_on_unused(boxes, known, source)):
+    if boxes and (note := note_on_unused(boxes, known, files)):
         print(f"score: {note}")
     corners = [known.get(file.resolve(), (None,) * 4) for file in files]
     table = pd.DataFrame(corners, columns=BOX_COLUMNS, dtype=object)

@@ -1,9 +1,8 @@
 """Augment uint8 batches on the device: crop, zoom-out, flip, colours, random erasing, mixup and CutMix.
 
 The host draws the random numbers that decide how an image changes, from the seed, the epoch, the row and the number of
-rows, see `draw`. Training is therefore reproducible on any device, with any number of threads, and after a resume.
-Batches travel to the device as uint8, and the device does the work. The numbers of an image are one row with the columns
-`COLUMNS`.
+rows, see `draw`. Training is therefore reproducible on any device and after a resume. Batches travel to the device as
+uint8, and the device does the work. The numbers of an image are one row with the columns `COLUMNS`.
 """
 
 from typing import Any
