@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
+from carmodel.data import images
 from carmodel.model.head import logits_of
 from carmodel.model.network import build
 from carmodel.parameters import Train
@@ -66,10 +67,10 @@ def test_outside_training_photos_are_only_resized(photos: np.ndarray) -> None:
     assert halves.shape == (3, 6, 6, 3) and abs(float(halves.mean()) - float(photos.mean())) < 5
 
 
-@pytest.mark.parametrize("size", [5, 20])
-def test_xla_can_compile_the_resize_for_gpus(size: int, photos: np.ndarray) -> None:
-    compiled = tf.function(lambda images: resize(images, size), jit_compile=True)
-    expected = keras.ops.image.resize(photos.astype(np.float32), (size, size), antialias=True)
+@pytest.mark.parametrize("size", [3, 5, 8, 20])
+def test_photos_are_resized_as_in_preprocess_and_serving(size: int, photos: np.ndarray) -> None:
+    compiled = tf.function(lambda batch: resize(batch, size), jit_compile=True)  # as on GPUs
+    expected = [images.resize(photo, size, size) for photo in photos.astype(np.float32)]
     np.testing.assert_allclose(compiled(tf.constant(photos)), expected, atol=0.01)
 
 

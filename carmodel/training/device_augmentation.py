@@ -215,9 +215,9 @@ class DeviceAugmentation(keras.layers.Layer):
 
 
 def resize(images: Any, size: int) -> Any:
-    """Resize a batch (B, H, W, 3) to float32 (B, size, size, 3), with antialiasing.
+    """Resize a batch (B, H, W, 3) to float32 (B, size, size, 3), as `carmodel.data.images.resize` does.
 
-    Under TensorFlow, XLA cannot compile `keras.ops.image.resize` with antialiasing, and Keras compiles for GPUs with XLA.
+    `keras.ops.image.resize` with antialiasing would blur the photos, and XLA cannot compile it under TensorFlow.
     """
     images = ops.cast(images, "float32")
     if images.shape[1] == images.shape[2] == size:
@@ -263,15 +263,18 @@ def _resample_window(photos: Any, window: list[Any], size: int) -> tuple[Any, An
 def _resampling(start: Any, extent: Any, old: int, new: int) -> tuple[Any, Any]:
     """Return matrices (B, new, old) that resample the window [start, start + extent] of a side, in fractions of the side.
 
-    The weights fall linearly with the distance in pixels. Where the window shrinks, they reach farther, so that every
-    pixel counts. Also return a mask (B, new) of the side within the window: 1 inside, falling to 0 over `FEATHER`.
+    Where the window shrinks, a new pixel is the average of the area that it covers. Where it grows, it is interpolated
+    linearly. `carmodel.data.images.resize` does the same. Also return a mask (B, new) of the side within the window: 1
+    inside, falling to 0 over `FEATHER`.
     """
     centres = (ops.arange(new, dtype="float32") + 0.5) / new
     place = start[:, None] + extent[:, None] * centres
     inside = ops.clip(1 + ops.minimum(place, 1 - place) / FEATHER, 0.0, 1.0)
     source = ops.clip(place * old - 0.5, 0.0, old - 1.0)
-    reach = ops.maximum(ops.abs(extent) * old / new, 1.0)[:, None, None]
-    weights = ops.relu(1.0 - ops.abs(source[:, :, None] - ops.arange(old, dtype="float32")) / reach)
+    covered = ops.maximum(ops.abs(extent) * old / new, 1.0)[:, None, None]
+    # The overlap of the covered pixels with each pixel. It falls linearly with the distance if one pixel is covered.
+    distance = ops.abs(source[:, :, None] - ops.arange(old, dtype="float32"))
+    weights = ops.clip((covered + 1) / 2 - distance, 0.0, 1.0)
     return weights / ops.sum(weights, axis=-1, keepdims=True), inside
 
 
