@@ -7,6 +7,7 @@ from carmodel.model.head import LOGITS, features_of
 from carmodel.training.batches import Batches, Photos
 from carmodel.training.dataset import as_dataset
 from carmodel.training.device_augmentation import resize, to_uint8
+from carmodel.training.fixed_statistics import with_fixed_statistics
 from carmodel.training.ranks import ALONE, Ranks
 
 SHRINKAGE = 0.5
@@ -47,7 +48,7 @@ class Features:
         part = np.array_split(np.arange(len(data)), ranks.count)[ranks.rank]
         image = keras.Input((data.image_size, data.image_size, 3), dtype="uint8")
         seen = keras.layers.Lambda(lambda images: to_uint8(resize(images, size)))(image)
-        below = keras.Model(image, features_of(network)(seen))
+        below = keras.Model(image, with_fixed_statistics(features_of(network))(seen))
         values = below.predict(as_dataset(Batches(data, part, batch_size)), verbose=verbose)
         self.values = ranks.gather(values.astype(np.float32))  # Horovod cannot send bfloat16
 
