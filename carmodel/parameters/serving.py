@@ -37,7 +37,9 @@ class PackagePyfunc(Settings):
         "",
         description="directory with test.h5, whose photos check the packaged classifier: the `data` output of preprocess",
     )
-    registered_model_name: str = Field("carmodel", pattern=r"^[^/:]+$", description="name in the registry, without / and :")
+    registered_model_name: str = Field(
+        "carmodel", pattern=r"^[^/:]+$", description="name in the registry, without / and :"
+    )
     min_accuracy: Fraction = Field(
         0.5, description="lowest test top-1 accuracy with which a version becomes `champion`"
     )
