@@ -20,9 +20,9 @@ from carmodel.training.device_augmentation import (
     DeviceAugmentation,
     draw,
     mix_labels,
-    resize,
     with_augmentation,
 )
+from carmodel.training.resampling import resize
 
 SIDE = 12
 ALL = Train(random_crop=0.3, random_flip=True, zoom_out=0.4, colors=1, erase=0.5, mixup=0.2, cutmix=1.0)

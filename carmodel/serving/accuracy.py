@@ -30,7 +30,7 @@ from carmodel.evaluation.reliability import expected_calibration_error
 from carmodel.evaluation.wilson import wilson_interval
 from carmodel.serving.about import about_model
 from carmodel.serving.rows import BOX_COLUMNS
-from carmodel.training.device_augmentation import FEATHER
+from carmodel.training.resampling import FEATHER
 
 KINDS = ("with boxes", "whole", "composite")
 

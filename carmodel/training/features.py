@@ -6,9 +6,10 @@ import numpy as np
 from carmodel.model.head import LOGITS, features_of
 from carmodel.training.batches import Batches, Photos
 from carmodel.training.dataset import as_dataset
-from carmodel.training.device_augmentation import resize, to_uint8
+from carmodel.training.device_augmentation import to_uint8
 from carmodel.training.fixed_statistics import with_fixed_statistics
 from carmodel.training.ranks import ALONE, Ranks
+from carmodel.training.resampling import resize
 
 SHRINKAGE = 0.5
 """Weight of a multiple of the identity in the covariance of the features."""
@@ -48,6 +49,7 @@ class Features:
         part = np.array_split(np.arange(len(data)), ranks.count)[ranks.rank]
         image = keras.Input((data.image_size, data.image_size, 3), dtype="uint8")
         seen = keras.layers.Lambda(lambda images: to_uint8(resize(images, size)))(image)
+        # Outside training the statistics are fixed, and batch normalisation is faster inside the convolutions.
         below = keras.Model(image, with_fixed_statistics(features_of(network))(seen))
         values = below.predict(as_dataset(Batches(data, part, batch_size)), verbose=verbose)
         self.values = ranks.gather(values.astype(np.float32))  # Horovod cannot send bfloat16
